@@ -1,0 +1,46 @@
+"""precision_lab: what happens to numbers when they are stored in 16 bits or fewer.
+
+formats -> rounding -> what is lost -> where it happens in training -> what people see.
+"""
+
+from precision_lab.analysis.histogram import Conversion, ExponentHistogram
+from precision_lab.analysis.scan import ScanResult, scan
+from precision_lab.analysis.tensor_files import TensorFileError, TensorInfo, list_tensors, read_tensors
+from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.inspection import Inspection, inspect
+from precision_lab.numerics.rounding import (
+    RoundingMode,
+    cast,
+    decode,
+    encode,
+    is_representable,
+    neighbours,
+    round_to,
+    spacing,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FORMATS",
+    "Conversion",
+    "ExponentHistogram",
+    "FloatFormat",
+    "Inspection",
+    "RoundingMode",
+    "ScanResult",
+    "TensorFileError",
+    "TensorInfo",
+    "cast",
+    "decode",
+    "encode",
+    "get_format",
+    "inspect",
+    "is_representable",
+    "list_tensors",
+    "neighbours",
+    "read_tensors",
+    "round_to",
+    "scan",
+    "spacing",
+]

@@ -1,0 +1,359 @@
+"""ExponentHistogram: one pass over the data, made before the question was asked.
+
+Whether a value is flushed, subnormal or overflows in a format depends on its magnitude alone, and only on a few
+thresholds: half the smallest subnormal, the middle between the largest subnormal and the smallest normal, the middle
+between the largest value and what would follow it. A power-of-two loss scale moves the exponents and nothing else. So
+it is enough to count, in each binade, what lies between the significands at which *some* format has a threshold:
+
+- the power of two itself (half a smallest subnormal is one, and the tie is flushed),
+- the significands 1.1, 1.11, 1.111, ... in binary: the middle above the largest value of a format with m mantissa bits
+  begins with m + 1 ones, the one below the smallest normal with m ones,
+- 1.1101, the significand of 464, above which fp8_e4m3fn has no finite value left.
+
+These 27 classes a binade answer every registered format and every power-of-two loss scale with exact counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.rounding import as_carrier
+
+Array: TypeAlias = NDArray[Any]
+
+CLASSES = 27  # as in kernels.py
+# first class at or above a fraction: "below 1.11" is "in classes before _FIRST_CLASS[3/4]"
+_FIRST_CLASS: dict[Fraction, int] = {Fraction(0): 0, Fraction(1, 2): 2, Fraction(3, 4): 3} | {
+    1 - Fraction(1, 2**ones): ones + 2 for ones in range(3, 25)
+}
+# first class above a fraction: "at most 1.1101" is "in classes before _CLASS_AFTER[13/16]"
+_CLASS_AFTER: dict[Fraction, int] = {Fraction(0): 1, Fraction(13, 16): 4}
+
+_MOST = 2**31  # elements counted at a time: the compiled loop has 32-bit cells
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What storing a tensor in a format does to its elements; exact counts.
+
+    Attributes
+    ----------
+    format : FloatFormat
+        The format.
+    loss_scale : float
+        The power of two S by which every element was multiplied first.
+    count, zero, nonfinite : int
+        All elements; those that are zero already; those that are infinite or NaN already.
+    flushed : int
+        Finite and not zero, but zero in the format.
+    subnormal : int
+        Not zero in the format, but below its smallest normal.
+    overflowed : int
+        Finite, but not finite in the format (or, where it has no infinity and no NaN, clamped).
+
+    """
+
+    format: FloatFormat
+    loss_scale: float
+    count: int
+    zero: int
+    nonfinite: int
+    flushed: int
+    subnormal: int
+    overflowed: int
+
+    @property
+    def nonzero(self) -> int:
+        """Finite elements that are not zero."""
+        return self.count - self.zero - self.nonfinite
+
+    @property
+    def kept(self) -> int:
+        """Elements that are normal values of the format."""
+        return self.nonzero - self.flushed - self.subnormal - self.overflowed
+
+    @property
+    def flushed_of_nonzero(self) -> float:
+        """Share flushed / nonzero, the default underflow figure; 0 where nothing is nonzero."""
+        return _share(self.flushed, self.nonzero)
+
+    @property
+    def flushed_of_all(self) -> float:
+        """Share flushed / count."""
+        return _share(self.flushed, self.count)
+
+    @property
+    def zero_after_of_all(self) -> float:
+        """Share (zero + flushed) / count."""
+        return _share(self.zero + self.flushed, self.count)
+
+    @property
+    def subnormal_of_nonzero(self) -> float:
+        """Share subnormal / nonzero."""
+        return _share(self.subnormal, self.nonzero)
+
+    @property
+    def overflowed_of_nonzero(self) -> float:
+        """Share overflowed / nonzero."""
+        return _share(self.overflowed, self.nonzero)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class ExponentHistogram:
+    """Exact counts of magnitudes by binade and by class within the binade.
+
+    Make one with `of` or `of_chunks`; add histograms with ``+``, in any order and grouping.
+
+    Attributes
+    ----------
+    zero, nonfinite : int
+        Elements that are zero; that are infinite or NaN.
+    min_nonzero, max_abs : float or None
+        Smallest and largest finite magnitude, zero not counted in the first; None where there is none.
+    first_exponent : int
+        The exponent e of the first row: its elements lie in [2^e, 2^(e+1)).
+    table : ndarray of int64, (binades, 27)
+        Counts of finite, non-zero elements.
+
+    """
+
+    zero: int
+    nonfinite: int
+    min_nonzero: float | None
+    max_abs: float | None
+    first_exponent: int
+    table: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return the histogram of nothing, the neutral element of ``+``."""
+        return cls(0, 0, None, None, 0, np.zeros((0, CLASSES), np.int64))
+
+    @classmethod
+    def of(cls, x: ArrayLike) -> Self:
+        """Count the elements of an array.
+
+        Parameters
+        ----------
+        x : array_like
+            Any shape; float64, float32, float16, bfloat16 or an ml_dtypes float. Integers and lists count as float64.
+
+        Raises
+        ------
+        ValueError
+            Another dtype.
+
+        """
+        from precision_lab.numerics import kernels  # compiled code is loaded when it is first needed
+
+        array = np.ascontiguousarray(as_carrier(x)).reshape(-1)
+        if array.size > _MOST:
+            return cls.of_chunks(array[start : start + _MOST] for start in range(0, array.size, _MOST))
+        wide = array.dtype.itemsize == 8
+        uint, bias = (np.uint64, 1023) if wide else (np.uint32, 127)
+        rows = 2 * bias + 2 + kernels.ROW_OFFSET
+        cells = np.zeros((rows, 32, kernels.LANES), np.uint32)
+        extremes = np.array([np.iinfo(uint).max, 0], uint)
+        (kernels.count_64 if wide else kernels.count_32)(array, cells.reshape(-1), extremes)
+
+        # only the rows between the extremes were touched, and those of zero, infinity and NaN
+        least, largest = int(extremes[0]) + 1, int(extremes[1])
+        nonfinite = int(cells[-1].sum(dtype=np.int64))
+        zero = int(cells[kernels.ROW_OFFSET, 0].sum(dtype=np.int64))
+        if largest == 0:
+            return replace(cls.empty(), zero=zero, nonfinite=nonfinite, max_abs=0.0 if zero else None)
+        cells[kernels.ROW_OFFSET, 0] = cells[kernels.ROW_OFFSET, kernels.HALF_NORMAL_CLASS]
+        low, high = np.array([least, largest], uint).view(array.dtype).astype(np.float64).tolist()
+        first, last = (math.frexp(v)[1] - 1 for v in (low, high))
+        to_row = bias + kernels.ROW_OFFSET
+        table = cells[first + to_row : last + to_row + 1, :CLASSES].sum(axis=2, dtype=np.int64)
+        return cls(zero, nonfinite, low, high, first, table)
+
+    @classmethod
+    def of_chunks(cls, chunks: Iterable[ArrayLike]) -> Self:
+        """Count the elements of all chunks of a tensor together, holding one chunk at a time."""
+        return sum(map(cls.of, chunks), cls.empty())
+
+    @property
+    def count(self) -> int:
+        """All elements."""
+        return self.nonzero + self.zero + self.nonfinite
+
+    @property
+    def nonzero(self) -> int:
+        """Finite elements that are not zero."""
+        return int(self.table.sum())
+
+    @property
+    def exponents(self) -> range:
+        """The exponents of the rows."""
+        return range(self.first_exponent, self.first_exponent + len(self.table))
+
+    @property
+    def binades(self) -> dict[int, int]:
+        """Number of elements in [2^e, 2^(e+1)) for each exponent e, from the smallest to the largest that occurs."""
+        return dict(zip(self.exponents, self.table.sum(axis=1).tolist(), strict=True))
+
+    def __add__(self, other: object) -> Self:
+        """Merge two histograms; nothing is lost."""
+        if not isinstance(other, ExponentHistogram):
+            return NotImplemented
+        parts = [h for h in (self, other) if len(h.table)]
+        first = min((h.first_exponent for h in parts), default=0)
+        table = np.zeros((max((h.exponents.stop for h in parts), default=0) - first, CLASSES), np.int64)
+        for h in parts:
+            table[h.first_exponent - first : h.exponents.stop - first] += h.table
+        minima = [h.min_nonzero for h in (self, other) if h.min_nonzero is not None]
+        maxima = [h.max_abs for h in (self, other) if h.max_abs is not None]
+        return type(self)(
+            self.zero + other.zero,
+            self.nonfinite + other.nonfinite,
+            min(minima, default=None),
+            max(maxima, default=None),
+            first,
+            table,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all counts and extremes."""
+        if not isinstance(other, ExponentHistogram):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def flushed(self, fmt: object, loss_scale: float = 1) -> int:
+        """Return how many finite non-zero elements become zero in the format after multiplication by `loss_scale`.
+
+        Raises
+        ------
+        ValueError
+            `loss_scale` is no power of two: it would move elements within their binades, which only a new pass over
+            the data could follow. Or the format (a custom one) has thresholds that the classes do not separate.
+
+        """
+        fmt = get_format(fmt)
+        return self._below(fmt.flush_threshold, loss_scale, inclusive=True)
+
+    def subnormal(self, fmt: object, loss_scale: float = 1) -> int:
+        """Return how many elements become subnormal, neither zero nor normal; otherwise as `flushed`."""
+        fmt = get_format(fmt)
+        if fmt.mantissa_bits == 0:  # there are no subnormals
+            return 0
+        return self._below(fmt.subnormal_threshold, loss_scale, inclusive=False) - self.flushed(fmt, loss_scale)
+
+    def overflowed(self, fmt: object, loss_scale: float = 1) -> int:
+        """Return how many finite elements do not stay finite, or are clamped; otherwise as `flushed`."""
+        fmt = get_format(fmt)
+        stays = self._below(fmt.overflow_threshold, loss_scale, inclusive=not fmt.overflow_inclusive)
+        return self.nonzero - stays
+
+    def conversion(self, fmt: object, loss_scale: float = 1) -> Conversion:
+        """Return all counts of a conversion at once; raises as `flushed`."""
+        fmt = get_format(fmt)
+        return Conversion(
+            fmt,
+            float(loss_scale),
+            self.count,
+            self.zero,
+            self.nonfinite,
+            self.flushed(fmt, loss_scale),
+            self.subnormal(fmt, loss_scale),
+            self.overflowed(fmt, loss_scale),
+        )
+
+    def _below(self, threshold: float, loss_scale: float, *, inclusive: bool) -> int:
+        """Count the elements x with S * |x| < threshold, or <= where inclusive."""
+        shift = log2_of_power_of_two(loss_scale)
+        mantissa, exponent = math.frexp(threshold)
+        fraction = Fraction(mantissa) * 2 - 1
+        position = (_CLASS_AFTER if inclusive else _FIRST_CLASS).get(fraction)
+        if position is None:
+            raise ValueError(
+                f"the histogram does not separate the threshold {threshold!r}; it resolves the formats "
+                f"{', '.join(FORMATS)} and those of FloatFormat.ieee"
+            )
+        row = exponent - 1 - shift - self.first_exponent
+        if row < 0:
+            return 0
+        rows = self.table[: row + 1]
+        below = int(rows[:row].sum())
+        return below + (int(rows[row, :position].sum()) if row < len(self.table) else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types: the counts of each binade by its exponent, without trailing zeros."""
+        rows = {
+            str(e): np.trim_zeros(row, "b").tolist()
+            for e, row in zip(self.exponents, self.table, strict=True)
+            if row.any()
+        }
+        return {
+            "zero": self.zero,
+            "nonfinite": self.nonfinite,
+            "min_nonzero": self.min_nonzero,
+            "max_abs": self.max_abs,
+            "binades": rows,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the histogram that `to_dict` described.
+
+        Raises
+        ------
+        ValueError
+            The dictionary is not one of `to_dict`.
+
+        """
+        try:
+            rows = {int(e): [int(n) for n in row] for e, row in data["binades"].items()}
+            if any(len(row) > CLASSES or min(row, default=0) < 0 for row in rows.values()):
+                raise ValueError(f"a binade has up to {CLASSES} counts, none negative")
+            first = min(rows, default=0)
+            table = np.zeros((max(rows, default=-1) - first + 1 if rows else 0, CLASSES), np.int64)
+            for e, row in rows.items():
+                table[e - first, : len(row)] = row
+            least, largest = data["min_nonzero"], data["max_abs"]
+            return cls(
+                int(data["zero"]),
+                int(data["nonfinite"]),
+                None if least is None else float(least),
+                None if largest is None else float(largest),
+                first,
+                table,
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not a histogram made by ExponentHistogram.to_dict: {error!r}") from error
+
+
+def log2_of_power_of_two(loss_scale: float) -> int:
+    """Return k for a loss scale of 2^k.
+
+    Raises
+    ------
+    ValueError
+        It is not a finite positive power of two.
+
+    """
+    try:
+        mantissa, exponent = math.frexp(loss_scale)
+    except (TypeError, OverflowError):
+        mantissa, exponent = math.nan, 0
+    if mantissa != 0.5 or isinstance(loss_scale, bool):
+        raise ValueError(
+            f"loss scale must be a power of two such as 1024 or 65536, got {loss_scale!r}: any other would move "
+            "elements within their binades, and the histogram could not follow exactly"
+        )
+    return exponent - 1

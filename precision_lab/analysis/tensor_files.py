@@ -1,0 +1,484 @@
+"""Tensor files as a stream of named chunks: ``.safetensors``, ``.npz``, ``.npy``, and folders of them.
+
+Memory stays at the headers and one buffer of ``chunk_bytes``, however long the file is; nothing is ever unpickled. A
+file is not trusted: every header of a path is checked before the first tensor is handed out, and what does not add up
+becomes a `TensorFileError` of one line.
+
+The safetensors library is not used, because its NumPy interface cannot load fp8 (``module 'numpy' has no attribute
+'float8_e4m3fn'``) and maps the whole file, so that peak resident memory is the file (1.05 GiB for a 1 GiB file). The
+format is small: an 8-byte little-endian header length, a JSON header, then the raw data of the tensors without gaps.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+
+Chunks: TypeAlias = Iterator[npt.NDArray[Any]]
+_Raw: TypeAlias = np.dtype[Any] | None  # what the void items of .npy and .npz are
+
+_MAX_JSON_BYTES = 100_000_000  # the limit of the reference implementation
+_MAX_NPY_HEADER_BYTES = 1 << 14
+_INDEX_SUFFIX = ".safetensors.index.json"
+_PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
+_AGAIN = "download or save it again"
+
+# the dtypes of safetensors: the name of the elements and their width in bits
+_SAFETENSORS_DTYPES = {
+    **{"F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16)},
+    **{"F8_E4M3": ("float8_e4m3fn", 8), "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8), "F8_E8M0": ("float8_e8m0fnu", 8)},
+    **{"F8_E5M2": ("float8_e5m2", 8), "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8)},
+    **{"F6_E2M3": ("F6_E2M3", 6), "F6_E3M2": ("F6_E3M2", 6), "F4": ("F4", 4)},
+    **{f"I{bits}": (f"int{bits}", bits) for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": (f"uint{bits}", bits) for bits in (8, 16, 32, 64)},
+    **{"C64": ("complex64", 64), "BOOL": ("bool", 8)},
+}
+_STREAMED = {"float64"} | {known.dtype.name for known in FORMATS.values() if known.dtype is not None}
+_SKIPPED = {  # by the start of the dtype's name
+    "float8_e8m0": "F8_E8M0 holds block scales, not values",
+    "float": "extended precision (longdouble)",
+    "F": "packed elements of less than a byte",
+    "bool": "boolean tensor",
+    "int": "integer tensor",
+    "uint": "integer tensor",
+    "complex": "complex tensor",
+}
+
+
+class TensorFileError(ValueError):
+    """A tensor file that cannot be read, in one line: where (file, tensor), what, and the cure."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header of a file says about one tensor.
+
+    Attributes
+    ----------
+    file : Path
+        The file that holds it; in a sharded model the shard.
+    name : str
+        Its name in the file: for ``.npz`` the member without ``.npy``, for ``.npy`` the file's stem.
+    dtype : str
+        The NumPy or ml_dtypes name of its elements (``float32``, ``bfloat16``); where there is none, the file's
+        own word (``F4``).
+    shape : tuple of int
+        Its dimensions.
+    skipped : str or None
+        None for a tensor of floats, which can be streamed; else why it is not, in a few words.
+
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    skipped: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A tensor and where its bytes are: `nbytes` from `offset` in the file, or in the `member` of the archive."""
+
+    info: TensorInfo
+    offset: int
+    nbytes: int
+    swapped: bool = False  # the bytes of an element are not in this machine's order
+    member: str | None = None
+
+
+def read_tensors(
+    path: Path | str, *, dtype: FloatFormat | np.dtype[Any] | str | None = None, chunk_bytes: int = 1 << 20
+) -> Iterator[tuple[TensorInfo, Chunks]]:
+    """Read a tensor file, or a folder of them, tensor by tensor and chunk by chunk.
+
+    Parameters
+    ----------
+    path : Path or str
+        A ``.safetensors``, ``.npz`` or ``.npy`` file, a ``*.safetensors.index.json`` that names shards beside it, or
+        a folder: with an index its shards are read, otherwise all tensor files directly in it, sorted.
+    dtype : str, numpy.dtype or FloatFormat, optional
+        What the raw items of ``.npy`` and ``.npz`` are (``bf16``). NumPy saves bf16 and fp8 arrays as void items, and
+        nothing in the file says which format they held. Arrays of a real dtype keep theirs.
+    chunk_bytes : int
+        Size of the buffer, and with it of a chunk; a chunk has at least one element.
+
+    Yields
+    ------
+    info : TensorInfo
+        One for every tensor, those that are skipped included, in the order of their data.
+    chunks : iterator of numpy.ndarray
+        Its elements as one-dimensional arrays in native byte order and in the order of memory (so a Fortran-ordered
+        array comes column by column); empty for a skipped tensor. All chunks are views of one buffer, overwritten by
+        the next chunk of any tensor: copy what you keep. Chunks may be left unread, or read later, but
+        those of an ``.npz`` must be begun before the next file is asked for.
+
+    Raises
+    ------
+    TensorFileError
+        At once where any header is wrong; while reading where the data is (a file cut short meanwhile, a bad CRC in
+        an ``.npz``, which shows with the last chunk of the array).
+    ValueError
+        `dtype` or `chunk_bytes` is not usable.
+
+    """
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes}")
+    return _stream(_sources(Path(path), _raw_dtype(dtype)), chunk_bytes)
+
+
+def list_tensors(path: Path | str, *, dtype: FloatFormat | np.dtype[Any] | str | None = None) -> list[TensorInfo]:
+    """List the tensors of a path in the order of `read_tensors`; checks all headers and reads no data.
+
+    Parameters
+    ----------
+    path, dtype
+        As for `read_tensors`.
+
+    Raises
+    ------
+    TensorFileError
+        A header is wrong.
+
+    """
+    return [source.info for source in _sources(Path(path), _raw_dtype(dtype))]
+
+
+# ---- messages ----
+
+
+def _shown(text: object, limit: int = 300) -> str:
+    """Make any text fit for a one-line message: control characters as escapes, cut after `limit` characters."""
+    whole = str(text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in whole[:limit]) + "..." * (len(whole) > limit)
+
+
+def _error(file: Path, what: object, cure: str = _AGAIN, tensor: str | None = None) -> TensorFileError:
+    where = _shown(file, 4096) + (f", tensor '{_shown(tensor, 100)}'" if tensor is not None else "")
+    return TensorFileError(f"{where}: {_shown(what)}; {cure}")
+
+
+@contextmanager
+def _blaming(file: Path, tensor: str | None = None) -> Iterator[None]:
+    """Turn all that is raised inside into a TensorFileError: zipfile and NumPy's header parser raise a dozen kinds."""
+    try:
+        yield
+    except TensorFileError:
+        raise
+    except OSError as error:
+        raise _error(file, error.strerror or error, "check the path, the permissions and the disk", tensor) from error
+    except Exception as error:
+        raise _error(file, str(error) or type(error).__name__, tensor=tensor) from error
+
+
+# ---- reading data ----
+
+
+def _stream(sources: list[_Source], chunk_bytes: int) -> Iterator[tuple[TensorInfo, Chunks]]:
+    buffer = np.empty(max(chunk_bytes, 8), np.uint8)  # 8: at least one element of any dtype
+    for file, group in itertools.groupby(sources, key=lambda source: source.info.file):
+        # an archive stays open from tensor to tensor, because opening it reads its whole directory
+        with _archive(file) if file.suffix.lower() == ".npz" else nullcontext() as archive:
+            for source in group:
+                yield source.info, iter(()) if source.info.skipped else _chunks(source, archive, buffer, chunk_bytes)
+
+
+def _archive(file: Path) -> zipfile.ZipFile:
+    with _blaming(file):
+        return zipfile.ZipFile(file)
+
+
+def _chunks(
+    source: _Source, archive: zipfile.ZipFile | None, buffer: npt.NDArray[np.uint8], chunk_bytes: int
+) -> Chunks:
+    """Stream one tensor through the buffer; it opens the file itself, so that tensors can be read in any order."""
+    dtype = np.dtype(source.info.dtype)
+    step = max(1, chunk_bytes // dtype.itemsize) * dtype.itemsize
+    with _blaming(source.info.file, source.info.name), _opened(source, archive) as stream:
+        # a member is read up to its data, not sought: seeking may switch the CRC check off
+        _ = stream.read(source.offset) if source.member else stream.seek(source.offset)
+        for done in range(0, source.nbytes, step):
+            part = buffer[: min(step, source.nbytes - done)]
+            if (got := _fill(stream, part.data)) < part.size:
+                raise ValueError(f"expected {source.nbytes} bytes of data, found {done + got}")
+            chunk: npt.NDArray[Any] = part.view(dtype)
+            yield chunk.byteswap(inplace=True) if source.swapped else chunk
+
+
+def _opened(source: _Source, archive: zipfile.ZipFile | None) -> io.FileIO | zipfile.ZipExtFile:
+    if archive is None or source.member is None:
+        return source.info.file.open("rb", buffering=0)
+    if archive.fp is None:
+        cure = "read the chunks of a tensor before you ask for those of the next file"
+        raise _error(source.info.file, "the archive was closed before this tensor was read", cure, source.info.name)
+    return cast(zipfile.ZipExtFile, archive.open(source.member))
+
+
+def _fill(stream: io.FileIO | zipfile.ZipExtFile, view: memoryview) -> int:
+    """Read until the view is full or the stream ends; return the number of bytes."""
+    done = 0
+    while done < len(view) and (got := stream.readinto(view[done:])):
+        done += got
+    return done
+
+
+# ---- finding the files ----
+
+
+def _sources(path: Path, raw: _Raw) -> list[_Source]:
+    with _blaming(path):
+        if path.name.endswith(_INDEX_SUFFIX):
+            return _indexed_sources(path)
+        if not path.is_dir():
+            return _file_sources(path, raw)
+        entries = sorted(path.iterdir())
+    indexes = [entry for entry in entries if entry.name.endswith(_INDEX_SUFFIX)]
+    if len(indexes) > 1:
+        names = ", ".join(index.name for index in indexes)
+        raise _error(path, f"several models in one folder ({names})", "give the path of the index file to read")
+    if indexes:
+        return _sources(indexes[0], raw)
+    files = [entry for entry in entries if entry.suffix.lower() in _READERS]
+    if not files:
+        raise _error(path, "folder without tensors", f"give a folder with {', '.join(_READERS)} files")
+    return [source for file in files for source in _file_sources(file, raw)]
+
+
+def _file_sources(file: Path, raw: _Raw) -> list[_Source]:
+    with _blaming(file):
+        suffix = file.suffix.lower()
+        if not file.exists():
+            raise _error(file, "no such file", "check the path")
+        if suffix in _PICKLE_SUFFIXES:
+            cure = "if you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'x.safetensors')"
+            raise _error(file, f"{suffix} files are pickles, which are never loaded", cure)
+        if suffix not in _READERS:
+            raise _error(file, f"unknown kind of tensor file {suffix!r}", "convert it to .safetensors or .npz")
+        if not file.is_file():
+            raise _error(file, "not a regular file", f"give a folder or a {suffix} file")
+        if file.stat().st_size == 0:
+            raise _error(file, "the file is empty")
+        return _READERS[suffix](file, raw)
+
+
+def _indexed_sources(index: Path) -> list[_Source]:
+    """Read the shards that an index names; each must hold exactly the tensors that the index puts there."""
+    with index.open("rb") as stream:
+        content = _json_object(stream.read(_MAX_JSON_BYTES + 1))
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise _error(index, "its weight_map must be an object of tensor names and shard files")
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        # an index must not lead out of its folder
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise _error(index, f"shard '{shard}' is not a .safetensors file beside the index", "put it there")
+        if not (index.parent / shard).exists():
+            raise _error(index, f"shard '{shard}' is missing", "download it into the folder")
+    sources = [source for shard in shards for source in _file_sources(index.parent / shard, None)]
+    found, listed = {(source.info.name, source.info.file.name) for source in sources}, set(weight_map.items())
+    for name, shard in sorted(found - listed):
+        raise _error(index, f"it is in shard '{shard}' but not in the index", tensor=name)
+    for name, shard in sorted(listed - found):
+        raise _error(index, f"it is in the index but not in shard '{shard}'", tensor=name)
+    return sources
+
+
+# ---- safetensors headers ----
+
+
+def _safetensors_sources(file: Path, _raw: _Raw) -> list[_Source]:
+    with file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        start = 8 + int.from_bytes(stream.read(8), "little")
+        if start > 8 + _MAX_JSON_BYTES:
+            cure = f"{_AGAIN}; if it is a Git LFS pointer: git lfs pull"
+            raise _error(file, f"a header of {start - 8} bytes is beyond the limit of {_MAX_JSON_BYTES}", cure)
+        if start > size:
+            raise _error(file, f"the header takes {start} bytes, the file ends after {size}")
+        header = _json_object(stream.read(start - 8))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _error(file, "__metadata__ must be an object of strings")
+    sources = [_safetensors_source(file, name, entry, start, size) for name, entry in header.items()]
+    sources.sort(key=lambda source: (source.offset, source.nbytes))
+    end = start
+    for source in sources:
+        if source.offset != end:
+            what = "overlaps the tensor before it" if source.offset < end else "has a hole before its data"
+            raise _error(file, f"it {what}: starts at byte {source.offset}, not {end}", tensor=source.info.name)
+        end += source.nbytes
+    if end != size:
+        raise _error(file, f"{size - end} trailing bytes that belong to no tensor")
+    return sources
+
+
+def _safetensors_source(file: Path, name: str, entry: object, start: int, size: int) -> _Source:
+    with _blaming(file, name):
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError("its header entry must hold dtype, shape and data_offsets, and nothing else")
+        word, shape, offsets = entry["dtype"], _shape(entry["shape"]), entry["data_offsets"]
+        if str(word) not in _SAFETENSORS_DTYPES:
+            raise _error(file, f"unknown dtype {word!r}", f"save it as one of {', '.join(_SAFETENSORS_DTYPES)}", name)
+        dtype, bits = _SAFETENSORS_DTYPES[word]
+        if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
+            raise ValueError(f"data_offsets must be two whole numbers, got {offsets!r}")
+        begin, end = offsets
+        if not 0 <= begin <= end <= size - start:
+            raise ValueError(f"data_offsets {offsets} do not lie in order within the {size - start} bytes of data")
+        if bits * math.prod(shape) != 8 * (end - begin):
+            raise ValueError(f"{word} of shape {list(shape)} does not fit data_offsets {offsets}, {end - begin} bytes")
+        info = TensorInfo(file, name, dtype, shape, _skip_reason(dtype))
+        return _Source(info, start + begin, end - begin, swapped=sys.byteorder == "big")
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    """Parse JSON and refuse what json.loads lets pass: duplicate keys, NaN, lone surrogates, leading space."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            key.encode()  # a lone surrogate is no text, and nobody could print it
+            if key in found:
+                raise ValueError(f"duplicate key '{key}'")
+            found[key] = value
+        return found
+
+    def no_constant(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    if len(text) > _MAX_JSON_BYTES or not text.startswith(b"{"):
+        raise ValueError(f"the JSON must start with {{ and have at most {_MAX_JSON_BYTES} bytes")
+    try:
+        value: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=no_constant)
+    except ValueError as error:
+        raise ValueError(f"the JSON cannot be read: {error}") from error
+    return value
+
+
+# ---- npy and npz headers ----
+
+
+def _npz_sources(file: Path, raw: _Raw) -> list[_Source]:
+    with _archive(file) as archive:
+        sources = [_member_source(file, archive, member, raw) for member in archive.infolist()]
+    seen: set[str] = set()
+    for source in sources:
+        if source.info.name in seen:
+            raise _error(file, "two members of this name", tensor=source.info.name)
+        seen.add(source.info.name)
+    return sources
+
+
+def _member_source(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, raw: _Raw) -> _Source:
+    name = member.filename.removesuffix(".npy")
+    if name == member.filename:
+        info = TensorInfo(file, name, "bytes", (member.file_size,), "not a .npy member")
+        return _Source(info, 0, member.file_size)
+    with _blaming(file, name):
+        # zipfile bounds what it inflates, but not what it gets out of bzip2 and lzma
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _error(file, "neither stored nor deflated", "save it again with np.savez_compressed", name)
+        with archive.open(member) as stream:
+            return _npy_source(file, name, stream, member.file_size, raw, member.filename)
+
+
+def _npy_sources(file: Path, raw: _Raw) -> list[_Source]:
+    with file.open("rb") as stream, _blaming(file, file.stem):
+        return [_npy_source(file, file.stem, stream, os.fstat(stream.fileno()).st_size, raw)]
+
+
+def _npy_source(file: Path, name: str, stream: IO[bytes], size: int, raw: _Raw, member: str | None = None) -> _Source:
+    head = io.BytesIO(stream.read(_MAX_NPY_HEADER_BYTES))
+    shape, dtype = _npy_header(head)
+    if dtype.hasobject:
+        cure = "save it as a float array: np.save(FILE, array.astype(np.float32))"
+        raise _error(file, "object arrays hold pickled Python objects, which are never loaded", cure, name)
+    if dtype.names is not None or dtype.subdtype is not None:
+        raise _error(file, "structured arrays are not tensors", "save each field as an array of its own", name)
+    if dtype.type is np.void:
+        if raw is None:
+            cure = f"say what they are, for example --dtype {'fp8_e4m3fn' if dtype.itemsize == 1 else 'bf16'}"
+            raise _error(file, f"raw items of {dtype.itemsize} bytes (as np.save writes bf16 and fp8)", cure, name)
+        if raw.itemsize != dtype.itemsize:
+            what = f"raw items of {dtype.itemsize} bytes cannot be {raw.name}, which has {raw.itemsize}"
+            raise _error(file, what, "give the --dtype it was saved from", name)
+        dtype = raw
+    info = TensorInfo(file, name, dtype.name, _shape(shape), _skip_reason(dtype.name))
+    expected, found = info.count * dtype.itemsize, size - head.tell()
+    if expected != found:
+        raise _error(file, f"expected {expected} bytes of data, found {found}", tensor=name)
+    return _Source(info, head.tell(), expected, not dtype.isnative, member)
+
+
+def _npy_header(head: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Parse the header with NumPy's own reader, leaving `head` behind it."""
+    version = npy.read_magic(head)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"unknown .npy version {version}")
+    # np.save writes ml_dtypes' float8_e5m2 as '<f1', which NumPy itself does not understand: raw items like its kin
+    rest = io.BytesIO(head.read().replace(b"'<f1'", b"'|V1'", 1))
+    # version 3 differs from 2 only in the encoding of field names, and arrays with fields are refused
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # headers of Python 2 warn, but read well
+        shape, _, dtype = read(rest, max_header_size=_MAX_NPY_HEADER_BYTES)
+    head.seek(npy.MAGIC_LEN + rest.tell())
+    return shape, dtype
+
+
+# ---- shared by the formats ----
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Check a shape: whole numbers, and no more elements than an array can have."""
+    if not isinstance(value, (list, tuple)) or not all(type(n) is int and n >= 0 for n in value):
+        raise ValueError(f"shape must be a list of whole numbers, none negative, got {value!r}")
+    if len(value) > 64 or max(value, default=0) >= 2**63 or math.prod(filter(None, value)) >= 2**63:
+        raise ValueError(f"shape {value!r} is beyond what an array can hold")
+    return tuple(value)
+
+
+def _skip_reason(dtype: str) -> str | None:
+    """Say why elements of this dtype are not streamed; None if they are."""
+    if dtype in _STREAMED:
+        return None
+    return next((why for start, why in _SKIPPED.items() if dtype.startswith(start)), f"{dtype} tensor")
+
+
+def _raw_dtype(spec: FloatFormat | np.dtype[Any] | str | None) -> _Raw:
+    if spec is None:
+        return None
+    dtype = get_format(spec).dtype
+    if dtype is None:
+        raise ValueError(f"dtype {spec} is not a type that arrays are saved in; give bf16, fp16, fp8_e4m3fn ...")
+    return dtype
+
+
+_READERS: dict[str, Callable[[Path, _Raw], list[_Source]]] = {
+    ".safetensors": _safetensors_sources,
+    ".npz": _npz_sources,
+    ".npy": _npy_sources,
+}

@@ -1,0 +1,229 @@
+"""Do my gradients underflow in 16 bits or fewer, and which loss scale saves them?
+
+A multilayer perceptron is trained in float32 on the handwritten digits, and its gradients are looked at three times: at
+the start, in the middle and near convergence. Nothing is rounded during the training: the histograms say what storing
+*these* gradients in each format would have done to them.
+
+What to look for
+----------------
+Gradients shrink while the loss falls. At the start almost nothing lies below fp16's smallest subnormal, near
+convergence a large share of the activation gradients does; bf16, with float32's exponents, loses nothing. The weight
+gradients are sums over the batch and stay larger: few are flushed, but many become subnormal and lose bits.
+Multiplying the loss by S = 2^k moves the whole histogram k binades up (Micikevicius et al. 2018, section 3.2): what was
+flushed comes back, until the largest values overflow. The window between the two differs between the start and the
+end, which is why loss scales are dynamic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from precision_lab.analysis.histogram import Conversion, ExponentHistogram
+from precision_lab.numerics.formats import get_format
+from precision_lab.training.loop import TrainingConfig, train
+
+GROUPS = ("weight gradients", "activation gradients")
+"""The two kinds of gradients that are looked at."""
+
+
+@dataclass(frozen=True)
+class UnderflowConfig:
+    """What to train, when to look, and what to ask.
+
+    Attributes
+    ----------
+    hidden, optimizer, learning_rate, steps, batch_size, seed
+        As in `TrainingConfig`.
+    batches : int
+        Consecutive batches whose gradients are pooled at each of the three looks.
+    formats : tuple of str
+        Names of the formats.
+    loss_scale_exponents : tuple of int
+        The k of the loss scales 2^k.
+
+    """
+
+    hidden: tuple[int, ...] = (64,)
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    steps: int = 8000
+    batch_size: int = 64
+    seed: int = 0
+    batches: int = 10
+    formats: tuple[str, ...] = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2")
+    loss_scale_exponents: tuple[int, ...] = field(default=tuple(range(0, 33)))
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batches, int) or not 1 <= self.batches <= self.steps // 3:
+            raise ValueError(
+                f"batches must be an integer in 1..{self.steps // 3}, a third of the steps, got {self.batches!r}"
+            )
+        for fmt in self.formats:
+            get_format(fmt)
+        if not self.formats or not self.loss_scale_exponents:
+            raise ValueError("formats and loss_scale_exponents must not be empty")
+
+    @property
+    def stages(self) -> dict[str, range]:
+        """The steps that are looked at, by name."""
+        middle = self.steps // 2
+        return {
+            "start": range(self.batches),
+            "middle": range(middle, middle + self.batches),
+            "end": range(self.steps - self.batches, self.steps),
+        }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The gradients of one look.
+
+    Attributes
+    ----------
+    name : str
+        ``start``, ``middle`` or ``end``.
+    steps : range
+        The steps whose gradients are pooled.
+    loss : float
+        Mean batch loss over these steps.
+    tensors : dict of str to dict of str to ExponentHistogram
+        Per group (`GROUPS`) and tensor the histogram of its gradients.
+
+    """
+
+    name: str
+    steps: range
+    loss: float
+    tensors: dict[str, dict[str, ExponentHistogram]]
+
+    def histogram(self, group: str) -> ExponentHistogram:
+        """Return the histogram of all tensors of a group together."""
+        return sum(self.tensors[group].values(), ExponentHistogram.empty())
+
+
+@dataclass(frozen=True)
+class UnderflowResult:
+    """What the experiment found.
+
+    Attributes
+    ----------
+    config : UnderflowConfig
+        What was asked.
+    stages : tuple of Stage
+        Start, middle and end.
+    final_loss, test_accuracy : float
+        Of the float32 training run.
+    conversions : dict
+        ``conversions[stage][group][format]`` is a tuple of `Conversion`, one for each loss scale of the config.
+
+    """
+
+    config: UnderflowConfig
+    stages: tuple[Stage, ...]
+    final_loss: float
+    test_accuracy: float
+    conversions: dict[str, dict[str, dict[str, tuple[Conversion, ...]]]]
+
+    def unscaled(self, stage: str, group: str, fmt: str) -> Conversion:
+        """Return the conversion without loss scaling (S = 1)."""
+        return next(c for c in self.conversions[stage][group][fmt] if c.loss_scale == 1)
+
+    def best_loss_scale(self, stage: str, group: str, fmt: str) -> Conversion:
+        """Return the conversion of the smallest loss scale that flushes and overflows the fewest elements."""
+        return min(self.conversions[stage][group][fmt], key=lambda c: (c.flushed + c.overflowed, c.loss_scale))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "experiment": "underflow",
+            "config": asdict(self.config),
+            "final_loss": self.final_loss,
+            "test_accuracy": self.test_accuracy,
+            "stages": [
+                {
+                    "name": stage.name,
+                    "steps": [stage.steps.start, stage.steps.stop],
+                    "loss": stage.loss,
+                    "groups": {
+                        group: {
+                            "histogram": stage.histogram(group).to_dict(),
+                            "tensors": {name: histogram.to_dict() for name, histogram in tensors.items()},
+                            "formats": {
+                                fmt: [
+                                    {
+                                        "loss_scale": c.loss_scale,
+                                        "flushed": c.flushed,
+                                        "subnormal": c.subnormal,
+                                        "overflowed": c.overflowed,
+                                        "nonzero": c.nonzero,
+                                    }
+                                    for c in conversions
+                                ]
+                                for fmt, conversions in self.conversions[stage.name][group].items()
+                            },
+                        }
+                        for group, tensors in stage.tensors.items()
+                    },
+                }
+                for stage in self.stages
+            ],
+        }
+
+
+def run(
+    config: UnderflowConfig | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> UnderflowResult:
+    """Train, look at the gradients, and ask.
+
+    Parameters
+    ----------
+    config : UnderflowConfig, optional
+        Default: the run of the documentation.
+    progress : callable, optional
+        Called with the number of training steps done and of all steps.
+
+    Raises
+    ------
+    ValueError
+        The configuration is none that can be run; the message names the accepted values.
+
+    """
+    config = config or UnderflowConfig()
+    training = train(
+        TrainingConfig(
+            hidden=config.hidden,
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            snapshot_steps=tuple(step for steps in config.stages.values() for step in steps),
+        ),
+        progress=None if progress is None else lambda step: progress(step, config.steps),
+    )
+    stages = []
+    for name, steps in config.stages.items():
+        snapshots = [snapshot for snapshot in training.snapshots if snapshot.step in steps]
+        gradients = {
+            "weight gradients": [snapshot.weight_gradients for snapshot in snapshots],
+            "activation gradients": [snapshot.activation_gradients for snapshot in snapshots],
+        }
+        tensors = {
+            group: {tensor: ExponentHistogram.of_chunks(batch[tensor] for batch in batches) for tensor in batches[0]}
+            for group, batches in gradients.items()
+        }
+        loss = sum(snapshot.loss for snapshot in snapshots) / len(snapshots)
+        stages.append(Stage(name, steps, loss, tensors))
+    conversions = {
+        stage.name: {
+            group: {
+                fmt: tuple(stage.histogram(group).conversion(fmt, 2.0**k) for k in config.loss_scale_exponents)
+                for fmt in config.formats
+            }
+            for group in GROUPS
+        }
+        for stage in stages
+    }
+    return UnderflowResult(config, tuple(stages), training.final_loss, training.test_accuracy, conversions)

@@ -1,0 +1,298 @@
+"""Floating-point formats as frozen data: what a format can hold, each property by its formula.
+
+A value of a format is ``(-1)^sign * significand * 2^exponent``. With ``m`` mantissa bits and bias ``b`` a stored
+exponent field ``f`` and fraction field ``k`` mean ``(1 + k/2^m) * 2^(f - b)`` for ``f >= 1`` (normal) and
+``(k/2^m) * 2^(1 - b)`` for ``f == 0`` (zero and subnormal). The formats differ in what the top of the code space means:
+
+=========  =============================================================  ===========================
+specials   infinities and NaN                                             overflow becomes
+=========  =============================================================  ===========================
+``ieee``   top exponent field: fraction 0 is infinity, the rest NaN       infinity
+``fn``     no infinity; NaN only where all exponent and fraction bits     NaN
+           are ones
+``fnuz``   no infinity, no negative zero; its code is the only NaN        NaN
+``finite`` neither infinity nor NaN                                       the largest value (saturates)
+=========  =============================================================  ===========================
+
+An ``ieee`` format without mantissa bits has an infinity but no code left for NaN.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+Specials: TypeAlias = Literal["ieee", "fn", "fnuz", "finite"]
+SPECIALS: tuple[Specials, ...] = ("ieee", "fn", "fnuz", "finite")
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """A binary floating-point format of at most 32 bits.
+
+    Attributes
+    ----------
+    name : str
+        The project's name for it (``fp16``, ``fp8_e4m3fn``, ``e6m9`` ...).
+    exponent_bits, mantissa_bits : int
+        Widths of the exponent field (2..8) and of the stored fraction (0..23), the implicit bit not counted.
+    bias : int
+        What is subtracted from the exponent field.
+    specials : {"ieee", "fn", "fnuz", "finite"}
+        What the top of the code space means, see the module's table.
+    source : str
+        Where the format is defined.
+    dtype : numpy.dtype or None
+        The NumPy or ml_dtypes dtype that stores it; None where there is none (tf32, custom formats).
+
+    """
+
+    name: str
+    exponent_bits: int
+    mantissa_bits: int
+    bias: int
+    specials: Specials = "ieee"
+    source: str = field(default="custom", compare=False)
+    dtype: np.dtype[Any] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.exponent_bits <= 8:
+            raise ValueError(f"exponent_bits must be 2..8, got {self.exponent_bits}")
+        if not 0 <= self.mantissa_bits <= 23:
+            raise ValueError(f"mantissa_bits must be 0..23, got {self.mantissa_bits}")
+        if self.specials not in SPECIALS:
+            raise ValueError(f"specials must be one of {', '.join(SPECIALS)}, got {self.specials!r}")
+        if self.specials == "fn" and self.mantissa_bits == 0:
+            raise ValueError("an 'fn' format needs a mantissa bit: its only NaN is the code of all ones")
+        smallest = self.emin - self.mantissa_bits
+        if self.emin < -126 or self.emax > 127 or (self.emin > -126 and smallest < -126):
+            raise ValueError(
+                f"bias {self.bias} puts the exponents at {self.emin}..{self.emax} and the smallest subnormal at "
+                f"2^{smallest}; float32's own exponents (bias 127, 8 bits), or emin - mantissa_bits >= -126 and "
+                "emax <= 127, are supported"
+            )
+
+    @classmethod
+    def ieee(cls, exponent_bits: int, mantissa_bits: int, name: str | None = None) -> FloatFormat:
+        """Build an IEEE-like format: bias ``2^(exponent_bits-1) - 1``, infinities, NaN, gradual underflow.
+
+        Parameters
+        ----------
+        exponent_bits : int
+            2..8.
+        mantissa_bits : int
+            0..23.
+        name : str, optional
+            Default ``e{exponent_bits}m{mantissa_bits}``.
+
+        Raises
+        ------
+        ValueError
+            A width is out of range.
+
+        """
+        for label, value, low, high in (
+            ("exponent_bits", exponent_bits, 2, 8),
+            ("mantissa_bits", mantissa_bits, 0, 23),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{label} must be an integer in {low}..{high}, got {value!r}")
+        bias = 2 ** (exponent_bits - 1) - 1
+        return cls(name or f"e{exponent_bits}m{mantissa_bits}", exponent_bits, mantissa_bits, bias)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # kept, because every rounding looks its constants up by format
+        return hash((self.name, self.exponent_bits, self.mantissa_bits, self.bias, self.specials))
+
+    @cached_property
+    def bits(self) -> int:
+        """Width of a code: 1 + exponent_bits + mantissa_bits."""
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @cached_property
+    def precision(self) -> int:
+        """Significand bits with the implicit one, p = mantissa_bits + 1."""
+        return self.mantissa_bits + 1
+
+    @cached_property
+    def eps(self) -> float:
+        """Distance from 1 to the next value, 2^(1-p)."""
+        return 2.0 ** (1 - self.precision)
+
+    @cached_property
+    def unit_roundoff(self) -> float:
+        """Largest relative error of a rounding to nearest in the normal range, u = eps/2 = 2^-p."""
+        return self.eps / 2
+
+    @cached_property
+    def emin(self) -> int:
+        """Exponent of the smallest normal, 1 - bias."""
+        return 1 - self.bias
+
+    @cached_property
+    def emax(self) -> int:
+        """Exponent of the largest finite value: the top exponent field (``ieee``: the one below it) minus bias."""
+        top = (1 << self.exponent_bits) - 1
+        return (top - 1 if self.specials == "ieee" else top) - self.bias
+
+    @cached_property
+    def max_significand(self) -> int:
+        """Significand of the largest finite value as an integer of p bits: 2^p - 1, for ``fn`` 2^p - 2."""
+        return (1 << self.precision) - (2 if self.specials == "fn" else 1)
+
+    @cached_property
+    def max(self) -> float:
+        """Largest finite value, max_significand * 2^(emax - mantissa_bits)."""
+        return self.max_significand * 2.0 ** (self.emax - self.mantissa_bits)
+
+    @cached_property
+    def min(self) -> float:
+        """Smallest (most negative) finite value, -max."""
+        return -self.max
+
+    @cached_property
+    def smallest_normal(self) -> float:
+        """Smallest positive normal value, 2^emin."""
+        return 2.0**self.emin
+
+    @cached_property
+    def smallest_subnormal(self) -> float:
+        """Smallest positive value, 2^(emin - mantissa_bits); without mantissa bits it is the smallest normal."""
+        return 2.0 ** (self.emin - self.mantissa_bits)
+
+    @cached_property
+    def flush_threshold(self) -> float:
+        """Largest magnitude that ties_to_even rounds to zero, smallest_subnormal / 2 (the tie itself goes to zero)."""
+        return self.smallest_subnormal / 2
+
+    @cached_property
+    def subnormal_threshold(self) -> float:
+        """Smallest magnitude that ties_to_even rounds to a normal, smallest_normal - smallest_subnormal / 2."""
+        return self.smallest_normal - self.smallest_subnormal / 2
+
+    @cached_property
+    def overflow_threshold(self) -> float:
+        """Magnitude from which ties_to_even does not stay finite (or is clamped), max + spacing(max) / 2.
+
+        The tie itself overflows where `overflow_inclusive` is true. It is false for fp8_e4m3fn alone, whose largest
+        value 448 has an even significand: 464 still becomes 448, and all above it NaN.
+        """
+        return self.max + 2.0 ** (self.emax - self.mantissa_bits - 1)
+
+    @cached_property
+    def overflow_inclusive(self) -> bool:
+        """Whether `overflow_threshold` itself overflows: the significand of max is odd, so that the tie goes up."""
+        return self.max_significand % 2 == 1
+
+    @cached_property
+    def has_infinity(self) -> bool:
+        """Whether there are codes for the infinities."""
+        return self.specials == "ieee"
+
+    @cached_property
+    def has_nan(self) -> bool:
+        """Whether there is a code for NaN."""
+        return self.specials in ("fn", "fnuz") or (self.specials == "ieee" and self.mantissa_bits > 0)
+
+    @cached_property
+    def has_negative_zero(self) -> bool:
+        """Whether -0.0 and +0.0 have different codes."""
+        return self.specials != "fnuz"
+
+    @cached_property
+    def saturates(self) -> bool:
+        """Whether overflow is clamped to max for want of anything else."""
+        return self.specials == "finite"
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+_IEEE = "IEEE 754-2019, table 3.5"
+_OFP8 = "OCP 8-bit Floating Point Specification (OFP8) 1.0, 2023"
+_MX = "OCP Microscaling Formats (MX) Specification 1.0, 2023"
+_FNUZ = "Noune et al. 2022, arXiv 2206.02915"
+
+FORMATS: dict[str, FloatFormat] = {
+    f.name: f
+    for f in (
+        FloatFormat("fp32", 8, 23, 127, "ieee", f"{_IEEE} (binary32)", _dtype("float32")),
+        FloatFormat("tf32", 8, 10, 127, "ieee", "NVIDIA A100 Tensor Core GPU Architecture, 2020"),
+        FloatFormat("fp16", 5, 10, 15, "ieee", f"{_IEEE} (binary16)", _dtype("float16")),
+        FloatFormat("bf16", 8, 7, 127, "ieee", "Kalamkar et al. 2019, arXiv 1905.12322", _dtype("bfloat16")),
+        FloatFormat("fp8_e4m3fn", 4, 3, 7, "fn", f"{_OFP8} (E4M3)", _dtype("float8_e4m3fn")),
+        FloatFormat("fp8_e5m2", 5, 2, 15, "ieee", f"{_OFP8} (E5M2)", _dtype("float8_e5m2")),
+        FloatFormat("fp8_e4m3", 4, 3, 7, "ieee", "ml_dtypes float8_e4m3 (IEEE-like)", _dtype("float8_e4m3")),
+        FloatFormat("fp8_e3m4", 3, 4, 3, "ieee", "ml_dtypes float8_e3m4 (IEEE-like)", _dtype("float8_e3m4")),
+        FloatFormat("fp8_e4m3fnuz", 4, 3, 8, "fnuz", _FNUZ, _dtype("float8_e4m3fnuz")),
+        FloatFormat("fp8_e5m2fnuz", 5, 2, 16, "fnuz", _FNUZ, _dtype("float8_e5m2fnuz")),
+        FloatFormat(
+            "fp8_e4m3b11fnuz", 4, 3, 11, "fnuz", "Sun et al. 2019, NeurIPS (HFP8)", _dtype("float8_e4m3b11fnuz")
+        ),
+        FloatFormat("fp6_e2m3fn", 2, 3, 1, "finite", f"{_MX} (FP6 E2M3)", _dtype("float6_e2m3fn")),
+        FloatFormat("fp6_e3m2fn", 3, 2, 3, "finite", f"{_MX} (FP6 E3M2)", _dtype("float6_e3m2fn")),
+        FloatFormat("fp4_e2m1fn", 2, 1, 1, "finite", f"{_MX} (FP4 E2M1)", _dtype("float4_e2m1fn")),
+    )
+}
+
+ALIASES: dict[str, str] = {
+    **dict.fromkeys(("float32", "binary32", "single", "f32"), "fp32"),
+    **dict.fromkeys(("float16", "binary16", "half", "f16"), "fp16"),
+    **dict.fromkeys(("bfloat16", "brain"), "bf16"),
+    **dict.fromkeys(("tensorfloat32", "tensorfloat_32"), "tf32"),
+    **dict.fromkeys(("e4m3fn", "ofp8_e4m3", "f8_e4m3fn"), "fp8_e4m3fn"),
+    **dict.fromkeys(("ofp8_e5m2", "f8_e5m2"), "fp8_e5m2"),
+    # float8_e4m3fn, float6_e2m3fn, float4_e2m1fn ...: the names of ml_dtypes
+    **{name.replace("fp", "float", 1): name for name in FORMATS if re.match(r"fp[468]_", name)},
+}
+
+
+def get_format(spec: object) -> FloatFormat:
+    """Return the format that `spec` names.
+
+    Parameters
+    ----------
+    spec : str, numpy.dtype, type or FloatFormat
+        A registered name (``fp16``), an alias (``float16``, ``half``, ``float8_e4m3fn``; case does not matter),
+        ``e<exponent bits>m<mantissa bits>`` for an IEEE-like format (``e6m9``), a NumPy or ml_dtypes dtype or scalar
+        type, or a FloatFormat, which is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        Nothing of that name; the message lists the registered ones.
+
+    """
+    if isinstance(spec, FloatFormat):
+        return spec
+    if isinstance(spec, str):
+        if spec in FORMATS:
+            return FORMATS[spec]
+        key = spec.strip().lower().replace("-", "_")
+        if ALIASES.get(key, key) in FORMATS:
+            return FORMATS[ALIASES.get(key, key)]
+        if custom := re.fullmatch(r"e(\d)m(\d{1,2})", key):
+            return FloatFormat.ieee(int(custom[1]), int(custom[2]))
+    else:
+        try:
+            name = np.dtype(spec).name  # type: ignore[call-overload]
+        except TypeError:
+            name = ""
+        if ALIASES.get(name, name) in FORMATS:
+            return FORMATS[ALIASES.get(name, name)]
+    raise ValueError(
+        f"unknown format {spec!r}; choose one of {', '.join(FORMATS)}, or e<exponent bits>m<mantissa bits> such as e6m9"
+    )

@@ -1,0 +1,171 @@
+"""Look at one number in one format: its bits, what is stored, the error, the neighbours."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One number as a format stores it.
+
+    Attributes
+    ----------
+    format : FloatFormat
+        The format.
+    sign, exponent, significand : str
+        The fields of the code as binary digits; the significand without the implicit bit.
+    code : int
+        The code.
+    stored : float
+        The value that the code means (ties_to_even).
+    kind : str
+        ``zero``, ``subnormal``, ``normal``, ``infinity`` or ``nan``.
+    lost : str
+        What happened to the number: ``exact``, ``rounded``, ``flushed``, ``overflowed``, or ``nan``.
+    error : float
+        stored - number, correctly rounded to a double; NaN where one of them is not finite.
+    relative_error : float
+        error / number; NaN for zero and where the error is.
+    below, above : float
+        Neighbours of the stored value in the format; NaN where there is none.
+    ulp : float
+        Spacing of the format at the stored value.
+
+    """
+
+    format: FloatFormat
+    sign: str
+    exponent: str
+    significand: str
+    code: int
+    stored: float
+    kind: str
+    lost: str
+    error: float
+    relative_error: float
+    below: float
+    above: float
+    ulp: float
+
+
+def parse_number(text: str) -> Fraction | float:
+    """Read a number exactly.
+
+    Accepted are decimals (``1e-7``), fractions (``1/3``), powers of two with an optional factor (``2^-25``,
+    ``1.5*2^-14``, ``2**-24``), hexadecimal floats (``0x1.8p-3``) and ``inf``, ``-inf``, ``nan``.
+
+    Returns
+    -------
+    Fraction or float
+        A Fraction; for what a Fraction cannot hold (infinities, NaN, -0.0) a float.
+
+    Raises
+    ------
+    ValueError
+        It is none of these, or an exponent is beyond 10,000.
+
+    """
+    cleaned = text.strip().lower().replace("_", "").replace("**", "^")
+    problem = ValueError(
+        f"cannot read {text!r} as a number; write it like 1e-7, 1/3, 2^-25, 1.5*2^-14, 0x1.8p-3, inf or nan"
+    )
+    if match := re.fullmatch(r"([+-]?)(inf|infinity|nan)", cleaned):
+        return math.copysign(float(match[2]), -1.0 if match[1] == "-" else 1.0)
+    try:
+        if match := re.fullmatch(r"([+-]?)(?:([^*]+)\*)?2\^([+-]?\d+)", cleaned):
+            power = int(match[3])
+            factor = Fraction(match[2] or 1)
+            if abs(power) > 10_000:
+                raise problem
+            value = factor * Fraction(2) ** power * (-1 if match[1] == "-" else 1)
+        elif "0x" in cleaned:
+            value = Fraction(float.fromhex(cleaned))
+        else:
+            if (exponent := re.search(r"e([+-]?\d+)$", cleaned)) and abs(int(exponent[1])) > 10_000:
+                raise problem
+            value = Fraction(cleaned)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise problem from None
+    return -0.0 if value == 0 and cleaned.startswith("-") else value
+
+
+def to_double_by_odd(value: Fraction) -> float:
+    """Round to a double, to odd: rounding that once more into a format rounds the value itself.
+
+    The double has at least two bits more than any format, which is what the theorem asks for (Boldo and Melquiond
+    2008). Beyond the range of the double, which is far beyond that of the formats, it is the largest or smallest one.
+    """
+    negative, magnitude = value < 0, abs(value)
+    if magnitude == 0:
+        return 0.0
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    exponent = max(exponent if Fraction(2) ** exponent <= magnitude else exponent - 1, -1022)
+    spacing_here = Fraction(2) ** (exponent - 52)
+    steps = math.floor(magnitude / spacing_here)
+    if steps * spacing_here != magnitude:
+        steps |= 1
+    result = math.ldexp(steps, exponent - 52) if exponent <= 1023 else math.ldexp(2**53 - 1, 971)
+    return -result if negative else result
+
+
+def inspect(number: Fraction | float, fmt: object) -> Inspection:
+    """Round one number (ties_to_even) into a format and take the result apart.
+
+    Parameters
+    ----------
+    number : Fraction or float
+        Taken exactly.
+    fmt : format spec
+        See `get_format`.
+
+    """
+    fmt = get_format(fmt)
+    carried = to_double_by_odd(number) if isinstance(number, Fraction) else float(number)
+    stored = float(round_to(carried, fmt))
+    code = int(encode(carried, fmt))
+    digits = f"{code:0{fmt.bits}b}"
+    below, above = (float(v) for v in neighbours(stored, fmt))
+    error = relative = math.nan
+    if math.isfinite(carried) and math.isfinite(stored):
+        exact = Fraction(number)
+        difference = Fraction(stored) - exact
+        error = float(difference)
+        relative = float(difference / exact) if exact else math.nan
+    if math.isnan(stored):
+        kind = "nan"
+    elif math.isinf(stored):
+        kind = "infinity"
+    else:
+        kind = "zero" if stored == 0 else "subnormal" if abs(stored) < fmt.smallest_normal else "normal"
+    if math.isnan(carried):
+        lost = "nan"
+    elif math.isfinite(carried) and (
+        abs(carried) > fmt.overflow_threshold or (abs(carried) == fmt.overflow_threshold and fmt.overflow_inclusive)
+    ):
+        lost = "overflowed"
+    elif math.isinf(carried):
+        lost = "exact" if stored == carried else "overflowed"
+    else:
+        lost = "flushed" if stored == 0 != carried else "exact" if error == 0 else "rounded"
+    return Inspection(
+        format=fmt,
+        sign=digits[0],
+        exponent=digits[1 : 1 + fmt.exponent_bits],
+        significand=digits[1 + fmt.exponent_bits :],
+        code=code,
+        stored=stored,
+        kind=kind,
+        lost=lost,
+        error=error,
+        relative_error=relative,
+        below=below,
+        above=above,
+        ulp=float(spacing(stored, fmt)),
+    )

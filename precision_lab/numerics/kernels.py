@@ -1,0 +1,377 @@
+"""The compiled inner loops; the only file that imports numba.
+
+Arrays are one-dimensional float32 or float64, the *carrier*; the loops work on its bit patterns. What a format and a
+mode mean is data, one small array of constants a call (made in `rounding.py`), so that one compiled loop serves every
+format. Two ways to round:
+
+*by addition* (``add``). With q the spacing of the format at x, C = 1.5 * q * 2^(carrier mantissa bits) makes the
+addition in (|x| + C) - C round |x| to a multiple of q, ties to even; taking the spacing at the smallest normal for
+everything below it gives gradual underflow. Needs C in range and at least two discarded bits.
+
+*by fields* (``mask``, ``directed``, ``random``). A format's normal values are the carrier's with zeros below bit d.
+So adding a dither below 2^d to the bit pattern and clearing the d bits rounds up if and only if the discarded bits
+plus the dither reach 2^d; the carry into the exponent, and from the largest value beyond, comes by itself. Each mode is
+a dither: 0 truncates, 2^d - 1 rounds away from zero, 2^(d-1) sends ties away, one less sends them down, a random number
+is stochastic rounding; which one may depend on the sign of x and on whether the value below is odd. Below the format's
+smallest normal the same rule is applied to x in units of the smallest subnormal. Where the exponent range is the
+carrier's own, the fields serve for everything.
+
+The ``plain`` loops leave out what most formats do not need: flush to zero, a missing negative zero, a missing NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+
+U32 = np.uint32
+U64 = np.uint64
+
+SIGN = U32(0x80000000)
+MAGNITUDE = U32(0x7FFFFFFF)
+INFINITY = U32(0x7F800000)
+QUIET = U32(0x00400000)
+
+TILE = 1024  # elements whose random numbers or keys are held in the first-level cache at a time
+
+
+@intrinsic
+def _leading_zeros(typing_context: Any, x: Any) -> Any:
+    """Count the leading zero bits of an unsigned integer (LLVM's ctlz; 0 counts its width)."""
+    import llvmlite.ir as ir
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(x.bitwidth)
+        count = builder.module.declare_intrinsic("llvm.ctlz", [word], ir.FunctionType(word, [word, ir.IntType(1)]))
+        return builder.call(count, [args[0], ir.Constant(ir.IntType(1), 0)])
+
+    return x(x), codegen
+
+
+@intrinsic
+def _reinterpret(typing_context: Any, x: Any) -> Any:
+    """Reinterpret the bits of a float as an unsigned integer of its width, and back."""
+    pairs: dict[Any, Any] = {types.uint32: types.float32, types.uint64: types.float64}
+    pairs |= {to: of for of, to in pairs.items()}
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return pairs[x](x), codegen
+
+
+def _make_shift(instruction: str) -> Any:
+    """Build a shift of an unsigned integer by a count below its width, at its own width (numba's is 64 bits wide)."""
+
+    def shift(typing_context: Any, x: Any, count: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(args[0], args[1])
+
+        return x(x, x), codegen
+
+    return intrinsic(shift)
+
+
+_shift_up, _shift_down = _make_shift("shl"), _make_shift("lshr")
+
+
+# --- rounding --------------------------------------------------------------------------------------------------------
+# Generic in the carrier: U is its unsigned and F its float type. numba widens uint32 arithmetic to uint64, which would
+# halve the vector width: hence a cast around every operation.
+
+
+@njit(nogil=True, cache=True)
+def _finish(r, b, k, U, F):
+    """Give the magnitude r the sign of b; flush what is below `smallest`; NaN and zero as the format has them."""
+    sign, smallest, lost_zero, nan_keep, nan_flip = k
+    r = F(0) if r < smallest else r
+    out = U(_reinterpret(F(r)) | U(b & sign))
+    out = U(0) if out == lost_zero else out
+    return U(U(b & nan_keep) ^ nan_flip) if r != r else out
+
+
+def _make_rounding(U: Any, F: Any, width: int, mantissa: int) -> tuple[Any, ...]:
+    """Build the loops for a carrier of `width` bits, `mantissa` of them fraction, unsigned type U, float type F."""
+    SIGN_BIT = U(1 << (width - 1))
+    ABS = U((1 << (width - 1)) - 1)
+    EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
+
+    @njit(nogil=True, cache=True)
+    def add_even_plain(x, out, c):
+        emin, emax, up, largest, overflow = c[0], c[1], c[2], _reinterpret(c[3]), _reinterpret(c[4])
+        for i in range(x.size):
+            b = _reinterpret(x[i])
+            a = U(b & ABS)
+            C = _reinterpret(U(U(min(max(U(a & EXPONENT), emin), emax)) + up))
+            r = F(F(_reinterpret(a) + C) - C)
+            r = overflow if r > largest else r
+            out[i] = _reinterpret(U(_reinterpret(F(r)) | U(b & SIGN_BIT)))
+
+    @njit(nogil=True, cache=True)
+    def add_even(x, out, c):
+        emin, emax, up, largest, overflow = c[0], c[1], c[2], _reinterpret(c[3]), _reinterpret(c[4])
+        tail = (SIGN_BIT, _reinterpret(c[5]), c[6], c[7], c[8])
+        for i in range(x.size):
+            b = _reinterpret(x[i])
+            a = U(b & ABS)
+            C = _reinterpret(U(U(min(max(U(a & EXPONENT), emin), emax)) + up))
+            r = F(F(_reinterpret(a) + C) - C)
+            r = overflow if r > largest else r
+            out[i] = _reinterpret(_finish(r, b, tail, U, F))
+
+    @njit(nogil=True, cache=True)
+    def directed(x, out, c):
+        keep, odd_bits, scale, quantum = c[0], c[1], _reinterpret(c[2]), _reinterpret(c[3])
+        smallest_normal, largest = _reinterpret(c[4]), _reinterpret(c[5])
+        over_pos, over_neg, infinity = _reinterpret(c[6]), _reinterpret(c[7]), _reinterpret(c[8])
+        tail = (SIGN_BIT, _reinterpret(c[9]), c[10], c[11], c[12])
+        pos_even, pos_odd, neg_even, neg_odd = c[13], c[14], c[15], c[16]
+        at_pos_even, at_pos_odd = _reinterpret(c[17]), _reinterpret(c[18])
+        at_neg_even, at_neg_odd = _reinterpret(c[19]), _reinterpret(c[20])
+        for i in range(x.size):
+            b = _reinterpret(x[i])
+            a = U(b & ABS)
+            v = _reinterpret(a)
+            negative = U(b & SIGN_BIT) != U(0)
+            odd = U(U(a & keep) & odd_bits) != U(0)
+            dither = (neg_odd if odd else neg_even) if negative else (pos_odd if odd else pos_even)
+            normal = _reinterpret(U(U(a + dither) & keep))
+            f = F(F(v if v < smallest_normal else F(0)) * scale)  # in units of the smallest subnormal
+            k = np.int32(f)
+            odd = (k & 1) != 0
+            at = (at_neg_odd if odd else at_neg_even) if negative else (at_pos_odd if odd else at_pos_even)
+            lo = F(k)
+            subnormal = F(F(lo + (F(1) if F(f - lo) >= at else F(0))) * quantum)
+            r = subnormal if v < smallest_normal else normal
+            r = (over_neg if negative else over_pos) if r > largest else r
+            r = infinity if a == EXPONENT else r
+            r = v if v != v else r
+            out[i] = _reinterpret(_finish(r, b, tail, U, F))
+
+    return add_even_plain, add_even, directed
+
+
+add_even_plain_32, add_even_32, directed_32 = _make_rounding(U32, np.float32, 32, 23)
+add_even_plain_64, add_even_64, directed_64 = _make_rounding(U64, np.float64, 64, 52)
+
+
+@njit(nogil=True, cache=True)
+def mask_even_plain(x, out, c):
+    """Round by fields, where the format has float32's exponents."""
+    keep, last, below_half, largest, overflow = c[0], c[1], c[2], c[3], c[4]
+    for i in range(x.size):
+        b = _reinterpret(x[i])
+        a = U32(b & MAGNITUDE)
+        r = U32(U32(U32(a + below_half) + (U32(1) if U32(a & last) != U32(0) else U32(0))) & keep)
+        r = overflow if r > largest else r
+        r = U32(a | QUIET) if a > INFINITY else r
+        out[i] = _reinterpret(U32(r | U32(b & SIGN)))
+
+
+# --- stochastic rounding ----------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _mix(x, y, turn):
+    """One round of Threefry on two words."""
+    x = U32(x + y)
+    return x, U32(U32(U32(y << U32(turn)) | U32(y >> U32(32 - turn))) ^ x)
+
+
+@njit(nogil=True, cache=True)
+def random_words(words, low, high, key0, key1):
+    """Fill `words` with Threefry-2x32-13 (Salmon et al. 2011): two words a counter, from (low, high) on.
+
+    13 rounds are the fewest that the paper found to pass BigCrush. The low word must not wrap within the call.
+    """
+    key2 = U32(U32(key0 ^ key1) ^ U32(0x1BD11BDA))
+    for i in range(words.size // 2):
+        x, y = U32(U32(low + U32(i)) + key0), U32(high + key1)
+        x, y = _mix(x, y, 13)
+        x, y = _mix(x, y, 15)
+        x, y = _mix(x, y, 26)
+        x, y = _mix(x, y, 6)
+        x, y = U32(x + key1), U32(U32(y + key2) + U32(1))
+        x, y = _mix(x, y, 17)
+        x, y = _mix(x, y, 29)
+        x, y = _mix(x, y, 16)
+        x, y = _mix(x, y, 24)
+        x, y = U32(x + key2), U32(U32(y + key0) + U32(2))
+        x, y = _mix(x, y, 13)
+        x, y = _mix(x, y, 15)
+        x, y = _mix(x, y, 26)
+        x, y = _mix(x, y, 6)
+        x, y = U32(x + key0), U32(U32(y + key1) + U32(3))
+        x, y = _mix(x, y, 17)
+        words[2 * i] = x
+        words[2 * i + 1] = y
+
+
+@njit(nogil=True, cache=True)
+def _random_tile(x, out, c, numbers, carrier, U, F, Signed):
+    """Round stochastically with one number of 16 bits an element."""
+    plain, sign, top = carrier
+    keep, smallest_normal, largest, overflow = c[0], _reinterpret(c[1]), _reinterpret(c[2]), _reinterpret(c[3])
+    scale, quantum = _reinterpret(c[4]), _reinterpret(c[5])
+    shift = c[6]
+    tail = (sign, _reinterpret(c[7]), c[8], c[9], c[10])
+    for i in range(x.size):
+        number = U(numbers[i])
+        b = _reinterpret(x[i])
+        a = U(b & U(~sign))
+        v = _reinterpret(a)
+        normal = _reinterpret(U(U(a + _shift_down(_shift_up(number, top), shift)) & keep))
+        f = F(F(v if v < smallest_normal else F(0)) * scale)  # in units of 2^-16 smallest subnormals
+        k = Signed(Signed(Signed(f) + Signed(number)) >> Signed(16))
+        r = F(F(k) * quantum) if v < smallest_normal else normal
+        r = overflow if r > largest else r
+        r = v if v != v else r
+        if plain:
+            out[i] = _reinterpret(U(_reinterpret(F(r)) | U(b & sign)))
+        else:
+            out[i] = _reinterpret(_finish(r, b, tail, U, F))
+
+
+def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[Any, Any]:
+    """Build the stochastic loops; Signed holds 2^16 times the format's largest subnormal in units of the smallest."""
+    CARRIER = (plain, U(1 << (width - 1)), U(width - 17))
+
+    @njit(nogil=True, cache=True)
+    def random(x, out, c, numbers):
+        _random_tile(x, out, c, numbers, CARRIER, U, F, Signed)
+
+    @njit(nogil=True, cache=True)
+    def seeded(x, out, c, stream):
+        """Use the numbers of a stream, [seed, index of the first element]."""
+        seed, first = stream[0], stream[1]
+        words = np.empty(TILE // 2, np.uint32)
+        numbers = words.view(np.uint16)
+        start = U64(0)
+        while start < U64(x.size):
+            # tiles lie at fixed places of the stream: it does not matter where x begins, and the low word never wraps
+            counter = U64((first + start) // U64(TILE)) * U64(TILE // 4)
+            skip = U64((first + start) % U64(TILE))
+            stop = min(U64(x.size), U64(start + U64(TILE)) - skip)
+            low, high = U32(counter & U64(0xFFFFFFFF)), U32(counter >> U64(32))
+            random_words(words, low, high, U32(seed & U64(0xFFFFFFFF)), U32(seed >> U64(32)))
+            _random_tile(x[start:stop], out[start:stop], c, numbers[skip:], CARRIER, U, F, Signed)
+            start = stop
+
+    return random, seeded
+
+
+random_plain_32, seeded_plain_32 = _make_random(U32, np.float32, np.int32, 32, True)
+random_32, seeded_32 = _make_random(U32, np.float32, np.int32, 32, False)
+random_plain_64, seeded_plain_64 = _make_random(U64, np.float64, np.int64, 64, True)
+random_64, seeded_64 = _make_random(U64, np.float64, np.int64, 64, False)
+
+
+# --- codes -----------------------------------------------------------------------------------------------------------
+
+
+def _make_encode(U: Any, F: Any, width: int, mantissa: int) -> Any:
+    SIGN_BIT = U(1 << (width - 1))
+    EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
+    TO_CODE_SIGN = U(width - 1)
+
+    @njit(nogil=True, cache=True)
+    def encode(x, out, c):
+        """Turn values that already are in the format into codes."""
+        shift, offset, scale, smallest_normal = c[0], c[1], _reinterpret(c[2]), _reinterpret(c[3])
+        infinity, nan, nan_signed, sign_shift = c[4], c[5], c[6], c[7]
+        for i in range(x.size):
+            b = _reinterpret(x[i])
+            a = U(b & U(~SIGN_BIT))
+            v = _reinterpret(a)
+            code = U(U(a >> shift) - offset) if v >= smallest_normal else U(np.int64(F(v * scale)))
+            code = infinity if a == EXPONENT else code
+            code = nan if a > EXPONENT else code
+            signed = nan_signed if a > EXPONENT else U(1)
+            out[i] = U(code | U(U(U(b >> TO_CODE_SIGN) * signed) << sign_shift))
+
+    return encode
+
+
+encode_32 = _make_encode(U32, np.float32, 32, 23)
+encode_64 = _make_encode(U64, np.float64, 64, 52)
+
+
+# --- histogram -------------------------------------------------------------------------------------------------------
+# A key is 32 * (exponent field + ROW_OFFSET) + class. The classes split a binade at the significands where some
+# format's thresholds lie: at 1; by the number of leading ones of the fraction; at 1.1101 (464 of fp8_e4m3fn).
+
+CLASSES = 27
+ROW_OFFSET = 64  # the row of zero; below it there is room for the carrier's subnormals
+HALF_NORMAL_CLASS = 31  # in zero's row, whose class 0 is taken: half the carrier's smallest normal
+LANES = 16
+
+
+@njit(nogil=True, cache=True)
+def _key(a, fraction_mask, to_top, to_row, split, U):
+    """Key of a normal magnitude, less the row offset."""
+    fraction = U(a & fraction_mask)
+    # more than 24 leading ones decide nothing; only float64 has them
+    ones = U(min(_leading_zeros(U(~U(a << to_top))), U(24)))
+    position = U(U(ones + U(1)) + (U(1) if fraction > split else U(0)))
+    return U(U(U(a >> to_row) & U(0xFFFFFFE0)) + (position if fraction != U(0) else U(0)))
+
+
+def _make_histogram(U: Any, width: int, mantissa: int) -> Any:
+    ABS = U((1 << (width - 1)) - 1)
+    FRACTION = U((1 << mantissa) - 1)
+    EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
+    TO_TOP, TO_ROW = U(width - mantissa), U(mantissa - 5)
+    SPLIT = U(13 << (mantissa - 4))  # the fraction of 1.1101
+    OFFSET = U(ROW_OFFSET << 5)
+    HALF_NORMAL = U(1 << (mantissa - 1))
+    LEADING = U(width - 1 - mantissa)  # zero bits above the leading bit of a normal's significand
+
+    @njit(nogil=True, cache=True)
+    def count(x, cells, extremes):
+        """Add x to `cells` (LANES cells a key) and to `extremes`: least non-zero magnitude less one, largest finite."""
+        keys = np.empty(TILE, np.uint32)
+        least, largest = extremes[0], extremes[1]
+        for start in range(0, x.size, TILE):
+            tile = x[start : start + TILE]
+            n = tile.size
+            subnormal = U(0)
+            for j in range(n):
+                a = U(_reinterpret(tile[j]) & ABS)
+                below = U(a - U(1))  # zero wraps to the top
+                least = U(min(least, below))
+                largest = U(max(largest, a if a < EXPONENT else U(0)))
+                subnormal = U(subnormal | (U(1) if below < FRACTION else U(0)))
+                keys[j] = U32(U(_key(a, FRACTION, TO_TOP, TO_ROW, SPLIT, U) + OFFSET))
+            if subnormal != U(0):
+                for j in range(n):
+                    a = U(_reinterpret(tile[j]) & ABS)
+                    if U(a - U(1)) < FRACTION:
+                        lift = U(_leading_zeros(a) - LEADING)
+                        normal = U(a << lift)
+                        row_drop = U(lift << U(5))
+                        keys[j] = U32(U(U(_key(normal, FRACTION, TO_TOP, TO_ROW, SPLIT, U) + OFFSET) - row_drop))
+                        if a == HALF_NORMAL:
+                            keys[j] = U32(U(OFFSET + U(HALF_NORMAL_CLASS)))
+            whole = n - n % LANES
+            for j in range(0, whole, LANES):
+                for lane in range(LANES):
+                    cells[U64(keys[j + lane]) * U64(LANES) + U64(lane)] += U32(1)
+            for j in range(whole, n):
+                cells[U64(keys[j]) * U64(LANES)] += U32(1)
+        extremes[0], extremes[1] = least, largest
+
+    return count
+
+
+count_32 = _make_histogram(U32, 32, 23)
+count_64 = _make_histogram(U64, 64, 52)
+
+
+@njit(nogil=True, cache=True)
+def count_codes(codes, counts):
+    """Add to counts[c] how often each code c of at most 16 bits occurs."""
+    for i in range(codes.size):
+        counts[codes[i]] += U64(1)

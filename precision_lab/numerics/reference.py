@@ -1,0 +1,173 @@
+"""The same roundings one value at a time in exact rational arithmetic: the readable specification.
+
+It is the independent oracle of the tests: it shares nothing with the fast path but the table of formats. Values are
+Python floats, which hold every value of every format; all arithmetic between them is in `fractions.Fraction`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+from precision_lab.numerics.formats import FloatFormat
+
+
+class Candidates(NamedTuple):
+    """Where a magnitude lies between multiples of the spacing: (k + position) * spacing, 0 <= position < 1."""
+
+    k: int
+    spacing: Fraction
+    position: Fraction
+
+
+def candidates(magnitude: Fraction, fmt: FloatFormat) -> Candidates:
+    """Split a positive magnitude into a multiple of the format's spacing there and the rest, in spacings."""
+    exponent = max(floor_log2(magnitude), fmt.emin)
+    spacing = Fraction(2) ** (exponent - fmt.mantissa_bits)
+    k = math.floor(magnitude / spacing)
+    return Candidates(k, spacing, magnitude / spacing - k)
+
+
+def floor_log2(x: Fraction) -> int:
+    """Return the largest e with 2^e <= x, for positive x."""
+    e = x.numerator.bit_length() - x.denominator.bit_length()
+    return e if Fraction(2) ** e <= x else e - 1
+
+
+def rounds_away(c: Candidates, negative: bool, mode: str, uniform: Fraction | None) -> bool:
+    """Return whether the value between k and k + 1 spacings goes to k + 1."""
+    half = Fraction(1, 2)
+    match mode:
+        case "ties_to_even":
+            return c.position > half or (c.position == half and c.k % 2 == 1)
+        case "ties_to_away":
+            return c.position >= half
+        case "toward_zero":
+            return False
+        case "toward_positive":
+            return c.position > 0 and not negative
+        case "toward_negative":
+            return c.position > 0 and negative
+        case "to_odd":
+            return c.position > 0 and c.k % 2 == 0
+        case "stochastic":
+            if uniform is None:
+                raise ValueError("stochastic rounding needs `uniform`, a number in [0, 1)")
+            return c.position + uniform >= 1
+    raise ValueError(f"unknown rounding mode {mode!r}")
+
+
+def round_to(
+    x: float,
+    fmt: FloatFormat,
+    mode: str = "ties_to_even",
+    *,
+    subnormals: bool = True,
+    saturate: bool = False,
+    uniform: Fraction | None = None,
+) -> float:
+    """Round one number into the format.
+
+    Parameters
+    ----------
+    x : float
+        Any double.
+    fmt : FloatFormat
+        The format.
+    mode : str
+        The full name of a rounding mode.
+    subnormals, saturate : bool
+        As in `precision_lab.round_to`.
+    uniform : Fraction
+        For ``stochastic``, in [0, 1): x goes away from zero if its position between the neighbours plus this reaches 1.
+
+    Returns
+    -------
+    float
+        A value of the format.
+
+    """
+    negative = math.copysign(1, x) < 0
+    if math.isnan(x):
+        if fmt.specials == "fnuz":
+            return -math.nan
+        return math.copysign(math.nan if fmt.has_nan else 0.0, x if fmt.has_nan else -math.copysign(1, x))
+    if math.isinf(x):
+        return _signed(_beyond(fmt, saturate), negative, fmt)
+    if x == 0:
+        return _signed(0.0, negative, fmt)
+    c = candidates(abs(Fraction(x)), fmt)
+    result = (c.k + rounds_away(c, negative, mode, uniform)) * c.spacing
+    if result > Fraction(fmt.max):
+        keeps_finite = (
+            mode in ("toward_zero", "to_odd")
+            or (mode == "toward_positive" and negative)
+            or (mode == "toward_negative" and not negative)
+        )
+        return _signed(fmt.max if keeps_finite else _beyond(fmt, saturate), negative, fmt)
+    if not subnormals and result < Fraction(fmt.smallest_normal):
+        result = Fraction(0)
+    return _signed(float(result), negative, fmt)
+
+
+def _beyond(fmt: FloatFormat, saturate: bool) -> float:
+    if saturate or not (fmt.has_infinity or fmt.has_nan):
+        return fmt.max
+    return math.inf if fmt.has_infinity else math.nan
+
+
+def _signed(magnitude: float, negative: bool, fmt: FloatFormat) -> float:
+    if fmt.specials == "fnuz" and (magnitude == 0 or math.isnan(magnitude)):
+        return 0.0 if magnitude == 0 else -math.nan
+    return -magnitude if negative else magnitude
+
+
+def decode(code: int, fmt: FloatFormat) -> float:
+    """Return the value of a code by the definition of its fields (formats.py)."""
+    fraction = code % 2**fmt.mantissa_bits
+    exponent = code // 2**fmt.mantissa_bits % 2**fmt.exponent_bits
+    negative = code >= 2 ** (fmt.bits - 1)
+    ones = 2**fmt.exponent_bits - 1
+    if fmt.specials == "ieee" and exponent == ones:
+        return math.copysign(math.inf if fraction == 0 else math.nan, -1 if negative else 1)
+    if fmt.specials == "fn" and exponent == ones and fraction == 2**fmt.mantissa_bits - 1:
+        return math.copysign(math.nan, -1 if negative else 1)
+    if fmt.specials == "fnuz" and negative and exponent == 0 and fraction == 0:
+        return -math.nan
+    implicit = 0 if exponent == 0 else 2**fmt.mantissa_bits
+    magnitude = Fraction(implicit + fraction) * Fraction(2) ** (max(exponent, 1) - fmt.bias - fmt.mantissa_bits)
+    return -float(magnitude) if negative else float(magnitude)
+
+
+def finite_values(fmt: FloatFormat) -> Iterator[float]:
+    """Yield the finite values that are not negative, upwards: the magnitudes of consecutive codes."""
+    for code in range(2 ** (fmt.bits - 1)):
+        value = decode(code, fmt)
+        if math.isfinite(value):
+            yield value
+
+
+def threefry_2x32(counter: tuple[int, int], key: tuple[int, int], rounds: int = 13) -> tuple[int, int]:
+    """Return two random 32-bit words: Threefry-2x32 of Salmon et al. 2011, SC '11, section 4.2."""
+    rotations = (13, 15, 26, 6, 17, 29, 16, 24)
+    schedule = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
+    word = 2**32
+    x, y = (counter[0] + key[0]) % word, (counter[1] + key[1]) % word
+    for i in range(rounds):
+        x = (x + y) % word
+        turn = rotations[i % 8]
+        y = (y << turn | y >> (32 - turn)) % word ^ x
+        if i % 4 == 3:
+            s = i // 4 + 1
+            x = (x + schedule[s % 3]) % word
+            y = (y + schedule[(s + 1) % 3] + s) % word
+    return x, y
+
+
+def random_number(seed: int, index: int) -> int:
+    """Return the 16-bit number that stochastic rounding gives to element `index` of the stream of `seed`."""
+    counter, part = divmod(index, 4)
+    words = threefry_2x32((counter % 2**32, counter // 2**32), (seed % 2**32, seed // 2**32))
+    return words[part // 2] >> 16 * (part % 2) & 0xFFFF

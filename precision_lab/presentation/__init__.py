@@ -1,0 +1,1 @@
+"""Floor 5: what people see; draws and tabulates, computes nothing."""

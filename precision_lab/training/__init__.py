@@ -1,0 +1,1 @@
+"""Floor 3: where it happens in training."""

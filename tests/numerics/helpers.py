@@ -1,0 +1,175 @@
+"""What the tests of this floor share: hard inputs, an oracle made of tables, comparison to the last bit."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from precision_lab.numerics import reference
+from precision_lab.numerics.formats import FORMATS, FloatFormat
+from precision_lab.numerics.rounding import RoundingMode
+
+Array: TypeAlias = NDArray[Any]
+
+REGISTERED = tuple(FORMATS.values())
+UP_TO_8_BITS = tuple(f for f in REGISTERED if f.bits <= 8)
+UP_TO_16_BITS = tuple(f for f in REGISTERED if f.bits <= 16)
+WITH_DTYPE = tuple(f for f in REGISTERED if f.dtype is not None)
+CARRIERS = (np.dtype(np.float32), np.dtype(np.float64))
+MODES = tuple(mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC)
+# the same rounding seen in a mirror at zero
+MIRRORED = {mode: mode for mode in MODES} | {
+    "toward_positive": "toward_negative",
+    "toward_negative": "toward_positive",
+}
+SWITCHES = [(subnormals, saturate) for subnormals in (True, False) for saturate in (False, True)]
+
+
+def bits_of(array: Array) -> Array:
+    """The bit patterns of an array of floats (or of codes, unchanged)."""
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
+def assert_same(actual: Any, expected: Any, x: Any = None) -> None:
+    """Equal to the last bit, signs of zeros included; NaNs agree where both are NaN of the same sign."""
+    a, e = np.asarray(actual), np.asarray(expected)
+    assert a.dtype == e.dtype
+    assert a.shape == e.shape
+    both_nan = np.isnan(a) & np.isnan(e) & (np.signbit(a) == np.signbit(e))
+    differ = (bits_of(a) != bits_of(e)) & ~both_nan
+    if differ.any():
+        first = np.flatnonzero(differ)[:5]
+        at = "" if x is None else f" at {[float(v).hex() for v in np.asarray(x).reshape(-1)[first]]}"
+        got, want = a.reshape(-1)[first], e.reshape(-1)[first]
+        raise AssertionError(f"{np.count_nonzero(differ)} of {a.size} differ: {got} instead of {want}{at}")
+
+
+class Table(NamedTuple):
+    """Magnitudes of a format upwards, with one beyond the largest: where it would go on with more exponents."""
+
+    values: Array
+    odd: Array  # whether the significand is odd
+    consecutive: Array  # whether the next in the table is the next in the format
+
+
+@lru_cache(maxsize=32)
+def table(fmt: FloatFormat, codes: tuple[int, ...] | None = None) -> Table:
+    """Tabulate a format, whole or only the runs of codes that are given."""
+    chosen = range(2 ** (fmt.bits - 1)) if codes is None else codes
+    decoded = ((code, reference.decode(code, fmt)) for code in chosen)
+    kept = np.array([(code, value) for code, value in decoded if np.isfinite(value)])
+    code, value = kept[:, 0].astype(np.int64), kept[:, 1]
+    # with the implicit bit alone every significand is 1
+    odd = code % 2 == 1 if fmt.mantissa_bits else code > 0
+    beyond = value[-1] + 2.0 ** (fmt.emax - fmt.mantissa_bits)
+    return Table(np.append(value, beyond), np.append(odd, not odd[-1]), np.append(np.diff(code) == 1, True))
+
+
+def runs(fmt: FloatFormat, step: int) -> tuple[int, ...]:
+    """Runs of four codes at every `step`-th and at all places where the exponent changes or the range ends."""
+    top = _largest_code(fmt)
+    binades = range(0, top, 2**fmt.mantissa_bits)
+    starts = {*range(0, top, step), *binades, *(b + 2**fmt.mantissa_bits // 2 for b in binades), top}
+    codes = {start + offset for start in starts for offset in (-2, -1, 0, 1, 2)}
+    return tuple(sorted(c for c in codes if 0 <= c <= top))
+
+
+def _largest_code(fmt: FloatFormat) -> int:
+    low, high = 0, 2 ** (fmt.bits - 1) - 1
+    while low < high:  # the finite codes come first
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.isfinite(reference.decode(middle, fmt)) else (low, middle - 1)
+    return low
+
+
+def hard_values(fmt: FloatFormat, dtype: np.dtype[Any], codes: tuple[int, ...] | None = None) -> Array:
+    """Every value, every midpoint, their neighbours in the carrier; what lies beyond and below; both signs; NaNs."""
+    values, _, consecutive = table(fmt, codes)
+    inner = values[:-1][consecutive & np.append(True, consecutive[:-1])]
+    middles = ((values[:-1] + values[1:]) / 2)[consecutive]
+    exact = np.concatenate([inner, middles, values[-1:]])
+    with np.errstate(over="ignore", under="ignore"):
+        exact = exact[exact.astype(dtype) == exact].astype(dtype)
+        around = [exact, np.nextafter(exact, dtype.type(np.inf)), np.nextafter(exact, dtype.type(0))]
+        if dtype == np.float64:
+            # what a detour through float32 would move onto the tie or the value
+            around += [exact * (1 + 2.0**-40), exact * (1 - 2.0**-40)]
+        limits = np.finfo(dtype)
+        extremes = np.array([0, limits.smallest_subnormal, limits.smallest_normal, limits.max, np.inf], dtype)
+        large = np.array([v for v in (2 * fmt.max, 1e30, 3e38) if v > fmt.overflow_threshold]).astype(dtype)
+    magnitudes = np.concatenate([*around, extremes, large])
+    # quiet, signalling with the lowest payload bit only, all ones
+    nans = bits_of(np.array([np.inf], dtype)) + np.array([[2 ** (limits.nmant - 1)], [1], [2**limits.nmant - 1]])
+    nans = nans.astype(bits_of(extremes).dtype).view(dtype).reshape(-1)
+    magnitudes = np.concatenate([magnitudes, nans])
+    return np.concatenate([magnitudes, -magnitudes])
+
+
+class Oracle:
+    """Round by looking up: every comparison is between doubles that are exact.
+
+    Inputs are located once and then rounded in any mode. Independent of the fast path and, but for the table of values
+    and three properties of the format, of the reference, to which `test_rounding.py` holds it.
+    """
+
+    def __init__(self, x: Array, fmt: FloatFormat, codes: tuple[int, ...] | None = None) -> None:
+        self.fmt, self.dtype = fmt, x.dtype
+        values, odd, _ = table(fmt, codes)
+        self.negative, self.nan, self.infinite = np.signbit(x), np.isnan(x), np.isinf(x)
+        magnitude = np.zeros(x.shape)
+        finite = np.isfinite(x)
+        magnitude[finite] = np.abs(x[finite].astype(np.float64))
+        below = np.minimum(np.searchsorted(values, magnitude, "right") - 1, values.size - 2)
+        self.low, self.high, self.odd = values[below], values[below + 1], odd[below]
+        self.beyond = magnitude >= values[-1]
+        middle = (self.low + self.high) / 2
+        self.inexact, self.above, self.tie = magnitude > self.low, magnitude > middle, magnitude == middle
+        # exact: a difference of neighbours, divided by a power of two
+        self.position = np.where(self.beyond, 0.0, (magnitude - self.low) / (self.high - self.low))
+
+    def goes_away(self, mode: str, numbers: Array | None) -> Array:
+        """Whether each element goes to the larger of its neighbours in magnitude."""
+        nothing = np.zeros_like(self.inexact)
+        if mode == "stochastic":
+            assert numbers is not None
+            return np.floor(self.position * 2**16) + numbers >= 2**16
+        rules: dict[str, Array] = {
+            "ties_to_even": self.above | (self.tie & self.odd),
+            "ties_to_away": self.above | self.tie,
+            "toward_zero": nothing,
+            "toward_positive": self.inexact & ~self.negative,
+            "toward_negative": self.inexact & self.negative,
+            "to_odd": self.inexact & ~self.odd,
+        }
+        return rules[mode]
+
+    def round(self, mode: str, subnormals: bool = True, saturate: bool = False, numbers: Array | None = None) -> Array:
+        fmt = self.fmt
+        result = np.where(self.goes_away(mode, numbers), self.high, self.low)
+        beyond = np.inf if fmt.has_infinity else np.nan if fmt.has_nan else fmt.max
+        beyond = fmt.max if saturate else beyond
+        clamped = {
+            "toward_zero": np.ones_like(self.negative),
+            "to_odd": np.ones_like(self.negative),
+            "toward_positive": self.negative,
+            "toward_negative": ~self.negative,
+        }.get(mode, np.zeros_like(self.negative))
+        too_large = self.beyond | (result > fmt.max)
+        result = np.where(too_large, np.where(clamped, fmt.max, beyond), result)
+        if not subnormals:
+            result = np.where(result < fmt.smallest_normal, 0.0, result)
+        result = np.where(self.infinite, beyond, result)
+        result = np.where(self.nan, np.nan if fmt.has_nan else 0.0, result)
+        negative = self.negative ^ (self.nan & (not fmt.has_nan))
+        if fmt.specials == "fnuz":
+            negative = (negative & (result != 0)) | np.isnan(result)
+        return np.copysign(result, np.where(negative, -1.0, 1.0)).astype(self.dtype)
+
+
+def by_reference(x: Array, fmt: FloatFormat, mode: str, subnormals: bool = True, saturate: bool = False) -> Array:
+    """Round element by element by the reference."""
+    rounded = [reference.round_to(float(v), fmt, mode, subnormals=subnormals, saturate=saturate) for v in x]
+    return np.array(rounded).astype(x.dtype)

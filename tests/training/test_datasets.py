@@ -1,0 +1,102 @@
+from importlib import resources
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from precision_lab.training.datasets import Dataset, digits, split
+
+DATA = resources.files("precision_lab.training").joinpath("data")
+
+
+def small_dataset(count: int) -> Dataset:
+    inputs = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+    return Dataset(inputs, np.arange(count, dtype=np.int64), "small", "made here")
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    theirs = load_digits()
+    ours = digits()
+    np.testing.assert_array_equal(ours.inputs * 16, theirs.data)
+    np.testing.assert_array_equal(ours.labels, theirs.target)
+
+
+def test_digits_have_the_promised_shapes_dtypes_and_range() -> None:
+    ours = digits()
+    assert ours.inputs.shape == (1797, 64)
+    assert ours.inputs.dtype == np.float32
+    assert ours.labels.shape == (1797,)
+    assert ours.labels.dtype == np.int64
+    assert (ours.inputs.min(), ours.inputs.max()) == (0, 1)
+    assert set(ours.labels.tolist()) == set(range(10))
+
+
+def test_the_file_is_small_and_carries_its_licence() -> None:
+    assert len(DATA.joinpath("digits.npz").read_bytes()) < 60_000
+    licence = DATA.joinpath("LICENSE-digits.txt").read_text(encoding="utf-8")
+    for words in ("E. Alpaydin and C. Kaynak", "1998", "10.24432/C50P49", "CC BY 4.0", "1,797"):
+        assert words in licence
+    for words in ("Alpaydin", "Kaynak", "10.24432/C50P49", "CC BY 4.0"):
+        assert words in digits().source
+
+
+@pytest.mark.parametrize("name", ["inputs", "labels"])
+def test_the_arrays_are_read_only(name: str) -> None:
+    train, test = split(digits())
+    for dataset in (digits(), train, test):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(dataset, name)[0] = 0
+
+
+def test_a_dataset_leaves_the_array_it_was_made_from_writeable() -> None:
+    inputs = np.zeros((2, 3), np.float32)
+    Dataset(inputs, np.zeros(2, np.int64), "mine", "made here")
+    inputs[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros(2, np.int64), "inputs must be a float32 matrix"),
+        (np.zeros(2, np.float32), np.zeros(2, np.int64), "inputs must be a float32 matrix"),
+        (np.zeros((2, 3), np.float32), np.zeros(3, np.int64), "labels must be int64"),
+        (np.zeros((2, 3), np.float32), np.zeros(2, np.int32), "labels must be int64"),
+    ],
+)
+def test_a_dataset_refuses_other_shapes_and_dtypes(inputs: np.ndarray, labels: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Dataset(inputs, labels, "wrong", "made here")
+
+
+@given(count=st.integers(2, 200), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 2**32))
+def test_the_parts_are_disjoint_whole_and_the_same_every_time(count: int, fraction: float, seed: int) -> None:
+    dataset = small_dataset(count)
+    if not 0 < round(count * fraction) < count:
+        with pytest.raises(ValueError, match="both parts need at least one"):
+            split(dataset, test_fraction=fraction, seed=seed)
+        return
+    train, test = split(dataset, test_fraction=fraction, seed=seed)
+    assert len(test.labels) == round(count * fraction)
+    assert sorted([*train.labels, *test.labels]) == list(range(count))
+    for part in (train, test):
+        # The inputs of example k are (2k, 2k + 1).
+        np.testing.assert_array_equal(part.inputs, 2 * part.labels[:, np.newaxis] + [0, 1])
+    again, _ = split(dataset, test_fraction=fraction, seed=seed)
+    np.testing.assert_array_equal(again.labels, train.labels)
+
+
+def test_another_seed_splits_otherwise_and_the_parts_keep_the_source() -> None:
+    train, test = split(digits(), seed=0)
+    other, _ = split(digits(), seed=1)
+    assert not np.array_equal(train.labels, other.labels)
+    assert (len(train.labels), len(test.labels)) == (1438, 359)
+    assert (train.name, test.name) == ("digits/train", "digits/test")
+    assert train.source == test.source == digits().source
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2.0, float("nan")])
+def test_a_fraction_outside_of_0_and_1_is_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match="test_fraction must lie between 0 and 1"):
+        split(digits(), test_fraction=fraction)

@@ -135,7 +135,9 @@ def verify_against_ml_dtypes(
     return Verification(fmt, "ml_dtypes", checked, mismatches, tuple(examples))
 
 
-def verify_against_reference(fmt: object, *, seed: int = 0) -> Verification:
+def verify_against_reference(
+    fmt: object, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> Verification:
     """Compare all modes, both carriers and both switches with exact arithmetic.
 
     All codes of formats of up to 8 bits, else a sample of codes that holds both ends of the range; each with the
@@ -143,7 +145,7 @@ def verify_against_reference(fmt: object, *, seed: int = 0) -> Verification:
     """
     fmt = get_format(fmt)
     points = _points(fmt, seed)
-    checked = mismatches = 0
+    checked = mismatches = rounds = 0
     examples: list[str] = []
     for dtype in (np.float64, np.float32):
         with np.errstate(over="ignore"):
@@ -162,6 +164,9 @@ def verify_against_reference(fmt: object, *, seed: int = 0) -> Verification:
                         mismatches += 1
                         if len(examples) < 3:
                             examples.append(f"{number.hex()} {mode}: got {got[i]}, expected {wanted}")
+                rounds += 1
+                if progress is not None:
+                    progress(rounds, 4 * len(RoundingMode))
     return Verification(fmt, "reference", checked, mismatches, tuple(examples))
 
 

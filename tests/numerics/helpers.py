@@ -13,12 +13,13 @@ from precision_lab.numerics.formats import FORMATS, FloatFormat
 from precision_lab.numerics.rounding import RoundingMode
 
 Array: TypeAlias = NDArray[Any]
+DType: TypeAlias = np.dtype[Any]
 
 REGISTERED = tuple(FORMATS.values())
 UP_TO_8_BITS = tuple(f for f in REGISTERED if f.bits <= 8)
 UP_TO_16_BITS = tuple(f for f in REGISTERED if f.bits <= 16)
 WITH_DTYPE = tuple(f for f in REGISTERED if f.dtype is not None)
-CARRIERS = (np.dtype(np.float32), np.dtype(np.float64))
+CARRIERS: tuple[DType, DType] = (np.dtype(np.float32), np.dtype(np.float64))
 MODES = tuple(mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC)
 # the same rounding seen in a mirror at zero
 MIRRORED = {mode: mode for mode in MODES} | {
@@ -31,6 +32,12 @@ SWITCHES = [(subnormals, saturate) for subnormals in (True, False) for saturate 
 def bits_of(array: Array) -> Array:
     """The bit patterns of an array of floats (or of codes, unchanged)."""
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
+def as_dtype(codes: Array, fmt: FloatFormat) -> Array:
+    """Codes as an array of the format's own dtype."""
+    assert fmt.dtype is not None
+    return codes.view(fmt.dtype)
 
 
 def assert_same(actual: Any, expected: Any, x: Any = None) -> None:
@@ -85,7 +92,7 @@ def _largest_code(fmt: FloatFormat) -> int:
     return low
 
 
-def hard_values(fmt: FloatFormat, dtype: np.dtype[Any], codes: tuple[int, ...] | None = None) -> Array:
+def hard_values(fmt: FloatFormat, dtype: DType, codes: tuple[int, ...] | None = None) -> Array:
     """Every value, every midpoint, their neighbours in the carrier; what lies beyond and below; both signs; NaNs."""
     values, _, consecutive = table(fmt, codes)
     inner = values[:-1][consecutive & np.append(True, consecutive[:-1])]
@@ -102,8 +109,8 @@ def hard_values(fmt: FloatFormat, dtype: np.dtype[Any], codes: tuple[int, ...] |
         large = np.array([v for v in (2 * fmt.max, 1e30, 3e38) if v > fmt.overflow_threshold]).astype(dtype)
     magnitudes = np.concatenate([*around, extremes, large])
     # quiet, signalling with the lowest payload bit only, all ones
-    nans = bits_of(np.array([np.inf], dtype)) + np.array([[2 ** (limits.nmant - 1)], [1], [2**limits.nmant - 1]])
-    nans = nans.astype(bits_of(extremes).dtype).view(dtype).reshape(-1)
+    payloads = np.array([2 ** (limits.nmant - 1), 1, 2**limits.nmant - 1], bits_of(extremes).dtype)
+    nans = (bits_of(extremes[-1:]) + payloads).view(dtype)
     magnitudes = np.concatenate([magnitudes, nans])
     return np.concatenate([magnitudes, -magnitudes])
 
@@ -127,15 +134,16 @@ class Oracle:
         self.beyond = magnitude >= values[-1]
         middle = (self.low + self.high) / 2
         self.inexact, self.above, self.tie = magnitude > self.low, magnitude > middle, magnitude == middle
-        # exact: a difference of neighbours, divided by a power of two
-        self.position = np.where(self.beyond, 0.0, (magnitude - self.low) / (self.high - self.low))
+        # exact: a difference of doubles at most a factor of two apart (or from zero), divided by a power of two
+        self.position = (np.where(self.beyond, self.low, magnitude) - self.low) / (self.high - self.low)
 
     def goes_away(self, mode: str, numbers: Array | None) -> Array:
         """Whether each element goes to the larger of its neighbours in magnitude."""
         nothing = np.zeros_like(self.inexact)
         if mode == "stochastic":
             assert numbers is not None
-            return np.floor(self.position * 2**16) + numbers >= 2**16
+            up: Array = np.floor(self.position * 2**16) + numbers >= 2**16
+            return up
         rules: dict[str, Array] = {
             "ties_to_even": self.above | (self.tie & self.odd),
             "ties_to_away": self.above | self.tie,

@@ -1,0 +1,281 @@
+"""The command line: parse, run, show. It computes nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from precision_lab.experiments.underflow import UnderflowConfig
+    from precision_lab.presentation.tables import Table
+
+_WIDE = 200  # columns where nobody sees them: a pipe or a file
+
+
+def _console(stream: Any = None) -> Console:
+    console = Console(file=stream or sys.stdout, highlight=False)
+    return console if console.is_terminal else Console(file=stream or sys.stdout, highlight=False, width=_WIDE)
+
+
+def _show(table: Table) -> None:
+    """Print a table; cells are text, never markup."""
+    shown = RichTable(title=Text(table.title), title_justify="left", show_footer=table.totals is not None)
+    totals = table.totals or [""] * len(table.columns)
+    for i, (heading, total) in enumerate(zip(table.columns, totals, strict=True)):
+        shown.add_column(
+            Text(heading), footer=Text(total), justify="right" if i in table.numeric else "left", overflow="fold"
+        )
+    for row in table.rows:
+        shown.add_row(*(_cell(heading, cell) for heading, cell in zip(table.columns, row, strict=True)))
+    console = _console()
+    console.print(shown)
+    if table.note:
+        console.print(Text(table.note, style="dim"))
+
+
+def _cell(heading: str, cell: str) -> Text:
+    """Colour the fields of a code: sign, exponent, significand."""
+    if heading != "sign exponent significand":
+        return Text(cell)
+    styles = ("red", "green", "cyan")
+    return Text(" ").join(Text(field, style=style) for field, style in zip(cell.split(" "), styles, strict=False))
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a callable (done, of how many) that moves a bar on a terminal; None where nobody would see it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+_formats_option = click.option(
+    "-f",
+    "--format",
+    "chosen",
+    multiple=True,
+    metavar="F",
+    help="A format, as often as you like: fp16, bf16, fp8_e4m3fn, e6m9 (any e..m..) ...",
+)
+_output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("figures"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for figures and JSON.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="precision-lab")
+def app() -> None:
+    """What happens to numbers when they are stored in 16 bits or fewer.
+
+    \b
+    precision-lab inspect 1e-7                          one number in every format
+    precision-lab scan gradients.safetensors            what each format would do to your tensors
+    precision-lab report                                the experiments, with figures
+    """
+
+
+@app.command()
+def formats() -> None:
+    """List the formats and their limits."""
+    from precision_lab.numerics.formats import FORMATS
+    from precision_lab.presentation.tables import formats_table, sources_table
+
+    _show(formats_table(FORMATS.values()))
+    _show(sources_table(FORMATS.values()))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+@click.argument("values", nargs=-1, required=True, metavar="VALUE...")
+@_formats_option
+def inspect(values: tuple[str, ...], chosen: tuple[str, ...]) -> None:
+    """Show how each format stores a number.
+
+    Its bits, the stored value, the error, the neighbours and the ulp.
+
+    A VALUE is read exactly: 1e-7, 1/3, 2^-25, 1.5*2^-14, 0x1.8p-3, inf, nan.
+
+    \b
+    precision-lab inspect 1e-7 65519.99 -f fp16 -f bf16
+    """
+    from precision_lab.numerics.formats import FORMATS, get_format
+    from precision_lab.numerics.inspection import inspect as inspect_number
+    from precision_lab.numerics.inspection import parse_number
+    from precision_lab.presentation.tables import inspection_table
+
+    asked = [get_format(name) for name in chosen or FORMATS]
+    numbers = [parse_number(text) for text in values]
+    for text, number in zip(values, numbers, strict=True):
+        _show(inspection_table(text, [inspect_number(number, fmt) for fmt in asked]))
+
+
+@app.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@_formats_option
+@click.option("-s", "--loss-scale", type=float, default=1.0, metavar="S", help="A power of two; default 1.")
+@click.option("--json", "data", type=click.Path(path_type=Path), metavar="OUT", help="Write the counts as JSON.")
+@click.option("--figure", type=click.Path(path_type=Path), metavar="OUT", help="Draw the histogram: .png, .svg, .pdf.")
+@click.option("--dtype", metavar="D", help="What the raw |V2 items of .npy and .npz files are: bf16, fp8_e4m3fn ...")
+def scan(
+    files: tuple[Path, ...],
+    chosen: tuple[str, ...],
+    loss_scale: float,
+    data: Path | None,
+    figure: Path | None,
+    dtype: str | None,
+) -> None:
+    """Say what each format would do to tensors.
+
+    How many elements of every tensor would be flushed to zero, become subnormal or overflow. A FILE is .safetensors,
+    .npz, .npy, or a folder of them. Memory does not grow with the files.
+
+    \b
+    precision-lab scan model.safetensors -f fp16 -f bf16 --figure histogram.png
+    precision-lab scan gradients.npz --loss-scale 65536 --json counts.json
+    """
+    from precision_lab.analysis.scan import DEFAULT_FORMATS
+    from precision_lab.analysis.scan import scan as scan_files
+    from precision_lab.presentation.files import check_writable, write_json
+    from precision_lab.presentation.tables import scan_table
+
+    if figure is not None:
+        from precision_lab.presentation.plots import check_figure_path
+
+        check_figure_path(figure)
+    for output in (data, figure):
+        if output is not None:
+            check_writable(output)
+    with _progress("Scanning") as progress:
+        result = scan_files(
+            files, formats=chosen or DEFAULT_FORMATS, loss_scale=loss_scale, dtype=dtype, progress=progress
+        )
+    _show(scan_table(result))
+    for info in result.skipped:
+        click.echo(f"skipped {info.file.name}: {info.name!r}: {info.skipped}", err=True)
+    if data is not None:
+        write_json(result.to_dict(), data)
+    if figure is not None:
+        from precision_lab.presentation.plots import save_figure, scan_figure
+
+        save_figure(scan_figure(result), figure)
+
+
+@app.command()
+@_output_option
+@click.option("--steps", type=int, default=8000, show_default=True, metavar="N", help="Training steps.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of initialisation and batches.")
+def underflow(output: Path, steps: int, seed: int) -> None:
+    """Which gradients would each format lose?
+
+    Trains a small network in float32 on handwritten digits and asks at the start, in the middle and near convergence.
+    Writes underflow.png and underflow.json.
+    """
+    from precision_lab.experiments.underflow import UnderflowConfig
+
+    _run_underflow(UnderflowConfig(steps=steps, seed=seed), output)
+
+
+@app.command()
+@_output_option
+def report(output: Path) -> None:
+    """Run every experiment.
+
+    Prints the tables and writes figures and JSON.
+    """
+    from precision_lab.experiments.underflow import UnderflowConfig
+
+    _run_underflow(UnderflowConfig(), output)
+
+
+def _run_underflow(config: UnderflowConfig, output: Path) -> None:
+    from precision_lab.experiments.underflow import run
+    from precision_lab.presentation.files import check_writable, make_folder, write_json
+    from precision_lab.presentation.plots import save_figure, underflow_figure
+    from precision_lab.presentation.tables import underflow_table
+
+    picture, data = make_folder(output) / "underflow.png", output / "underflow.json"
+    check_writable(picture)
+    check_writable(data)
+    with _progress("Training") as progress:
+        result = run(config, progress=progress)
+    _show(underflow_table(result))
+    save_figure(underflow_figure(result), picture)
+    write_json(result.to_dict(), data)
+    click.echo(f"float32 run: final loss {result.final_loss:.2e}, test accuracy {result.test_accuracy:.1%}")
+    click.echo(f"wrote {picture} and {data}")
+
+
+@app.command()
+@_formats_option
+@click.option("--exhaustive", is_flag=True, help="All 2^32 float32 patterns instead of 5.6 million hard ones.")
+def verify(chosen: tuple[str, ...], exhaustive: bool) -> None:
+    """Check this installation bit by bit.
+
+    Compares the compiled roundings with ml_dtypes' casts (ties_to_even of float32) and with exact rational arithmetic
+    (every mode, float32 and float64). Status 1 if anything differs.
+    """
+    from precision_lab.numerics.formats import FORMATS, get_format
+    from precision_lab.numerics.verification import verify_against_ml_dtypes, verify_against_reference
+    from precision_lab.presentation.tables import verification_table
+
+    results = []
+    for fmt in [get_format(name) for name in chosen or FORMATS]:
+        if fmt.dtype is not None:
+            with _progress(f"{fmt} against ml_dtypes") as progress:
+                results.append(verify_against_ml_dtypes(fmt, exhaustive=exhaustive, progress=progress))
+        with _progress(f"{fmt} against exact arithmetic") as progress:
+            results.append(verify_against_reference(fmt, progress=progress))
+    _show(verification_table(results))
+    wrong = [result for result in results if result.mismatches]
+    for result in wrong:
+        for example in result.examples:
+            click.echo(f"{result.format}: {example}", err=True)
+    if wrong:
+        sys.exit(1)
+
+
+def main() -> None:
+    """Run the command line: status 2 and one line on standard error for bad input, 130 after Ctrl-C."""
+    try:
+        sys.exit(app.main(prog_name="precision-lab", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.UsageError as error:
+        place = error.ctx.command_path if error.ctx else "precision-lab"
+        _fail(f"{error.format_message()} (see '{place} --help')")
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("precision-lab: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+        sys.exit(141)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    click.echo(f"precision-lab: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

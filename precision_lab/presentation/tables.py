@@ -1,0 +1,218 @@
+"""Results as rows of text; whoever shows them chooses how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from precision_lab.analysis.histogram import Conversion, ExponentHistogram
+from precision_lab.analysis.scan import ScanResult
+from precision_lab.experiments.underflow import GROUPS, UnderflowResult
+from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.inspection import Inspection
+from precision_lab.numerics.verification import Verification
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes
+    ----------
+    title : str
+        What it shows.
+    columns : tuple of str
+        Headings.
+    rows : tuple of tuple of str
+        Cells.
+    numeric : frozenset of int
+        Columns that are aligned to the right.
+    totals : tuple of str or None
+        A last row, set apart.
+    note : str
+        What the figures mean.
+
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    totals: tuple[str, ...] | None = None
+    note: str = ""
+
+
+def percent(share: float) -> str:
+    """Write a share as a percentage of two decimals; only nothing looks like 0, only all of it like 100.
+
+    >>> percent(0.0), percent(1e-7), percent(0.12345), percent(0.99999999), percent(1.0)
+    ('0', '<0.01', '12.35', '>99.99', '100')
+    """
+    if share in (0, 1):
+        return "100" if share else "0"
+    if share < 0.0001:
+        return "<0.01"
+    if share > 0.9999:
+        return ">99.99"
+    return f"{100 * share:.2f}"
+
+
+def number(value: float | None) -> str:
+    """Write a magnitude with three significant digits, a value that is not there as a dash."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3g}"
+
+
+def power_of_two(value: float) -> str:
+    """Write a power of two as such, anything else as it is.
+
+    >>> power_of_two(65536), power_of_two(2.0**-24), power_of_two(448)
+    ('2^16', '2^-24', '448')
+    """
+    mantissa, exponent = math.frexp(value)
+    return f"2^{exponent - 1}" if mantissa == 0.5 else f"{value:.6g}"
+
+
+def formats_table(formats: Iterable[FloatFormat]) -> Table:
+    """One row a format: its bits and its limits."""
+    rows = tuple(
+        (
+            fmt.name,
+            f"{fmt.bits}",
+            f"1+{fmt.exponent_bits}+{fmt.mantissa_bits}",
+            f"{fmt.max:.6g}",
+            power_of_two(fmt.smallest_normal),
+            power_of_two(fmt.smallest_subnormal),
+            power_of_two(fmt.eps),
+            power_of_two(fmt.flush_threshold),
+            f"{fmt.overflow_threshold:.6g}",
+            {"ieee": "inf, NaN", "fn": "NaN", "fnuz": "NaN, no -0", "finite": "none"}[fmt.specials],
+        )
+        for fmt in formats
+    )
+    columns = ("format", "bits", "s+e+m", "max", "min normal", "min subnormal", "eps", "flushed at", "overflow from")
+    return Table(
+        "Formats",
+        (*columns, "specials"),
+        rows,
+        frozenset(range(1, 9)),
+        note="flushed at: the largest magnitude that rounds to zero. overflow from: the smallest that does not stay "
+        "finite, ties_to_even (fp8_e4m3fn: 464 itself stays 448; fp6, fp4: clamped).",
+    )
+
+
+def sources_table(formats: Iterable[FloatFormat]) -> Table:
+    """One row a format: where it is defined."""
+    return Table("Where they are defined", ("format", "source"), tuple((fmt.name, fmt.source) for fmt in formats))
+
+
+def inspection_table(text: str, inspections: Sequence[Inspection]) -> Table:
+    """One row a format: what it stores for one number. The bits are in one cell, fields apart."""
+    rows = tuple(
+        (
+            i.format.name,
+            f"{i.sign} {i.exponent} {i.significand}".rstrip(),
+            f"{i.code:#0{2 + math.ceil(i.format.bits / 4)}x}",
+            f"{i.stored!r}",
+            f"{i.lost}" if i.kind in ("normal", "zero", "infinity", "nan") else f"{i.lost}, {i.kind}",
+            number(i.error),
+            "–" if math.isnan(i.relative_error) else f"{i.relative_error:.2e}",
+            number(i.ulp),
+            f"{i.below!r}" if not math.isnan(i.below) else "–",
+            f"{i.above!r}" if not math.isnan(i.above) else "–",
+        )
+        for i in inspections
+    )
+    columns = (
+        "format",
+        "sign exponent significand",
+        "code",
+        "stored",
+        "",
+        "error",
+        "relative",
+        "ulp",
+        "below",
+        "above",
+    )
+    return Table(text, columns, rows, frozenset({2, 3, 5, 6, 7, 8, 9}))
+
+
+def _fates(conversion: Conversion) -> str:
+    shares = (conversion.flushed_of_nonzero, conversion.subnormal_of_nonzero, conversion.overflowed_of_nonzero)
+    return " / ".join(percent(share) for share in shares)
+
+
+def _scale_note(loss_scale: float) -> str:
+    return "" if loss_scale == 1 else f", after multiplication by {power_of_two(loss_scale)}"
+
+
+def scan_table(result: ScanResult) -> Table:
+    """One row a tensor: how much of it each format would flush, make subnormal and overflow."""
+    several = len({tensor.info.file for tensor in result.tensors}) > 1
+
+    def row(name: str, dtype: str, histogram: ExponentHistogram) -> tuple[str, ...]:
+        fates = [_fates(histogram.conversion(fmt, result.loss_scale)) for fmt in result.formats]
+        zero = histogram.zero / histogram.count if histogram.count else 0.0
+        return (
+            name,
+            dtype,
+            f"{histogram.count:,}",
+            percent(zero),
+            f"{histogram.nonfinite:,}",
+            number(histogram.min_nonzero),
+            number(histogram.max_abs),
+            *fates,
+        )
+
+    rows = tuple(
+        row(f"{t.info.file.name}: {t.info.name}" if several else t.info.name, t.info.dtype, t.histogram)
+        for t in result.tensors
+    )
+    columns = ("tensor", "dtype", "elements", "zero %", "inf, NaN", "min nonzero", "max")
+    return Table(
+        "What each format would do",
+        (*columns, *(fmt.name for fmt in result.formats)),
+        rows,
+        frozenset(range(2, len(columns) + len(result.formats))),
+        totals=row("total", "", result.total),
+        note="Under each format: flushed to zero / subnormal / overflowed, in percent of the nonzero finite elements"
+        + _scale_note(result.loss_scale)
+        + ".",
+    )
+
+
+def underflow_table(result: UnderflowResult) -> Table:
+    """One row a stage and group: what each format does without loss scaling, and the best loss scale for fp16."""
+    formats = result.config.formats
+    rows = []
+    for stage in result.stages:
+        for group in GROUPS:
+            best = result.best_loss_scale(stage.name, group, formats[0])
+            left = percent((best.flushed + best.overflowed) / best.nonzero if best.nonzero else 0.0)
+            fates = (_fates(result.unscaled(stage.name, group, fmt)) for fmt in formats)
+            rows.append(
+                (stage.name, f"{stage.loss:.2e}", group, *fates, f"S = {power_of_two(best.loss_scale)}, {left} % lost")
+            )
+    return Table(
+        "Gradients of the digits MLP without loss scaling",
+        ("stage", "loss", "gradients", *formats, f"best loss scale for {formats[0]}"),
+        tuple(rows),
+        frozenset({1, *range(3, 3 + len(formats))}),
+        note="Under each format: flushed to zero / subnormal / overflowed, in percent of the nonzero elements. "
+        "lost: flushed or overflowed.",
+    )
+
+
+def verification_table(results: Iterable[Verification]) -> Table:
+    """One row a check."""
+    rows = tuple(
+        (
+            result.format.name,
+            {"ml_dtypes": "ml_dtypes, ties_to_even", "reference": "exact arithmetic, all modes"}[result.against],
+            f"{result.checked:,}",
+            f"{result.mismatches:,}",
+        )
+        for result in results
+    )
+    return Table("Roundings compared", ("format", "against", "checked", "mismatches"), rows, frozenset({2, 3}))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precision_lab import FORMATS
+from precision_lab.analysis.histogram import ExponentHistogram
+from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, run
+from precision_lab.numerics.inspection import inspect
+from precision_lab.presentation import tables
+
+
+def test_docstring_examples() -> None:
+    result = doctest.testmod(tables)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@given(st.floats(0, 1))
+def test_only_nothing_looks_like_zero_and_only_all_looks_like_all(share: float) -> None:
+    text = tables.percent(share)
+    assert (text == "0") == (share == 0)
+    assert (text == "100") == (share == 1)
+    assert text != "0.00"
+    assert text != "100.00"
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (float("nan"), "–"), (1e-7, "1e-07"), (448.0, "448")])
+def test_number(value: float | None, text: str) -> None:
+    assert tables.number(value) == text
+
+
+def test_every_table_is_rectangular() -> None:
+    result = run(UnderflowConfig(steps=30, batches=2))
+    for table in (
+        tables.formats_table(FORMATS.values()),
+        tables.sources_table(FORMATS.values()),
+        tables.inspection_table("1", [inspect(1.0, fmt) for fmt in FORMATS.values()]),
+        tables.underflow_table(result),
+        tables.verification_table([]),
+    ):
+        assert {len(row) for row in table.rows} <= {len(table.columns)}
+        assert all(0 <= column < len(table.columns) for column in table.numeric)
+        assert table.totals is None or len(table.totals) == len(table.columns)
+
+
+def test_underflow_table_says_what_the_result_holds() -> None:
+    result = run(UnderflowConfig(steps=30, batches=2))
+    table = tables.underflow_table(result)
+    assert len(table.rows) == 3 * len(GROUPS)
+    first = result.unscaled("start", "weight gradients", "fp16")
+    assert table.rows[0][:3] == ("start", f"{result.stages[0].loss:.2e}", "weight gradients")
+    assert table.rows[0][3].startswith(tables.percent(first.flushed_of_nonzero))
+
+
+def test_bits_of_a_format_without_mantissa() -> None:
+    row = tables.inspection_table("4", [inspect(4.0, "e4m0")]).rows[0]
+    assert row[1] == "0 1001"
+
+
+def test_a_share_of_nothing_is_zero() -> None:
+    conversion = ExponentHistogram.of(np.zeros(3)).conversion("fp16")
+    assert conversion.flushed_of_nonzero == 0
+    assert conversion.zero_after_of_all == 1

@@ -1,0 +1,220 @@
+"""What importing the package costs, and who may import whom; each check is also shown something it must object to."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import precision_lab
+
+ROOT = Path(precision_lab.__file__).parent
+HEAVY = (
+    *("matplotlib", "numba", "llvmlite", "hypothesis", "sklearn"),
+    *("torch", "scipy", "pandas", "typer", "rich"),
+)
+
+
+# ---- the weight of the import ----
+
+
+def heavy_modules_loaded_by(program: str, path: Path | None = None) -> list[str]:
+    """Run a program in a fresh interpreter; return which of the heavy packages it loaded."""
+    report = f"import json, sys\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    search = [str(p) for p in (path, ROOT.parent) if p is not None]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\n{report}"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    loaded: list[str] = json.loads(done.stdout)
+    return loaded
+
+
+def test_the_import_is_light() -> None:
+    assert heavy_modules_loaded_by("import precision_lab") == []
+
+
+def test_looking_around_is_light() -> None:
+    """Formats and histograms of nothing compile nothing."""
+    program = """
+        import precision_lab
+        precision_lab.get_format("half").max
+        precision_lab.ExponentHistogram.empty().conversion("fp16", 1024)
+    """
+    assert heavy_modules_loaded_by("if True:" + program) == []
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_heavy_import_is_noticed(name: str, tmp_path: Path) -> None:
+    """A stand-in of that name, so that it need not be installed."""
+    (tmp_path / f"{name}.py").write_text("")
+    assert heavy_modules_loaded_by(f"import precision_lab, {name}", tmp_path) == [name]
+
+
+def test_the_compiled_loops_are_noticed() -> None:
+    """The real thing: the first rounding loads numba, and says so."""
+    assert {"numba", "llvmlite"} <= set(heavy_modules_loaded_by("import precision_lab.numerics.kernels"))
+
+
+# ---- the public names ----
+
+
+def imported_names(source: str) -> list[str]:
+    """The names that `from ... import` binds, at the top of a module."""
+    return [
+        alias.asname or alias.name
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for alias in node.names
+    ]
+
+
+def in_order(names: list[str]) -> list[str]:
+    """Sort constants, then classes, then functions, as the linter does."""
+    return sorted(names, key=lambda name: (0 if name.isupper() else 1 if name[0].isupper() else 2, name))
+
+
+def test_all_is_sorted_and_complete() -> None:
+    source = (ROOT / "__init__.py").read_text()
+    assert precision_lab.__all__ == in_order(precision_lab.__all__)
+    assert len(set(precision_lab.__all__)) == len(precision_lab.__all__)
+    public = [name for name in imported_names(source) if not name.startswith("_")]
+    assert sorted(public) == sorted(precision_lab.__all__)
+    # and nothing else is defined there
+    assert not [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+@pytest.mark.parametrize("name", precision_lab.__all__)
+def test_every_public_name_can_be_imported(name: str) -> None:
+    value = getattr(precision_lab, name)
+    module = importlib.import_module(getattr(value, "__module__", "precision_lab"))
+    assert name == "FORMATS" or getattr(module, name) is value
+
+
+def test_the_order_can_be_wrong() -> None:
+    assert in_order(["cast", "FORMATS", "Conversion"]) == ["FORMATS", "Conversion", "cast"]
+    assert imported_names("from a import b, c as d\nimport e\n") == ["b", "d"]
+
+
+# ---- who imports whom ----
+
+# a module imports floors of a smaller number, and its own
+FLOORS = {"numerics": 1, "analysis": 2, "training": 3, "experiments": 4, "claims": 5, "presentation": 6, "cli": 7}
+PUBLIC = 5  # the names of precision_lab itself come from floors 1 to 4
+DOORS = ("cli", "torch", "testing", "__main__")  # for people; nothing else of the package uses them
+PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve")
+
+
+def modules() -> dict[str, str]:
+    """The source of every module of the package by its dotted name without the package's."""
+    files = sorted(ROOT.rglob("*.py"))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file.read_text() for file in files}
+
+
+def imports(source: str, module: str = "") -> Iterator[str]:
+    """Yield the dotted names that a source imports, wherever in it: `from a import b` yields a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ["precision_lab", *module.split(".")][: -node.level] if node.level else []
+            base = [*above, *filter(None, [node.module])]
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def top_level(source: str) -> set[str]:
+    return {name.split(".")[0] for name in imports(source)}
+
+
+def upward_imports(module: str, source: str) -> list[str]:
+    """The imports of the package's own modules that a floor must not make."""
+    floor = module.split(".")[0]
+    wrong = []
+    for name in imports(source, module):
+        first, *rest = name.split(".")
+        if first != "precision_lab" or floor not in FLOORS:
+            continue
+        target = rest[0] if rest else "__init__"
+        if not (floor == "cli" if target in DOORS else FLOORS.get(target, PUBLIC) <= FLOORS[floor]):
+            wrong.append(name)
+    return wrong
+
+
+def test_no_floor_imports_a_lower_one() -> None:
+    assert {module: wrong for module, source in modules().items() if (wrong := upward_imports(module, source))} == {}
+
+
+def test_the_floors_are_those_of_the_package() -> None:
+    found = {module.split(".")[0] for module in modules()} - {"__init__"}
+    assert {"numerics", "analysis", "training", "experiments"} <= found <= {*FLOORS, *DOORS}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("numerics.formats", "from precision_lab.analysis.scan import scan", True),
+        ("numerics.formats", "def f():\n    import precision_lab.training.loop", True),  # later is no excuse
+        ("numerics.formats", "from precision_lab import training", True),
+        ("numerics.formats", "from precision_lab import round_to", True),  # imports all floors
+        ("numerics.formats", "import precision_lab", True),
+        ("numerics.formats", "from ..analysis import scan", True),
+        ("numerics.formats", "from .. import analysis", True),
+        ("analysis.scan", "from precision_lab.experiments.underflow import run", True),
+        ("training.loop", "from precision_lab.presentation import plots", True),
+        ("experiments.underflow", "from precision_lab.presentation.plots import plot", True),
+        ("presentation.plots", "from precision_lab.cli import main", True),
+        ("presentation.plots", "from precision_lab.testing import casts", True),
+        ("numerics.rounding", "from precision_lab.numerics.formats import FORMATS", False),
+        ("numerics.rounding", "from . import kernels", False),
+        ("analysis.scan", "from precision_lab.numerics import formats", False),
+        ("analysis.scan", "import numpy, math", False),
+        ("presentation.plots", "from precision_lab.experiments import underflow", False),
+        ("presentation.report", "from precision_lab import __version__", False),
+        ("cli", "from precision_lab.presentation import plots\nfrom precision_lab.torch import capture", False),
+        ("__init__", "from precision_lab.analysis.scan import scan", False),
+        ("numerics.__init__", "from . import kernels", False),
+        ("numerics.__init__", "from ..training import loop", True),
+    ],
+)
+def test_the_check_of_the_floors(module: str, source: str, wrong: bool) -> None:
+    assert bool(upward_imports(module, source)) == wrong
+
+
+def test_only_the_kernels_import_the_compiler() -> None:
+    importing = {module for module, source in modules().items() if {"numba", "llvmlite"} & top_level(source)}
+    assert importing == {"numerics.kernels"}
+
+
+def test_nothing_imports_pickle() -> None:
+    assert [module for module, source in modules().items() if top_level(source) & {*PICKLES}] == []
+
+
+def test_only_testing_imports_hypothesis() -> None:
+    importing = [module for module, source in modules().items() if "hypothesis" in top_level(source)]
+    assert [module for module in importing if module.split(".")[0] != "testing"] == []
+
+
+def test_numerics_reference_imports_nothing_but_formats() -> None:
+    """Or it would be no independent oracle."""
+    own = {name for name in imports(modules()["numerics.reference"]) if name.startswith("precision_lab")}
+    assert {name.rsplit(".", 1)[0] for name in own} == {"precision_lab.numerics.formats"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from pickle import loads", "import os, pickle as p", "def f():\n    import pickle.x"],
+)
+def test_imports_are_seen_in_every_form(source: str) -> None:
+    assert "pickle" in top_level(source)
+    assert "pickle" not in top_level("pickle = 1  # import pickle\ns = 'import pickle'")

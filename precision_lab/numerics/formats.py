@@ -20,7 +20,7 @@ An ``ieee`` format without mantissa bits has an infinity but no code left for Na
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -70,11 +70,11 @@ class FloatFormat:
         if self.specials == "fn" and self.mantissa_bits == 0:
             raise ValueError("an 'fn' format needs a mantissa bit: its only NaN is the code of all ones")
         smallest = self.emin - self.mantissa_bits
-        if self.emin < -126 or self.emax > 127 or (self.emin > -126 and smallest < -126):
+        of_float32 = self.emin == -126 and self.emax <= 127
+        if not of_float32 and not (-110 <= smallest <= 0 and self.emax <= 127):
             raise ValueError(
-                f"bias {self.bias} puts the exponents at {self.emin}..{self.emax} and the smallest subnormal at "
-                f"2^{smallest}; float32's own exponents (bias 127, 8 bits), or emin - mantissa_bits >= -126 and "
-                "emax <= 127, are supported"
+                f"bias {self.bias} puts the smallest subnormal at 2^{smallest} and emax at {self.emax}; supported are "
+                "smallest subnormals in 2^-110..2^0 and emax <= 127, or float32's own exponents (8 bits, bias 127)"
             )
 
     @classmethod
@@ -110,6 +110,10 @@ class FloatFormat:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what is cached stays behind: hashes of strings differ between processes
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @cached_property
     def _hash(self) -> int:
@@ -179,7 +183,10 @@ class FloatFormat:
 
     @cached_property
     def subnormal_threshold(self) -> float:
-        """Smallest magnitude that ties_to_even rounds to a normal, smallest_normal - smallest_subnormal / 2."""
+        """Smallest magnitude that ties_to_even rounds to a normal, smallest_normal - smallest_subnormal / 2.
+
+        Without mantissa bits there are no subnormals, and this tie goes to zero: it is `flush_threshold`.
+        """
         return self.smallest_normal - self.smallest_subnormal / 2
 
     @cached_property

@@ -281,7 +281,7 @@ def _make_encode(U: Any, F: Any, width: int, mantissa: int) -> Any:
     def encode(x, out, c):
         """Turn values that already are in the format into codes."""
         shift, offset, scale, smallest_normal = c[0], c[1], _reinterpret(c[2]), _reinterpret(c[3])
-        infinity, nan, nan_signed, sign_shift = c[4], c[5], c[6], c[7]
+        infinity, nan, sign_shift = c[4], c[5], c[6]
         for i in range(x.size):
             b = _reinterpret(x[i])
             a = U(b & U(~SIGN_BIT))
@@ -289,8 +289,7 @@ def _make_encode(U: Any, F: Any, width: int, mantissa: int) -> Any:
             code = U(U(a >> shift) - offset) if v >= smallest_normal else U(np.int64(F(v * scale)))
             code = infinity if a == EXPONENT else code
             code = nan if a > EXPONENT else code
-            signed = nan_signed if a > EXPONENT else U(1)
-            out[i] = U(code | U(U(U(b >> TO_CODE_SIGN) * signed) << sign_shift))
+            out[i] = U(code | U(U(b >> TO_CODE_SIGN) << sign_shift))
 
     return encode
 

@@ -3,7 +3,7 @@
 What happens where the rule "the nearest value" is not enough, in `round_to`, `encode` and `cast` alike:
 
 - **Signed zeros** keep their sign, except in the ``fnuz`` formats, which have one zero.
-- **NaN** stays NaN, quiet, with its sign (in ``fnuz`` formats there is one NaN); payloads are dropped. In formats
+- **NaN** stays NaN, quiet, with its sign (in ``fnuz`` formats there is one NaN); its payload means nothing. In formats
   without NaN (fp6, fp4) it becomes the zero of the opposite sign: that is what ml_dtypes does. Count first.
 - **Infinity** stays; without infinities it becomes NaN (``fn``, ``fnuz``) or the largest value (fp6, fp4).
 - **Overflow** is decided on the value rounded as if the exponent range were unlimited (IEEE 754-2019, 7.4). Beyond the
@@ -306,8 +306,10 @@ def round_to(
     plan = _plan(fmt, rounding_mode, subnormals, saturate, array.dtype.itemsize == 8)
     if plan.seeded is None:
         plan.kernel(source, target, plan.constants)
-    elif fmt.mantissa_bits > 15 and array.dtype.itemsize == 4:  # 16 more bits do not fit beside the significand
-        rounded = round_to(source.astype(np.float64), fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng)
+    elif fmt.mantissa_bits > 14 and array.dtype.itemsize == 4:  # 16 more bits do not fit beside the significand
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            wide = source.astype(np.float64)
+        rounded = round_to(wide, fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng)
         np.copyto(target, rounded, casting="same_kind")
     else:
         _round_randomly(plan, source, target, rng)
@@ -332,13 +334,13 @@ def _encode_plan(fmt: FloatFormat, wide: bool) -> tuple[_Kernel, Array]:
     fraction_bits, carrier_bias = (52, 1023) if wide else (23, 127)
     shares_subnormals = fmt.emin == 1 - carrier_bias  # then the fields match, subnormals too
     infinity = 0 if not fmt.has_infinity else (2**fmt.exponent_bits - 1) << fmt.mantissa_bits
-    nan, nan_signed = 0, 1
+    nan = 0
     if fmt.specials == "ieee":
         nan = infinity | 1 << max(fmt.mantissa_bits - 1, 0)
     elif fmt.specials == "fn":
         nan = 2 ** (fmt.bits - 1) - 1
     elif fmt.specials == "fnuz":
-        nan, nan_signed = 2 ** (fmt.bits - 1), 0
+        nan = 2 ** (fmt.bits - 1)
 
     def bits(value: float) -> int:
         return int(np.array(value, real).view(uint))
@@ -350,7 +352,6 @@ def _encode_plan(fmt: FloatFormat, wide: bool) -> tuple[_Kernel, Array]:
         bits(0.0 if shares_subnormals else fmt.smallest_normal),
         infinity,
         nan,
-        nan_signed,
         fmt.bits - 1,
     ]
     return getattr(kernels, f"encode_{64 if wide else 32}"), np.array(constants, uint)
@@ -451,10 +452,12 @@ def decode(codes: ArrayLike, fmt: object, dtype: Any = np.float32) -> Array:
 
     """
     fmt = get_format(fmt)
-    target = np.dtype(dtype)
-    if target not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {target}")
+    if dtype not in (np.float32, np.float64, "float32", "float64"):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+    target: np.dtype[Any] = np.dtype(dtype)
     array = np.asarray(codes)
+    if array.size == 0:
+        array = array.astype(np.uint8)
     if array.dtype.kind not in "iu":
         raise ValueError(f"codes must be integers, got {array.dtype}")
     if array.size and not (int(array.min()) >= 0 and int(array.max()) < 2**fmt.bits):
@@ -484,21 +487,19 @@ def neighbours(x: ArrayLike, fmt: object) -> tuple[Array, Array]:
     Shape and dtype as `round_to`.
     """
     fmt = get_format(fmt)
-    return -_above(-as_carrier(x), fmt), _above(as_carrier(x), fmt)
+    array = as_carrier(x)
+    return _scalar_if_0d(0 - _above(-array, fmt)), _scalar_if_0d(_above(array, fmt))
 
 
 def _above(array: Array, fmt: FloatFormat) -> Array:
-    up = np.asarray(round_to(array, fmt, "toward_positive"))
-    with np.errstate(over="ignore"):
-        # from a value of the format one spacing up; for a negative power of two the spacing is that of the binade below
-        step = np.asarray(spacing(up, fmt))
-        below = np.asarray(spacing(np.nextafter(up, np.asarray(np.inf, up.dtype)), fmt))
-        stepped = up + np.where(up < 0, below, step)
-    stepped = np.where(stepped > fmt.max, np.inf if fmt.has_infinity else np.nan, stepped)
-    stepped = np.where(array < fmt.min, fmt.min, stepped)
-    result = np.where((array < up) & (array >= fmt.min), up, stepped)
-    result = np.where((array == -np.inf) & (not fmt.has_infinity), np.nan, result)
-    return _scalar_if_0d(np.where(np.isnan(array) | (array == np.inf), np.nan, result).astype(array.dtype))
+    """Return the smallest value of the format strictly above, NaN where there is none."""
+    infinity = array.dtype.type(np.inf)
+    with np.errstate(over="ignore", under="ignore"):
+        next_up = np.nextafter(array, infinity)  # every value of the format is one of the carrier
+    up = np.asarray(round_to(next_up, fmt, "toward_positive")) + array.dtype.type(0)  # no -0.0
+    beyond = infinity if fmt.has_infinity else array.dtype.type(np.nan)
+    above: Array = np.where(next_up > fmt.max, beyond, up)
+    return np.where(np.isnan(array) | (array == infinity), array.dtype.type(np.nan), above)
 
 
 def is_representable(x: ArrayLike, fmt: object) -> NDArray[np.bool_]:

@@ -169,8 +169,10 @@ def test_the_best_loss_scale_loses_the_fewest(result: UnderflowResult) -> None:
 
 def test_the_smallest_of_the_best_whatever_the_order() -> None:
     config = UnderflowConfig(hidden=(4,), steps=6, batches=1, formats=("bf16",), loss_scale_exponents=(5, 0, 9, -1))
-    best = run(config).best_loss_scale("start", "weight gradients", "bf16")
+    found = run(config)
+    best = found.best_loss_scale("start", "weight gradients", "bf16")
     assert (best.flushed + best.overflowed, best.loss_scale) == (0, 0.5)
+    assert found.unscaled("start", "weight gradients", "bf16").loss_scale == 1
 
 
 def test_too_large_a_scale_is_not_the_best() -> None:

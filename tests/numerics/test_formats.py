@@ -229,8 +229,8 @@ def test_ieee_refuses_other_widths(e: int, m: int) -> None:
         (("x", 8, 3, 128), "bias 128"),
         (("x", 8, 3, 126), "bias 126"),
         (("x", 8, 3, 127, "fn"), "bias 127"),
-        (("x", 5, 10, 118), "smallest subnormal"),
-        (("x", 5, 10, -98), "bias -98"),
+        (("x", 5, 10, 102), "smallest subnormal"),
+        (("x", 5, 10, -10), "bias -10"),
     ],
 )
 def test_the_constructor_refuses(arguments: tuple[str, int, int, int], message: str) -> None:
@@ -242,7 +242,7 @@ def test_the_constructor_refuses(arguments: tuple[str, int, int, int], message: 
 @pytest.mark.parametrize(
     "arguments",
     # one inside each of the bounds above
-    [("x", 2, 3, 1), ("x", 8, 23, 127), ("x", 5, 10, 117), ("x", 5, 10, -97), ("x", 5, 1, 15, "fn"), ("x", 7, 0, 127)],
+    [("x", 2, 3, 1), ("x", 8, 23, 127), ("x", 5, 10, 101), ("x", 5, 10, -9), ("x", 5, 1, 15, "fn"), ("x", 7, 0, 127)],
 )
 def test_the_constructor_accepts(arguments: tuple[str, int, int, int]) -> None:
     assert FloatFormat(*arguments).max <= FORMATS["fp32"].max
@@ -277,7 +277,6 @@ def test_copies(fmt: FloatFormat) -> None:
         assert (twin.source, twin.dtype, twin.max) == (fmt.source, fmt.dtype, fmt.max)
 
 
-@pytest.mark.xfail(reason="the cached hash travels with the pickle")
 def test_a_pickle_hashes_right_in_another_process() -> None:
     # hashes of strings differ between processes: a hash that travels along is wrong on arrival
     fmt = FORMATS["fp16"]

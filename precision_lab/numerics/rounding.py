@@ -494,7 +494,7 @@ def neighbours(x: ArrayLike, fmt: object) -> tuple[Array, Array]:
 def _above(array: Array, fmt: FloatFormat) -> Array:
     """Return the smallest value of the format strictly above, NaN where there is none."""
     infinity = array.dtype.type(np.inf)
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         next_up = np.nextafter(array, infinity)  # every value of the format is one of the carrier
     up = np.asarray(round_to(next_up, fmt, "toward_positive")) + array.dtype.type(0)  # no -0.0
     beyond = infinity if fmt.has_infinity else array.dtype.type(np.nan)

@@ -227,7 +227,7 @@ def _run_underflow(config: UnderflowConfig, output: Path) -> None:
 
 @app.command()
 @_formats_option
-@click.option("--exhaustive", is_flag=True, help="All 2^32 float32 patterns instead of 5.6 million hard ones.")
+@click.option("--exhaustive", is_flag=True, help="All 2^32 float32 patterns instead of the 7 million hard ones.")
 def verify(chosen: tuple[str, ...], exhaustive: bool) -> None:
     """Check this installation bit by bit.
 

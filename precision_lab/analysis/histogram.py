@@ -16,6 +16,7 @@ These 27 classes a binade answer every registered format and every power-of-two 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -263,6 +264,7 @@ class ExponentHistogram:
     def conversion(self, fmt: object, loss_scale: float = 1) -> Conversion:
         """Return all counts of a conversion at once; raises as `flushed`."""
         fmt = get_format(fmt)
+        log2_of_power_of_two(loss_scale)
         return Conversion(
             fmt,
             float(loss_scale),
@@ -318,24 +320,38 @@ class ExponentHistogram:
 
         """
         try:
-            rows = {int(e): [int(n) for n in row] for e, row in data["binades"].items()}
-            if any(len(row) > CLASSES or min(row, default=0) < 0 for row in rows.values()):
-                raise ValueError(f"a binade has up to {CLASSES} counts, none negative")
+            rows = {int(e): [_count(n) for n in row] for e, row in data["binades"].items()}
+            least, largest = (None if data[key] is None else float(data[key]) for key in ("min_nonzero", "max_abs"))
+            if len(rows) != len(data["binades"]) or not all(
+                0 < len(row) <= CLASSES and any(row) for row in rows.values()
+            ):
+                raise ValueError(f"a binade occurs once, with up to {CLASSES} counts")
+            if sum(map(sum, rows.values())) >= 2**63:
+                raise ValueError("counts fit in 63 bits")
+            if rows and (min(rows), max(rows)) != (_exponent(least), _exponent(largest)):
+                raise ValueError("min_nonzero and max_abs lie in the first and the last binade")
+            if not rows and not (least is None and largest in (None, 0.0)):
+                raise ValueError("without binades there is no min_nonzero, and max_abs is 0 or none")
             first = min(rows, default=0)
-            table = np.zeros((max(rows, default=-1) - first + 1 if rows else 0, CLASSES), np.int64)
+            table = np.zeros((max(rows) - first + 1 if rows else 0, CLASSES), np.int64)
             for e, row in rows.items():
                 table[e - first, : len(row)] = row
-            least, largest = data["min_nonzero"], data["max_abs"]
-            return cls(
-                int(data["zero"]),
-                int(data["nonfinite"]),
-                None if least is None else float(least),
-                None if largest is None else float(largest),
-                first,
-                table,
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            return cls(_count(data["zero"]), _count(data["nonfinite"]), least, largest, first, table)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a histogram made by ExponentHistogram.to_dict: {error!r}") from error
+
+
+def _count(value: Any) -> int:
+    """Return a count, an integer that is not negative."""
+    count = operator.index(value)
+    if count < 0 or isinstance(value, bool):
+        raise ValueError(f"counts are integers that are not negative, got {value!r}")
+    return count
+
+
+def _exponent(magnitude: float | None) -> int | None:
+    """Return the exponent of the binade of a positive finite magnitude, None where there is none."""
+    return math.frexp(magnitude)[1] - 1 if magnitude and 0 < magnitude < math.inf else None
 
 
 def log2_of_power_of_two(loss_scale: float) -> int:

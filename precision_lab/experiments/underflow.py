@@ -16,6 +16,7 @@ end, which is why loss scales are dynamic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -53,22 +54,46 @@ class UnderflowConfig:
     seed: int = 0
     batches: int = 10
     formats: tuple[str, ...] = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2")
-    loss_scale_exponents: tuple[int, ...] = field(default=tuple(range(0, 33)))
+    loss_scale_exponents: tuple[int, ...] = field(default=tuple(range(33)))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.batches, int) or not 1 <= self.batches <= self.steps // 3:
+        if type(self.steps) is not int or self.steps < 3:
+            raise ValueError(f"steps must be an integer of at least 3, got {self.steps!r}")
+        if type(self.batches) is not int or not 1 <= self.batches <= self.steps // 3:
             raise ValueError(
                 f"batches must be an integer in 1..{self.steps // 3}, a third of the steps, got {self.batches!r}"
             )
+        exponents = self.loss_scale_exponents
+        if (
+            not isinstance(exponents, tuple)
+            or not all(type(k) is int and -126 <= k <= 127 for k in exponents)
+            or 0 not in exponents
+        ):
+            raise ValueError(
+                f"loss_scale_exponents must be a tuple of integers in -126..127 with 0 among them, got {exponents!r}"
+            )
+        if not isinstance(self.formats, tuple) or not self.formats:
+            raise ValueError(f"formats must be a tuple of names, at least one, got {self.formats!r}")
         for fmt in self.formats:
             get_format(fmt)
-        if not self.formats or not self.loss_scale_exponents:
-            raise ValueError("formats and loss_scale_exponents must not be empty")
+        self.training()
+
+    def training(self) -> TrainingConfig:
+        """Return the configuration of the training run; raises its ValueErrors."""
+        return TrainingConfig(
+            hidden=self.hidden,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            snapshot_steps=tuple(step for steps in self.stages.values() for step in steps),
+        )
 
     @property
     def stages(self) -> dict[str, range]:
         """The steps that are looked at, by name."""
-        middle = self.steps // 2
+        middle = (self.steps - self.batches) // 2
         return {
             "start": range(self.batches),
             "middle": range(middle, middle + self.batches),
@@ -139,13 +164,13 @@ class UnderflowResult:
         return {
             "experiment": "underflow",
             "config": asdict(self.config),
-            "final_loss": self.final_loss,
+            "final_loss": _number(self.final_loss),
             "test_accuracy": self.test_accuracy,
             "stages": [
                 {
                     "name": stage.name,
                     "steps": [stage.steps.start, stage.steps.stop],
-                    "loss": stage.loss,
+                    "loss": _number(stage.loss),
                     "groups": {
                         group: {
                             "histogram": stage.histogram(group).to_dict(),
@@ -172,6 +197,11 @@ class UnderflowResult:
         }
 
 
+def _number(value: float) -> float | None:
+    """Return what JSON can hold: None for the infinity or NaN of a run that diverged."""
+    return value if math.isfinite(value) else None
+
+
 def run(
     config: UnderflowConfig | None = None, *, progress: Callable[[int, int], None] | None = None
 ) -> UnderflowResult:
@@ -191,18 +221,8 @@ def run(
 
     """
     config = config or UnderflowConfig()
-    training = train(
-        TrainingConfig(
-            hidden=config.hidden,
-            optimizer=config.optimizer,
-            learning_rate=config.learning_rate,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            snapshot_steps=tuple(step for steps in config.stages.values() for step in steps),
-        ),
-        progress=None if progress is None else lambda step: progress(step, config.steps),
-    )
+    report = None if progress is None else lambda step: progress(step, config.steps)
+    training = train(config.training(), progress=report)
     stages = []
     for name, steps in config.stages.items():
         snapshots = [snapshot for snapshot in training.snapshots if snapshot.step in steps]

@@ -76,24 +76,27 @@ def parse_number(text: str) -> Fraction | float:
     problem = ValueError(
         f"cannot read {text!r} as a number; write it like 1e-7, 1/3, 2^-25, 1.5*2^-14, 0x1.8p-3, inf or nan"
     )
-    if match := re.fullmatch(r"([+-]?)(inf|infinity|nan)", cleaned):
-        return math.copysign(float(match[2]), -1.0 if match[1] == "-" else 1.0)
+    sign, magnitude = (cleaned[0], cleaned[1:]) if cleaned[:1] in ("+", "-") else ("+", cleaned)
+    if not re.match(r"[\d.]|inf|nan", magnitude):  # a second sign, for one
+        raise problem
+    if magnitude in ("inf", "infinity", "nan"):
+        return math.copysign(float(magnitude), -1.0 if sign == "-" else 1.0)
+    marks = "p" if magnitude.startswith("0x") else "e^"
+    exponents = re.findall(rf"[{marks}][+-]?0*(\d*)", magnitude)
+    if any(len(digits) > 5 or int(digits or 0) > 10_000 for digits in exponents):  # the digits would fill the memory
+        raise problem
     try:
-        if match := re.fullmatch(r"([+-]?)(?:([^*]+)\*)?2\^([+-]?\d+)", cleaned):
-            power = int(match[3])
-            factor = Fraction(match[2] or 1)
-            if abs(power) > 10_000:
-                raise problem
-            value = factor * Fraction(2) ** power * (-1 if match[1] == "-" else 1)
-        elif "0x" in cleaned:
-            value = Fraction(float.fromhex(cleaned))
+        if match := re.fullmatch(r"(?:(.+)\*)?2\^([+-]?\d+)", magnitude):
+            value = Fraction(match[1] or 1) * Fraction(2) ** int(match[2])
+        elif match := re.fullmatch(r"0x([\da-f]*)\.?([\da-f]*)(?:p([+-]?\d+))?", magnitude):
+            value = Fraction(int(match[1] + match[2], 16)) * Fraction(2) ** (int(match[3] or 0) - 4 * len(match[2]))
         else:
-            if (exponent := re.search(r"e([+-]?\d+)$", cleaned)) and abs(int(exponent[1])) > 10_000:
-                raise problem
-            value = Fraction(cleaned)
-    except (ValueError, ZeroDivisionError, OverflowError):
+            value = Fraction(magnitude)
+    except (ValueError, ZeroDivisionError):
         raise problem from None
-    return -0.0 if value == 0 and cleaned.startswith("-") else value
+    if sign == "-":
+        return -value if value else -0.0
+    return value
 
 
 def to_double_by_odd(value: Fraction) -> float:
@@ -115,6 +118,14 @@ def to_double_by_odd(value: Fraction) -> float:
     return -result if negative else result
 
 
+def _to_float(value: Fraction) -> float:
+    """Return the nearest double, beyond their range an infinity."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def inspect(number: Fraction | float, fmt: object) -> Inspection:
     """Round one number (ties_to_even) into a format and take the result apart.
 
@@ -133,11 +144,12 @@ def inspect(number: Fraction | float, fmt: object) -> Inspection:
     digits = f"{code:0{fmt.bits}b}"
     below, above = (float(v) for v in neighbours(stored, fmt))
     error = relative = math.nan
+    difference = Fraction(0)
     if math.isfinite(carried) and math.isfinite(stored):
         exact = Fraction(number)
         difference = Fraction(stored) - exact
-        error = float(difference)
-        relative = float(difference / exact) if exact else math.nan
+        error = _to_float(difference)
+        relative = _to_float(difference / exact) if exact else math.nan
     if math.isnan(stored):
         kind = "nan"
     elif math.isinf(stored):
@@ -153,7 +165,7 @@ def inspect(number: Fraction | float, fmt: object) -> Inspection:
     elif math.isinf(carried):
         lost = "exact" if stored == carried else "overflowed"
     else:
-        lost = "flushed" if stored == 0 != carried else "exact" if error == 0 else "rounded"
+        lost = "flushed" if stored == 0 != carried else "exact" if difference == 0 else "rounded"
     return Inspection(
         format=fmt,
         sign=digits[0],

@@ -813,7 +813,7 @@ def plot_flushed_table(result: UnderflowResult, *, ax: Axes | None = None, title
     Parameters
     ----------
     result : UnderflowResult
-        What to draw; its loss scales include 1.
+        What to draw.
     ax : matplotlib.axes.Axes, optional
         Default: those of a new pyplot figure.
     title : str, optional
@@ -824,14 +824,7 @@ def plot_flushed_table(result: UnderflowResult, *, ax: Axes | None = None, title
     matplotlib.axes.Axes
         The axes drawn on.
 
-    Raises
-    ------
-    ValueError
-        The loss scales do not include 1.
-
     """
-    if 0 not in result.config.loss_scale_exponents:
-        raise ValueError("the result has no loss scale of 1: its loss_scale_exponents must include 0")
     columns = [(group, stage.name) for group in GROUPS for stage in result.stages]
     formats = result.config.formats
     cells = [[100 * result.unscaled(stage, group, f).flushed_of_nonzero for group, stage in columns] for f in formats]
@@ -893,17 +886,12 @@ def underflow_figure(result: UnderflowResult) -> Figure:
     Parameters
     ----------
     result : UnderflowResult
-        What to draw; its loss scales include 1.
+        What to draw.
 
     Returns
     -------
     matplotlib.figure.Figure
         A figure that pyplot does not know of; `save_figure` writes it.
-
-    Raises
-    ------
-    ValueError
-        The loss scales do not include 1.
 
     """
     group, fmt = GROUPS[1], result.config.formats[0]

@@ -49,10 +49,10 @@ def gradients(snapshot: Snapshot, group: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("steps", "batches", "expected"),
     [
-        (60, 3, (range(0, 3), range(30, 33), range(57, 60))),
-        (8000, 10, (range(0, 10), range(4000, 4010), range(7990, 8000))),
+        (60, 3, (range(0, 3), range(28, 31), range(57, 60))),
+        (8000, 10, (range(0, 10), range(3995, 4005), range(7990, 8000))),
         (3, 1, (range(0, 1), range(1, 2), range(2, 3))),
-        (13, 3, (range(0, 3), range(6, 9), range(10, 13))),
+        (13, 3, (range(0, 3), range(5, 8), range(10, 13))),
     ],
 )
 def test_stages_by_hand(steps: int, batches: int, expected: tuple[range, ...]) -> None:
@@ -259,11 +259,21 @@ def test_a_run_that_diverges_is_a_result() -> None:
         ({"batches": 21}, "batches must be an integer"),
         ({"batches": 2.0}, "batches must be an integer"),
         ({"batches": "3"}, "batches must be an integer"),
-        ({"steps": 2, "batches": 1}, "batches must be an integer"),
-        ({"formats": ()}, "formats and loss_scale_exponents must not be empty"),
-        ({"loss_scale_exponents": ()}, "must not be empty"),
+        ({"steps": 2, "batches": 1}, "steps must be an integer of at least 3"),
+        ({"formats": ()}, "formats must be a tuple of names, at least one"),
+        ({"loss_scale_exponents": ()}, "loss_scale_exponents must be a tuple of integers"),
+        ({"loss_scale_exponents": (1, 2)}, "with 0 among them"),
+        ({"loss_scale_exponents": (0, 128)}, r"integers in -126\.\.127"),
+        ({"loss_scale_exponents": (-127, 0)}, r"integers in -126\.\.127"),
         ({"formats": ("fp16", "fp17")}, "unknown format 'fp17'"),
-        ({"formats": "fp16"}, "unknown format 'f'"),
+        ({"formats": "fp16"}, "formats must be a tuple"),
+        ({"optimizer": "sdg"}, "optimizer must be one of sgd, adam"),
+        ({"hidden": [64]}, "hidden must be a tuple"),
+        ({"hidden": (0,)}, "hidden must be a tuple"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"seed": -1}, "seed must be an integer"),
+        ({"batch_size": 0}, "batch_size must be an integer"),
         ({"formats": (None,)}, "unknown format None"),
     ],
     ids=repr,
@@ -274,33 +284,19 @@ def test_bad_configurations_are_refused_at_once(options: dict[str, Any], needle:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize(
-    ("options", "needle"),
-    [
-        ({"optimizer": "sdg"}, "optimizer must be one of sgd, adam"),
-        ({"hidden": [64]}, "hidden must be a tuple"),
-        ({"hidden": (0,)}, "hidden must be a tuple"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
-        ({"seed": -1}, "seed must be an integer"),
-        ({"batch_size": 0}, "batch_size must be an integer"),
-        ({"batch_size": 10**6}, "batch_size must lie in"),
-    ],
-    ids=repr,
-)
-def test_bad_configurations_are_refused_before_the_first_step(options: dict[str, Any], needle: str) -> None:
+def test_what_only_the_data_can_tell_is_refused_before_the_first_step() -> None:
     seen: list[int] = []
-    with pytest.raises(ValueError, match=needle) as caught:
-        run(UnderflowConfig(**({"steps": 60, "batches": 3} | options)), progress=lambda *_: seen.append(1))
+    config = UnderflowConfig(steps=60, batches=3, batch_size=10**6)
+    with pytest.raises(ValueError, match="batch_size must lie in") as caught:
+        run(config, progress=lambda *_: seen.append(1))
     assert str(caught.value).isprintable()
     assert not seen
 
 
-# ---- known defects ----
+# ---- what went wrong once ----
 
 
 @pytest.mark.parametrize(("steps", "batches"), [(60, 16), (60, 20), (6, 2), (9, 3)])
-@pytest.mark.xfail(raises=(AssertionError, ValueError), reason="beyond a quarter of the steps they do")
 def test_the_stages_do_not_overlap(steps: int, batches: int) -> None:
     """Either the configuration is refused, in its own words, or it can be run."""
     try:
@@ -328,10 +324,6 @@ def test_the_stages_do_not_overlap(steps: int, batches: int) -> None:
     ],
     ids=repr,
 )
-@pytest.mark.xfail(
-    raises=(pytest.fail.Exception, TypeError, OverflowError, AssertionError),
-    reason="found only after the training, or no ValueError, or taken",
-)
 def test_other_bad_configurations_are_refused_before_the_first_step(options: dict[str, Any]) -> None:
     seen: list[int] = []
     small: dict[str, Any] = {"steps": 6, "batches": 1, "hidden": (4,)}
@@ -340,13 +332,8 @@ def test_other_bad_configurations_are_refused_before_the_first_step(options: dic
     assert not seen
 
 
-@pytest.mark.xfail(raises=StopIteration, reason="there is no conversion with S = 1 where the exponents have no 0")
-def test_unscaled_without_an_exponent_of_zero() -> None:
-    found = run(UnderflowConfig(hidden=(4,), steps=6, batches=1, formats=("fp16",), loss_scale_exponents=(1, 2)))
-    assert found.unscaled("start", "weight gradients", "fp16").loss_scale == 1
-
-
-@pytest.mark.xfail(raises=ValueError, reason="NaN is no JSON")
 def test_a_run_that_diverges_is_json() -> None:
     found = run(DIVERGING)
-    json.dumps(found.to_dict(), allow_nan=False)
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["final_loss"] is None
+    assert plain["stages"][-1]["loss"] is None

@@ -442,11 +442,6 @@ class TestFlushedTable:
             "0", "<0.01", "0.04", "4.98", "53.6", ">99.9", "100"
         ]  # fmt: skip
 
-    def test_needs_the_loss_scale_of_one(self) -> None:
-        result = run(UnderflowConfig(steps=6, batches=1, loss_scale_exponents=(8,)))
-        with pytest.raises(ValueError, match="must include 0"):
-            plot_flushed_table(result)
-
 
 class TestSaveFigure:
     @pytest.fixture

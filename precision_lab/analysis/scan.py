@@ -90,7 +90,7 @@ class ScanResult:
 
 
 def scan(
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     *,
     formats: Sequence[object] = DEFAULT_FORMATS,
     loss_scale: float = 1,
@@ -101,7 +101,7 @@ def scan(
 
     Parameters
     ----------
-    paths : iterable of path
+    paths : path, or iterable of path
         Files and folders as `read_tensors` takes them.
     formats : sequence of format specs
         What to ask about; see `get_format`.
@@ -123,7 +123,7 @@ def scan(
     asked = tuple(dict.fromkeys(map(get_format, formats)))
     log2_of_power_of_two(loss_scale)
     raw = None if dtype is None else get_format(dtype)
-    places = list(paths)
+    places = [paths] if isinstance(paths, str | Path) else list(paths)
     if not places:
         raise ValueError("nothing to scan; name a file or a folder")
     everything = sum(info.count for place in places for info in list_tensors(place, dtype=raw) if not info.skipped)

@@ -6,6 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
+
+import numpy as np
 
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
@@ -126,19 +129,20 @@ def _to_float(value: Fraction) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def inspect(number: Fraction | float, fmt: object) -> Inspection:
+def inspect(number: Fraction | float | int | np.floating[Any], fmt: object) -> Inspection:
     """Round one number (ties_to_even) into a format and take the result apart.
 
     Parameters
     ----------
-    number : Fraction or float
+    number : Fraction, int, float or NumPy float
         Taken exactly.
     fmt : format spec
         See `get_format`.
 
     """
     fmt = get_format(fmt)
-    carried = to_double_by_odd(number) if isinstance(number, Fraction) else float(number)
+    exact = Fraction(number) if isinstance(number, int | Fraction) else float(number)
+    carried = to_double_by_odd(exact) if isinstance(exact, Fraction) else exact
     stored = float(round_to(carried, fmt))
     code = int(encode(carried, fmt))
     digits = f"{code:0{fmt.bits}b}"
@@ -146,10 +150,9 @@ def inspect(number: Fraction | float, fmt: object) -> Inspection:
     error = relative = math.nan
     difference = Fraction(0)
     if math.isfinite(carried) and math.isfinite(stored):
-        exact = Fraction(number)
-        difference = Fraction(stored) - exact
+        difference = Fraction(stored) - Fraction(exact)
         error = _to_float(difference)
-        relative = _to_float(difference / exact) if exact else math.nan
+        relative = _to_float(difference / Fraction(exact)) if exact else math.nan
     if math.isnan(stored):
         kind = "nan"
     elif math.isinf(stored):

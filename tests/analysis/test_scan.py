@@ -366,3 +366,8 @@ def test_each_file_is_read_once(model: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "read_tensors", count_calls(read_tensors, read))
     scan([model, tmp_path / "more.npy"])
     assert read == [model, tmp_path / "more.npy"]
+
+
+def test_one_path_needs_no_list(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(3))
+    assert scan(str(tmp_path / "x.npy")).total == scan([tmp_path / "x.npy"]).total

@@ -427,6 +427,11 @@ def test_an_unknown_format() -> None:
         inspect(1.0, "fp17")
 
 
+def test_integers_and_numpy_scalars_are_taken_exactly() -> None:
+    assert inspect(2**60 + 2**36 + 1, "fp32").stored == 2.0**60 + 2.0**37  # 2^60 by way of a double
+    assert inspect(np.float32(0.1), "fp32").lost == "exact"
+
+
 def test_a_custom_format() -> None:
     found = inspect(Fraction(1, 3), "e6m9")
     assert (found.format.name, len(found.exponent), len(found.significand)) == ("e6m9", 6, 9)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -28,24 +28,37 @@ def _console(stream: Any = None) -> Console:
 
 
 def _show(table: Table) -> None:
-    """Print a table; cells are text, never markup."""
-    shown = RichTable(title=Text(table.title), title_justify="left", show_footer=table.totals is not None)
-    totals = table.totals or [""] * len(table.columns)
-    for i, (heading, total) in enumerate(zip(table.columns, totals, strict=True)):
-        shown.add_column(
-            Text(heading), footer=Text(total), justify="right" if i in table.numeric else "left", overflow="fold"
-        )
-    for row in table.rows:
-        shown.add_row(*(_cell(heading, cell) for heading, cell in zip(table.columns, row, strict=True)))
+    """Print a table; one that is too wide for the terminal in parts, each beginning with its first column."""
     console = _console()
-    console.print(shown)
+    totals = table.totals or ("",) * len(table.columns)
+    for part in _parts(table, console.width):
+        shown = RichTable(title=Text(table.title), title_justify="left", show_footer=table.totals is not None)
+        for i in part:
+            justify: JustifyMethod = "right" if i in table.numeric else "left"
+            shown.add_column(Text(table.columns[i]), footer=Text(totals[i]), justify=justify, overflow="fold")
+        for row in table.rows:
+            shown.add_row(*(_cell(table.columns[i], row[i]) for i in part))
+        console.print(shown)
     if table.note:
         console.print(Text(table.note, style="dim"))
 
 
+def _parts(table: Table, width: int) -> list[list[int]]:
+    """Distribute the columns over tables that fit; the first column stands in each."""
+    lines = [table.columns, *table.rows, table.totals or ()]
+    widths = [3 + max(len(line[i]) for line in lines if line) for i in range(len(table.columns))]
+    first = min(widths[0], width // 2)  # a longer name is folded
+    parts = [[0]]
+    for i in range(1, len(widths)):
+        if len(parts[-1]) > 1 and first + sum(widths[k] for k in parts[-1][1:]) + widths[i] + 1 > width:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
+
+
 def _cell(heading: str, cell: str) -> Text:
     """Colour the fields of a code: sign, exponent, significand."""
-    if heading != "sign exponent significand":
+    if heading != "bits":
         return Text(cell)
     styles = ("red", "green", "cyan")
     return Text(" ").join(Text(field, style=style) for field, style in zip(cell.split(" "), styles, strict=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,10 +86,18 @@ def test_inspect_in_a_terminal_colours_sign_exponent_and_significand() -> None:
     assert "\x1b[36m1000000000\x1b[0m" in output
 
 
-def in_a_terminal(*arguments: str) -> str:
+def test_a_narrow_terminal_gets_a_wide_table_in_parts() -> None:
+    output = re.sub(r"\x1b\[[0-9;]*m", "", in_a_terminal("inspect", "1e-7", "-f", "fp16", "-f", "bf16", columns=80))
+    assert max(map(len, output.splitlines())) <= 80
+    assert output.count("│ fp16   │") == output.count("format") > 1
+    for whole in ("0 00000 0000000010", "1.1920928955078125e-07", "1.7881393432617188e-07"):
+        assert whole in output
+
+
+def in_a_terminal(*arguments: str, columns: int = 160) -> str:
     """Run `precision-lab` with a pseudo-terminal as its output and return what it wrote there."""
     leader, follower = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "160", "LINES": "50"}
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "50"}
     environment.pop("NO_COLOR", None)
     command = [sys.executable, "-c", "from precision_lab.cli import main; main()", *arguments]
     with subprocess.Popen(

@@ -90,7 +90,7 @@ def formats_table(formats: Iterable[FloatFormat]) -> Table:
         )
         for fmt in formats
     )
-    columns = ("format", "bits", "s+e+m", "max", "min normal", "min subnormal", "eps", "flushed at", "overflow from")
+    columns = ("format", "width", "s+e+m", "max", "min normal", "min subnormal", "eps", "flushed at", "overflow from")
     return Table(
         "Formats",
         (*columns, "specials"),
@@ -125,7 +125,7 @@ def inspection_table(text: str, inspections: Sequence[Inspection]) -> Table:
     )
     columns = (
         "format",
-        "sign exponent significand",
+        "bits",
         "code",
         "stored",
         "",

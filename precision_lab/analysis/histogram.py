@@ -30,7 +30,7 @@ from precision_lab.numerics.rounding import as_carrier
 
 Array: TypeAlias = NDArray[Any]
 
-CLASSES = 27  # as in kernels.py
+CLASSES = 27
 # first class at or above a fraction: "below 1.11" is "in classes before _FIRST_CLASS[3/4]"
 _FIRST_CLASS: dict[Fraction, int] = {Fraction(0): 0, Fraction(1, 2): 2, Fraction(3, 4): 3} | {
     1 - Fraction(1, 2**ones): ones + 2 for ones in range(3, 25)

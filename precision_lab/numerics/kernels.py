@@ -93,25 +93,18 @@ def _finish(r, b, k, U, F):
     return U(U(b & nan_keep) ^ nan_flip) if r != r else out
 
 
-def _make_rounding(U: Any, F: Any, width: int, mantissa: int) -> tuple[Any, ...]:
-    """Build the loops for a carrier of `width` bits, `mantissa` of them fraction, unsigned type U, float type F."""
+def _make_even(U: Any, F: Any, width: int, mantissa: int, plain: bool) -> Any:
+    """Build the loop of ties_to_even for a carrier of `width` bits, `mantissa` of them fraction.
+
+    U is the carrier's unsigned and F its float type.
+    """
     SIGN_BIT = U(1 << (width - 1))
     ABS = U((1 << (width - 1)) - 1)
     EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
 
     @njit(nogil=True, cache=True)
-    def add_even_plain(x, out, c):
-        emin, emax, up, largest, overflow = c[0], c[1], c[2], _reinterpret(c[3]), _reinterpret(c[4])
-        for i in range(x.size):
-            b = _reinterpret(x[i])
-            a = U(b & ABS)
-            C = _reinterpret(U(U(min(max(U(a & EXPONENT), emin), emax)) + up))
-            r = F(F(_reinterpret(a) + C) - C)
-            r = overflow if r > largest else r
-            out[i] = _reinterpret(U(_reinterpret(F(r)) | U(b & SIGN_BIT)))
-
-    @njit(nogil=True, cache=True)
     def add_even(x, out, c):
+        """Round by addition."""
         emin, emax, up, largest, overflow = c[0], c[1], c[2], _reinterpret(c[3]), _reinterpret(c[4])
         tail = (SIGN_BIT, _reinterpret(c[5]), c[6], c[7], c[8])
         for i in range(x.size):
@@ -120,10 +113,29 @@ def _make_rounding(U: Any, F: Any, width: int, mantissa: int) -> tuple[Any, ...]
             C = _reinterpret(U(U(min(max(U(a & EXPONENT), emin), emax)) + up))
             r = F(F(_reinterpret(a) + C) - C)
             r = overflow if r > largest else r
-            out[i] = _reinterpret(_finish(r, b, tail, U, F))
+            if plain:
+                out[i] = _reinterpret(U(_reinterpret(F(r)) | U(b & SIGN_BIT)))
+            else:
+                out[i] = _reinterpret(_finish(r, b, tail, U, F))
+
+    return add_even
+
+
+add_even_plain_32 = _make_even(U32, np.float32, 32, 23, True)
+add_even_32 = _make_even(U32, np.float32, 32, 23, False)
+add_even_plain_64 = _make_even(U64, np.float64, 64, 52, True)
+add_even_64 = _make_even(U64, np.float64, 64, 52, False)
+
+
+def _make_directed(U: Any, F: Any, width: int, mantissa: int) -> Any:
+    """Build the loop of all deterministic modes; parameters as in `_make_even`."""
+    SIGN_BIT = U(1 << (width - 1))
+    ABS = U((1 << (width - 1)) - 1)
+    EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
 
     @njit(nogil=True, cache=True)
     def directed(x, out, c):
+        """Round by fields, with the dithers of a mode."""
         keep, odd_bits, scale, quantum = c[0], c[1], _reinterpret(c[2]), _reinterpret(c[3])
         smallest_normal, largest = _reinterpret(c[4]), _reinterpret(c[5])
         over_pos, over_neg, infinity = _reinterpret(c[6]), _reinterpret(c[7]), _reinterpret(c[8])
@@ -151,16 +163,16 @@ def _make_rounding(U: Any, F: Any, width: int, mantissa: int) -> tuple[Any, ...]
             r = v if v != v else r
             out[i] = _reinterpret(_finish(r, b, tail, U, F))
 
-    return add_even_plain, add_even, directed
+    return directed
 
 
-add_even_plain_32, add_even_32, directed_32 = _make_rounding(U32, np.float32, 32, 23)
-add_even_plain_64, add_even_64, directed_64 = _make_rounding(U64, np.float64, 64, 52)
+directed_32 = _make_directed(U32, np.float32, 32, 23)
+directed_64 = _make_directed(U64, np.float64, 64, 52)
 
 
 @njit(nogil=True, cache=True)
 def mask_even_plain(x, out, c):
-    """Round by fields, where the format has float32's exponents."""
+    """Round by fields to even, where the format has float32's exponents."""
     keep, last, below_half, largest, overflow = c[0], c[1], c[2], c[3], c[4]
     for i in range(x.size):
         b = _reinterpret(x[i])
@@ -302,10 +314,9 @@ encode_64 = _make_encode(U64, np.float64, 64, 52)
 # A key is 32 * (exponent field + ROW_OFFSET) + class. The classes split a binade at the significands where some
 # format's thresholds lie: at 1; by the number of leading ones of the fraction; at 1.1101 (464 of fp8_e4m3fn).
 
-CLASSES = 27
 ROW_OFFSET = 64  # the row of zero; below it there is room for the carrier's subnormals
 HALF_NORMAL_CLASS = 31  # in zero's row, whose class 0 is taken: half the carrier's smallest normal
-LANES = 16
+LANES = 16  # neighbouring elements count in different cells: no increment waits for the one before it
 
 
 @njit(nogil=True, cache=True)
@@ -336,30 +347,29 @@ def _make_histogram(U: Any, width: int, mantissa: int) -> Any:
         for start in range(0, x.size, TILE):
             tile = x[start : start + TILE]
             n = tile.size
-            subnormal = U(0)
+            least_here = U(~U(0))
             for j in range(n):
                 a = U(_reinterpret(tile[j]) & ABS)
-                below = U(a - U(1))  # zero wraps to the top
-                least = U(min(least, below))
+                least_here = U(min(least_here, U(a - U(1))))  # zero wraps to the top
                 largest = U(max(largest, a if a < EXPONENT else U(0)))
-                subnormal = U(subnormal | (U(1) if below < FRACTION else U(0)))
-                keys[j] = U32(U(_key(a, FRACTION, TO_TOP, TO_ROW, SPLIT, U) + OFFSET))
-            if subnormal != U(0):
+                keys[j] = U32(U(U(_key(a, FRACTION, TO_TOP, TO_ROW, SPLIT, U) + OFFSET) * U(LANES)))
+            least = U(min(least, least_here))
+            if least_here < FRACTION:  # subnormals
                 for j in range(n):
                     a = U(_reinterpret(tile[j]) & ABS)
                     if U(a - U(1)) < FRACTION:
                         lift = U(_leading_zeros(a) - LEADING)
                         normal = U(a << lift)
                         row_drop = U(lift << U(5))
-                        keys[j] = U32(U(U(_key(normal, FRACTION, TO_TOP, TO_ROW, SPLIT, U) + OFFSET) - row_drop))
-                        if a == HALF_NORMAL:
-                            keys[j] = U32(U(OFFSET + U(HALF_NORMAL_CLASS)))
+                        key = U(U(_key(normal, FRACTION, TO_TOP, TO_ROW, SPLIT, U) + OFFSET) - row_drop)
+                        key = U(OFFSET + U(HALF_NORMAL_CLASS)) if a == HALF_NORMAL else key
+                        keys[j] = U32(U(key * U(LANES)))
             whole = n - n % LANES
             for j in range(0, whole, LANES):
                 for lane in range(LANES):
-                    cells[U64(keys[j + lane]) * U64(LANES) + U64(lane)] += U32(1)
+                    cells[U64(keys[j + lane]) + U64(lane)] += U32(1)
             for j in range(whole, n):
-                cells[U64(keys[j]) * U64(LANES)] += U32(1)
+                cells[U64(keys[j])] += U32(1)
         extremes[0], extremes[1] = least, largest
 
     return count
@@ -367,10 +377,3 @@ def _make_histogram(U: Any, width: int, mantissa: int) -> Any:
 
 count_32 = _make_histogram(U32, 32, 23)
 count_64 = _make_histogram(U64, 64, 52)
-
-
-@njit(nogil=True, cache=True)
-def count_codes(codes, counts):
-    """Add to counts[c] how often each code c of at most 16 bits occurs."""
-    for i in range(codes.size):
-        counts[codes[i]] += U64(1)

@@ -606,8 +606,7 @@ def test_a_cell_can_count_what_it_is_given() -> None:
 
 
 def test_classes_agree_with_the_compiled_loop() -> None:
-    assert module.CLASSES == kernels.CLASSES
-    assert kernels.HALF_NORMAL_CLASS >= kernels.CLASSES  # a cell that no class uses
+    assert kernels.HALF_NORMAL_CLASS >= module.CLASSES  # a cell that no class uses
     # below zero's row there is one for each of the carrier's subnormal binades
     assert kernels.ROW_OFFSET >= 52
 

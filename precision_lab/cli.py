@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console, JustifyMethod
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 _WIDE = 200  # columns where nobody sees them: a pipe or a file
 
 
-def _console(stream: Any = None) -> Console:
-    console = Console(file=stream or sys.stdout, highlight=False)
-    return console if console.is_terminal else Console(file=stream or sys.stdout, highlight=False, width=_WIDE)
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
 
 
 def _show(table: Table) -> None:

@@ -72,6 +72,7 @@ class ScanResult:
         }
 
     def _counts(self, histogram: ExponentHistogram) -> dict[str, Any]:
+        conversions = [histogram.conversion(fmt, self.loss_scale) for fmt in self.formats]
         return {
             "count": histogram.count,
             "zero": histogram.zero,
@@ -79,12 +80,8 @@ class ScanResult:
             "min_nonzero": histogram.min_nonzero,
             "max_abs": histogram.max_abs,
             "formats": {
-                fmt.name: {
-                    "flushed": histogram.flushed(fmt, self.loss_scale),
-                    "subnormal": histogram.subnormal(fmt, self.loss_scale),
-                    "overflowed": histogram.overflowed(fmt, self.loss_scale),
-                }
-                for fmt in self.formats
+                c.format.name: {"flushed": c.flushed, "subnormal": c.subnormal, "overflowed": c.overflowed}
+                for c in conversions
             },
         }
 

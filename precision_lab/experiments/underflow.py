@@ -236,14 +236,14 @@ def run(
         }
         loss = sum(snapshot.loss for snapshot in snapshots) / len(snapshots)
         stages.append(Stage(name, steps, loss, tensors))
-    conversions = {
-        stage.name: {
+    conversions: dict[str, dict[str, dict[str, tuple[Conversion, ...]]]] = {}
+    for stage in stages:
+        pooled = {group: stage.histogram(group) for group in GROUPS}
+        conversions[stage.name] = {
             group: {
-                fmt: tuple(stage.histogram(group).conversion(fmt, 2.0**k) for k in config.loss_scale_exponents)
+                fmt: tuple(histogram.conversion(fmt, 2.0**k) for k in config.loss_scale_exponents)
                 for fmt in config.formats
             }
-            for group in GROUPS
+            for group, histogram in pooled.items()
         }
-        for stage in stages
-    }
     return UnderflowResult(config, tuple(stages), training.final_loss, training.test_accuracy, conversions)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.reference import floor_log2
 from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
 
 
@@ -111,8 +112,7 @@ def to_double_by_odd(value: Fraction) -> float:
     negative, magnitude = value < 0, abs(value)
     if magnitude == 0:
         return 0.0
-    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    exponent = max(exponent if Fraction(2) ** exponent <= magnitude else exponent - 1, -1022)
+    exponent = max(floor_log2(magnitude), -1022)
     spacing_here = Fraction(2) ** (exponent - 52)
     steps = math.floor(magnitude / spacing_here)
     if steps * spacing_here != magnitude:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -88,6 +88,19 @@ _BLOCK = 1 << 15  # numbers drawn from a Generator at a time
 _Kernel: TypeAlias = Callable[..., None]
 
 
+# by whether it is wide: unsigned type, float type, bits, fraction bits, bias
+_CARRIERS: dict[bool, tuple[Any, Any, int, int, int]] = {
+    False: (np.uint32, np.float32, 32, 23, 127),
+    True: (np.uint64, np.float64, 64, 52, 1023),
+}
+
+
+def _magnitude_bits(wide: bool, value: float) -> int:
+    """Return the bit pattern of a value in the carrier, without its sign."""
+    uint, real, width, _, _ = _CARRIERS[wide]
+    return int(np.array(value, real).view(uint)) & (1 << (width - 1)) - 1
+
+
 class _Plan(NamedTuple):
     kernel: _Kernel
     constants: Array
@@ -99,16 +112,12 @@ def _plan(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool
     """Choose the kernel and make its constants for a carrier (`wide`: float64)."""
     from precision_lab.numerics import kernels  # compiled code is loaded at the first rounding, not at import
 
-    uint, real, width, fraction_bits, carrier_bias = (
-        (np.uint64, np.float64, 64, 52, 1023) if wide else (np.uint32, np.float32, 32, 23, 127)
-    )
+    uint, real, width, fraction_bits, carrier_bias = _CARRIERS[wide]
     discarded = fraction_bits - fmt.mantissa_bits
     same_exponents = fmt.emin == 1 - carrier_bias  # the carrier's fields serve for subnormals too
     sign = 1 << (width - 1)
 
-    def bits(value: Any) -> int:
-        return int(np.array(value, real).view(uint)) & ~sign
-
+    bits = partial(_magnitude_bits, wide)
     special = np.inf if fmt.has_infinity else np.nan if fmt.has_nan else fmt.max
     beyond = fmt.max if saturate else special
     truncating = (RoundingMode.TOWARD_ZERO, RoundingMode.TO_ODD)
@@ -330,8 +339,7 @@ def code_dtype(fmt: object) -> np.dtype[Any]:
 def _encode_plan(fmt: FloatFormat, wide: bool) -> tuple[_Kernel, Array]:
     from precision_lab.numerics import kernels
 
-    uint, real = (np.uint64, np.float64) if wide else (np.uint32, np.float32)
-    fraction_bits, carrier_bias = (52, 1023) if wide else (23, 127)
+    uint, _, width, fraction_bits, carrier_bias = _CARRIERS[wide]
     shares_subnormals = fmt.emin == 1 - carrier_bias  # then the fields match, subnormals too
     infinity = 0 if not fmt.has_infinity else (2**fmt.exponent_bits - 1) << fmt.mantissa_bits
     nan = 0
@@ -341,10 +349,7 @@ def _encode_plan(fmt: FloatFormat, wide: bool) -> tuple[_Kernel, Array]:
         nan = 2 ** (fmt.bits - 1) - 1
     elif fmt.specials == "fnuz":
         nan = 2 ** (fmt.bits - 1)
-
-    def bits(value: float) -> int:
-        return int(np.array(value, real).view(uint))
-
+    bits = partial(_magnitude_bits, wide)
     constants = [
         fraction_bits - fmt.mantissa_bits,
         (carrier_bias - fmt.bias) << fmt.mantissa_bits,
@@ -354,7 +359,7 @@ def _encode_plan(fmt: FloatFormat, wide: bool) -> tuple[_Kernel, Array]:
         nan,
         fmt.bits - 1,
     ]
-    return getattr(kernels, f"encode_{64 if wide else 32}"), np.array(constants, uint)
+    return getattr(kernels, f"encode_{width}"), np.array(constants, uint)
 
 
 def encode(

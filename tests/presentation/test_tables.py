@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ EMPTY = ExponentHistogram.empty()
 
 
 def test_docstring_examples() -> None:
-    result = doctest.testmod(tables)
+    result = doctest.testmod(importlib.import_module(tables.Table.__module__))
     assert result.attempted > 0
     assert result.failed == 0
 

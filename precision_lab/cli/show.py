@@ -1,0 +1,110 @@
+"""What every command does with its output: tables, bars, files that must be writable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console, JustifyMethod
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from precision_lab.analysis.tensor_files import TensorInfo
+    from precision_lab.presentation.tables import Table
+
+
+_WIDE = 200  # columns where nobody sees them: a pipe or a file
+
+
+_PROSE = 30  # columns in which sentences can still be read
+
+
+def console() -> Console:
+    """Return the terminal; a wide one where nobody sees it."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
+
+
+def show(table: Table) -> None:
+    """Print a table; one that is too wide for the terminal in parts, each beginning with its first column."""
+    terminal = console()
+    totals = table.totals or ("",) * len(table.columns)
+    for part in _parts(table, terminal.width):
+        shown = RichTable(
+            title=Text(table.title),
+            title_justify="left",
+            show_footer=table.totals is not None,
+            show_lines=not table.prose.isdisjoint(part),
+        )
+        for i in part:
+            justify: JustifyMethod = "right" if i in table.numeric else "left"
+            least = _PROSE if i in table.prose else None
+            shown.add_column(
+                Text(table.columns[i]), footer=Text(totals[i]), justify=justify, overflow="fold", min_width=least
+            )
+        for row in table.rows:
+            shown.add_row(*(_cell(table.columns[i], row[i]) for i in part))
+        terminal.print(shown)
+    if table.note:
+        terminal.print(Text(table.note, style="dim"))
+
+
+def _parts(table: Table, width: int) -> list[list[int]]:
+    """Distribute the columns over tables that fit; the first column stands in each."""
+    lines = [table.columns, *table.rows, table.totals or ()]
+    widths = [3 + max(len(line[i]) for line in lines if line) for i in range(len(table.columns))]
+    widths = [min(w, 3 + _PROSE) if i in table.prose else w for i, w in enumerate(widths)]
+    first = min(widths[0], width // 2)  # a longer name is folded
+    parts = [[0]]
+    for i in range(1, len(widths)):
+        if len(parts[-1]) > 1 and first + sum(widths[k] for k in parts[-1][1:]) + widths[i] + 1 > width:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
+
+
+def _cell(heading: str, cell: str) -> Text:
+    """Colour the fields of a code (sign, exponent, significand) and severities."""
+    if heading == "severity":
+        return Text(cell, style={"note": "cyan", "warning": "yellow", "fatal": "bold red"}.get(cell, ""))
+    if heading != "bits":
+        return Text(cell)
+    styles = ("red", "green", "cyan")
+    return Text(" ").join(Text(field, style=style) for field, style in zip(cell.split(" "), styles, strict=False))
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a callable (done, of how many) that moves a bar on a terminal; None where nobody would see it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def check_outputs(data: Path | None, figure: Path | None = None) -> None:
+    """Raise before the work, not after it, if what is asked for cannot be written."""
+    from precision_lab.presentation.files import check_writable
+
+    if figure is not None:
+        from precision_lab.presentation.plots import check_figure_path
+
+        check_figure_path(figure)
+    for output in (data, figure):
+        if output is not None:
+            check_writable(output)
+
+
+def say_skipped(skipped: Iterable[TensorInfo]) -> None:
+    """Say on standard error which tensors were left out, and why."""
+    for info in skipped:
+        click.echo(f"skipped {info.file.name}: {info.name!r}: {info.skipped}", err=True)

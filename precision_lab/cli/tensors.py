@@ -1,0 +1,240 @@
+"""The commands that read tensor files: `scan`, `loss-scale`, `accumulation`, `swamping`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from precision_lab.cli.options import dtype_option, figure_option, formats_option, json_option
+from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, show
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@formats_option
+@click.option("-s", "--loss-scale", type=float, default=1.0, metavar="S", help="A power of two; default 1.")
+@json_option
+@figure_option
+@dtype_option
+def scan(
+    files: tuple[Path, ...],
+    chosen: tuple[str, ...],
+    loss_scale: float,
+    data: Path | None,
+    figure: Path | None,
+    dtype: str | None,
+) -> None:
+    """Say what each format would do to tensors.
+
+    How many elements of every tensor would be flushed to zero, become subnormal or overflow. A FILE is .safetensors,
+    .npz, .npy, or a folder of them. Memory does not grow with the files.
+
+    \b
+    precision-lab scan model.safetensors -f fp16 -f bf16 --figure histogram.png
+    precision-lab scan gradients.npz --loss-scale 65536 --json counts.json
+    """
+    from precision_lab.analysis.scan import DEFAULT_FORMATS
+    from precision_lab.analysis.scan import scan as scan_files
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import scan_table
+
+    check_outputs(data, figure)
+    with progress_bar("Scanning") as progress:
+        result = scan_files(
+            files, formats=chosen or DEFAULT_FORMATS, loss_scale=loss_scale, dtype=dtype, progress=progress
+        )
+    show(scan_table(result))
+    say_skipped(result.skipped)
+    if data is not None:
+        write_json(result.to_dict(), data)
+    if figure is not None:
+        from precision_lab.presentation.plots import save_figure, scan_figure
+
+        save_figure(scan_figure(result), figure)
+
+
+@click.command("loss-scale")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("-f", "--format", "fmt", default="fp16", show_default=True, metavar="F", help="Of the scaled gradients.")
+@click.option(
+    "--margin", type=click.IntRange(min=0), metavar="N", help="Headroom below the overflow, in binades; default 1."
+)
+@click.option("--replay", "recorded", type=click.Path(path_type=Path), metavar="TRACE", help="A recorded run.")
+@click.option(
+    "--scaler",
+    "scalers",
+    multiple=True,
+    metavar="NAME",
+    help="With --replay, as often as you like: torch, apex, megatron, deepspeed, jmp, flax, none, all, or a number "
+    "that never changes. Default torch.",
+)
+@json_option
+@figure_option
+@dtype_option
+def loss_scale(
+    files: tuple[Path, ...],
+    fmt: str,
+    margin: int | None,
+    recorded: Path | None,
+    scalers: tuple[str, ...],
+    data: Path | None,
+    figure: Path | None,
+    dtype: str | None,
+) -> None:
+    """Say which loss scale gradients need, or replay how a framework moves it.
+
+    With FILEs of gradients (as for scan): the loss scales at which nothing is flushed, those at which nothing
+    overflows, and which to choose. With a TRACE, the largest unscaled |gradient| of each step: which steps a
+    framework's dynamic loss scaling would have skipped. A TRACE is JSON, [0.5, 0.25, ...] or {"max_abs": [...]}, where
+    NaN, Infinity and null stand for an overflow, or a one-dimensional .npy.
+
+    \b
+    precision-lab loss-scale gradients.safetensors --figure scales.png
+    precision-lab loss-scale --replay trace.json --scaler torch --scaler deepspeed
+    """
+    if bool(files) == (recorded is not None):
+        raise click.UsageError("name either FILEs of gradients or a trace with --replay")
+    if recorded is not None and (margin is not None or dtype is not None):
+        raise click.UsageError("--margin and --dtype are for FILEs, not for --replay")
+    if recorded is None and scalers:
+        raise click.UsageError("--scaler is for --replay")
+    check_outputs(data, figure)
+    if recorded is None:
+        _plan_loss_scale(files, fmt, 1 if margin is None else margin, dtype, data, figure)
+    else:
+        _replay_loss_scale(recorded, fmt, scalers or ("torch",), data, figure)
+
+
+def _plan_loss_scale(
+    files: tuple[Path, ...], fmt: str, margin: int, dtype: str | None, data: Path | None, figure: Path | None
+) -> None:
+    from precision_lab.analysis.loss_scaling import plan_tensors
+    from precision_lab.analysis.scan import scan as scan_files
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import loss_scale_tables
+
+    with progress_bar("Scanning") as progress:
+        result = scan_files(files, formats=[fmt], dtype=dtype, progress=progress)
+    histograms = zip(result.labels, (tensor.histogram for tensor in result.tensors), strict=True)
+    plans = plan_tensors(histograms, fmt, margin=margin)
+    for table in loss_scale_tables(plans):
+        show(table)
+    say_skipped(result.skipped)
+    if data is not None:
+        write_json(plans.to_dict(), data)
+    if figure is not None:
+        from precision_lab.presentation.plots import loss_scale_figure, save_figure
+
+        save_figure(loss_scale_figure(plans), figure)
+
+
+def _replay_loss_scale(
+    recorded: Path, fmt: str, names: tuple[str, ...], data: Path | None, figure: Path | None
+) -> None:
+    from precision_lab.analysis.loss_scaling import SCALERS, get_scaler, read_trace, replay
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import scale_trace_tables
+
+    scalers = [s for name in names for s in (SCALERS.values() if name == "all" else [get_scaler(name)])]
+    max_abs = read_trace(recorded)
+    traces = [replay(scaler, max_abs, fmt) for scaler in dict.fromkeys(scalers)]
+    for table in scale_trace_tables(traces):
+        show(table)
+    if data is not None:
+        write_json([trace.to_dict() for trace in traces], data)
+    if figure is not None:
+        from precision_lab.presentation.plots import save_figure, scale_trace_figure
+
+        save_figure(scale_trace_figure(traces), figure)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("-f", "--format", "fmt", default="bf16", show_default=True, metavar="F", help="Of all partial sums.")
+@click.option("--squares", is_flag=True, help="Add up the squares, as for a norm.")
+@click.option("-n", "--limit", type=int, default=2**18, show_default=True, metavar="N", help="Elements per tensor.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of stochastic rounding.")
+@json_option
+@dtype_option
+def accumulation(
+    files: tuple[Path, ...], fmt: str, squares: bool, limit: int, seed: int, data: Path | None, dtype: str | None
+) -> None:
+    """Say what summing a tensor in a narrow format comes to.
+
+    Adds up the first elements of every tensor in seven ways, every step rounded, and compares with the exact sum: one
+    after the other, stochastically rounded, in blocks, compensated (Kahan, Neumaier), in pairs, with a float32
+    accumulator. Worst tensor first. The experiment of the same name: precision-lab report accumulation.
+
+    \b
+    precision-lab accumulation gradients.safetensors -f bf16 --squares
+    """
+    from precision_lab.analysis.sums import sum_tensors
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import sums_table
+
+    check_outputs(data)
+    with progress_bar("Adding up") as progress:
+        result = sum_tensors(files, fmt, squares=squares, limit=limit, seed=seed, dtype=dtype, progress=progress)
+    show(sums_table(result))
+    say_skipped(result.skipped)
+    if data is not None:
+        write_json(result.to_dict(), data)
+
+
+@click.command()
+@click.option("--weights", type=click.Path(path_type=Path), required=True, metavar="W", help="A file or a folder.")
+@click.option("--updates", type=click.Path(path_type=Path), metavar="U", help="Their updates, by the same names.")
+@click.option("--update-size", "sizes", type=float, multiple=True, metavar="X", help="A magnitude |u|; repeatable.")
+@click.option("--lr", type=float, metavar="X", help="Adam's learning rate, about the largest |u| that it makes.")
+@formats_option
+@json_option
+@figure_option
+@dtype_option
+def swamping(
+    weights: Path,
+    updates: Path | None,
+    sizes: tuple[float, ...],
+    lr: float | None,
+    chosen: tuple[str, ...],
+    data: Path | None,
+    figure: Path | None,
+    dtype: str | None,
+) -> None:
+    """Say which weights would stand still.
+
+    Which tensors of a checkpoint lose their updates when they are stored in a format, worst first: the real updates, or
+    any of a given size. The default format is the 16-bit one that the weights are stored in, or bf16. Files are read
+    as by scan.
+
+    \b
+    precision-lab swamping --weights model.safetensors --lr 1e-4
+    precision-lab swamping --weights model.safetensors --update-size 1e-5 --update-size 1e-6 -f bf16 -f fp16
+    precision-lab swamping --weights before.npz --updates updates.npz --figure updates.png
+    """
+    from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan, scan_frozen, scan_updates
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import frozen_table, updates_table
+
+    asked = sizes if lr is None else (*sizes, lr)
+    if (updates is None) == (not asked):
+        raise click.UsageError("give the updates, either --updates U or their size, --update-size X or --lr X")
+    check_outputs(data, figure)
+    with progress_bar("Scanning") as progress:
+        result: FrozenScan | UpdateScan
+        if updates is None:
+            result = scan_frozen(weights, asked, formats=chosen, dtype=dtype, progress=progress)
+        else:
+            result = scan_updates(weights, updates, formats=chosen, dtype=dtype, progress=progress)
+    show(frozen_table(result) if isinstance(result, FrozenScan) else updates_table(result))
+    if lr is not None:
+        click.echo(
+            "Adam's updates are about as large as the learning rate at first, and smaller later: more is lost then."
+        )
+    say_skipped(result.skipped)
+    if data is not None:
+        write_json(result.to_dict(), data)
+    if figure is not None:
+        from precision_lab.presentation.plots import save_figure, swamping_scan_figure
+
+        save_figure(swamping_scan_figure(result), figure)

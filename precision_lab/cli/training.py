@@ -1,0 +1,168 @@
+"""What training takes and costs: `hyperparameters`, `memory`, `train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from precision_lab.cli.options import figure_option, formats_option, json_option
+from precision_lab.cli.show import check_outputs, progress_bar, show
+from precision_lab.cli.workers import workers
+
+_STORAGE_HELP = "A name such as pure_bf16, or weights=bf16,master=fp32 ...; as often as you like."
+
+
+@click.command()
+@formats_option
+@click.option("--optimizer", default="adamw", show_default=True, metavar="O", help="adamw, adam or sgd.")
+@click.option("--lr", type=float, metavar="X", help="Learning rate.")
+@click.option("--beta1", type=float, metavar="X", help="Of adamw and adam.")
+@click.option("--beta2", type=float, metavar="X", help="Of adamw and adam.")
+@click.option("--eps", type=float, metavar="X", help="Of adamw and adam.")
+@click.option("--weight-decay", type=float, metavar="X", help="0: none.")
+@click.option("--momentum", type=float, metavar="X", help="Of sgd.")
+@click.option("--steps", type=int, default=10_000, show_default=True, metavar="N", help="Length of the run.")
+@json_option
+@figure_option
+def hyperparameters(
+    chosen: tuple[str, ...],
+    optimizer: str,
+    steps: int,
+    data: Path | None,
+    figure: Path | None,
+    **asked: float | None,
+) -> None:
+    """Say what an optimizer's constants become.
+
+    Whether lr, beta1, beta2, eps, 1 - lr*weight_decay and the bias corrections survive in a format, what follows if
+    they do not, and the closest value that would. What is not given is torch's default; without -f: fp16 and bf16.
+    The status is 0 also where a finding is fatal.
+
+    \b
+    precision-lab hyperparameters -f bf16 --lr 1e-4 --beta2 0.999 --weight-decay 0.1
+    precision-lab hyperparameters -f fp16 --optimizer sgd --lr 0.1 --momentum 0.99
+    precision-lab hyperparameters --eps 1e-6 --json findings.json --figure findings.png
+    """
+    from precision_lab.analysis.hyperparameters import audit
+    from precision_lab.numerics.formats import get_format
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import hyperparameters_table
+
+    check_outputs(data, figure)
+    formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
+    audits = [audit(fmt, optimizer=optimizer, steps=steps, **asked) for fmt in formats]
+    for one in audits:
+        show(hyperparameters_table(one))
+    if data is not None:
+        write_json({"audits": [one.to_dict() for one in audits]}, data)
+    if figure is not None:
+        from precision_lab.presentation.plots import hyperparameters_figure, save_figure
+
+        save_figure(hyperparameters_figure(audits), figure)
+
+
+@click.command()
+@click.option(
+    "--parameters", default="7e9", show_default=True, metavar="N", help="Number of parameters: 7e9, 124_000_000."
+)
+@click.option("--optimizer", default="adamw", show_default=True, metavar="O", help="adamw, adam, sgd or momentum.")
+@click.option("--storage", "chosen", multiple=True, metavar="S", help=_STORAGE_HELP)
+@click.option("--activations", default="0", metavar="N", help="Elements that forward keeps for backward.")
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Data-parallel ranks, for ZeRO.",
+)
+@json_option
+def memory(
+    parameters: str, optimizer: str, chosen: tuple[str, ...], activations: str, ranks: int, data: Path | None
+) -> None:
+    """Say what each storage configuration takes in bytes.
+
+    Every buffer that training holds from step to step, by format; with --ranks also what ZeRO leaves on each and what a
+    step sends over the network. Activations come on top, in the format that each configuration keeps them in.
+
+    \b
+    precision-lab memory --parameters 7e9 --optimizer adamw
+    precision-lab memory --parameters 1.3e9 --storage master_bf16 --storage pure_bf16 --ranks 8
+    """
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import memory_tables
+    from precision_lab.training.memory import ledgers
+
+    check_outputs(data)
+    found = ledgers(chosen, optimizer, parameters, activations)
+    for table in memory_tables(found, ranks):
+        show(table)
+    if data is not None:
+        write_json({name: ledger.to_dict(ranks) for name, ledger in found.items()}, data)
+
+
+@click.command()
+@click.option(
+    "--storage", "chosen", multiple=True, default=("all",), metavar="S", help=_STORAGE_HELP + " Default: all."
+)
+@click.option("--model", default="mlp", show_default=True, metavar="M", help="mlp, least_squares or transformer.")
+@click.option("--data", "dataset", default="", metavar="D", help="digits, regression, topics, or a text file.")
+@click.option("--optimizer", default="adam", show_default=True, metavar="O", help="sgd, adam or adamw.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, metavar="X", help="Learning rate.")
+@click.option("--steps", type=int, default=4000, show_default=True, metavar="N", help="Updates of each run.")
+@click.option("--batch", type=int, default=64, show_default=True, metavar="N", help="Examples per step.")
+@click.option("--seeds", type=int, default=3, show_default=True, metavar="N", help="Runs of each, seeds 0, 1, ...")
+@click.option("--workers", "processes", type=int, metavar="N", help="Processes; default: one per core.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="Keep finished runs, and go on.")
+@json_option
+@figure_option
+def train(
+    chosen: tuple[str, ...],
+    model: str,
+    dataset: str,
+    optimizer: str,
+    lr: float,
+    steps: int,
+    batch: int,
+    seeds: int,
+    processes: int | None,
+    checkpoint: Path | None,
+    data: Path | None,
+    figure: Path | None,
+) -> None:
+    """Train a small model under storage configurations.
+
+    The same model, data, seeds and optimizer; only where values are rounded differs. A float32 control of each seed is
+    always among the runs. An interrupted command with --checkpoint goes on where it stopped.
+
+    \b
+    precision-lab train --storage all --optimizer adam --lr 1e-3 --steps 4000 --seeds 3 --json runs.json
+    precision-lab train --storage pure_bf16 --storage weights=bf16,master=fp32 --optimizer sgd --lr 0.01
+    precision-lab train --model transformer --data novel.txt --steps 500 --seeds 1
+    """
+    from precision_lab.experiments.storage import Setting, StorageExperimentConfig, run
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import storage_tables
+
+    check_outputs(data, figure)
+    config = StorageExperimentConfig(
+        model=model,
+        dataset=dataset,
+        configurations=chosen,
+        settings=(Setting(optimizer, lr),),
+        seeds=seeds,
+        steps=steps,
+        batch_size=batch,
+        sections=(),
+    )
+    with workers(processes) as executor, progress_bar("Training") as progress:
+        result = run(config, executor=executor, checkpoint=checkpoint, progress=progress)
+    for table in storage_tables(result):
+        show(table)
+    if data is not None:
+        write_json(result.to_dict(), data)
+    if figure is not None:
+        from precision_lab.presentation.plots import save_figure, training_figure
+
+        save_figure(training_figure(result), figure)

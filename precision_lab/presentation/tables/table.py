@@ -1,0 +1,90 @@
+"""What all tables share: `Table`, and how numbers are written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes
+    ----------
+    title : str
+        What it shows.
+    columns : tuple of str
+        Headings.
+    rows : tuple of tuple of str
+        Cells.
+    numeric : frozenset of int
+        Columns that are aligned to the right.
+    totals : tuple of str or None
+        A last row, set apart.
+    note : str
+        What the figures mean.
+    prose : frozenset of int
+        Columns of whole sentences, which may be broken into lines.
+
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    totals: tuple[str, ...] | None = None
+    note: str = ""
+    prose: frozenset[int] = frozenset()
+
+
+def percent(share: float) -> str:
+    """Write a share as a percentage of two decimals; only nothing looks like 0, only all of it like 100.
+
+    >>> percent(0.0), percent(1e-7), percent(0.12345), percent(0.99999999), percent(1.0)
+    ('0', '<0.01', '12.35', '>99.99', '100')
+    """
+    if share in (0, 1):
+        return "100" if share else "0"
+    if share < 0.0001:
+        return "<0.01"
+    if share > 0.9999:
+        return ">99.99"
+    return f"{100 * share:.2f}"
+
+
+def percent_or_more(share: float) -> str:
+    """Write a share that may exceed 100 % with three significant digits.
+
+    >>> percent_or_more(0.00164), percent_or_more(40.96), percent_or_more(float("inf"))
+    ('0.164', '4.1e+03', 'inf')
+    """
+    return f"{100 * share:.3g}"
+
+
+def number(value: float | None) -> str:
+    """Write a magnitude with three significant digits, a value that is not there as a dash."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3g}"
+
+
+def power_of_two(value: float) -> str:
+    """Write a power of two as such, anything else as it is.
+
+    >>> power_of_two(65536), power_of_two(2.0**-24), power_of_two(448)
+    ('2^16', '2^-24', '448')
+    """
+    mantissa, exponent = math.frexp(value)
+    return f"2^{exponent - 1}" if mantissa == 0.5 else f"{value:.6g}"
+
+
+def bytes_text(size: float) -> str:
+    """Write a number of bytes in the largest binary unit that it fills.
+
+    >>> bytes_text(16), bytes_text(2048), bytes_text(7e9 * 16)
+    ('16 B', '2 KiB', '104 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
+        size /= 1024
+    raise AssertionError

@@ -1,0 +1,1 @@
+"""For people who test their own rounding and sums: strategies for Hypothesis, checks of casts and dot products."""

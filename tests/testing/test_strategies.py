@@ -1,0 +1,561 @@
+"""What the strategies draw, what they shrink to, what they refuse, and that they find what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, find, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import InvalidArgument
+
+import _precision_lab_hypothesis as plugin
+from precision_lab.numerics import reference
+from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.rounding import RoundingMode
+from precision_lab.testing import strategies
+from precision_lab.testing.strategies import (
+    arrays,
+    codes,
+    formats,
+    hard_values,
+    midpoints,
+    near_midpoints,
+    rounding_modes,
+    values,
+)
+
+Cast: TypeAlias = Callable[[float], float]
+FP64 = "float64"
+REGISTERED = tuple(FORMATS.values())
+CUSTOM = (
+    FloatFormat.ieee(6, 9),
+    FloatFormat.ieee(5, 0),
+    FloatFormat("tiny", 2, 2, 8, "finite"),  # all its values are below 1
+    FloatFormat("large", 3, 3, -2, "fn"),  # its smallest subnormal is 1
+)
+SOME = tuple(map(get_format, ("fp32", "bf16", "fp8_e4m3fn", "fp8_e5m2fnuz", "fp4_e2m1fn")))
+some_formats = pytest.mark.parametrize("fmt", [*SOME, *CUSTOM], ids=str)
+PAIRS = [
+    *((get_format(f), c) for f, c in [("bf16", "fp32"), ("fp16", FP64), ("fp32", FP64), ("fp8_e4m3fn", "fp32")]),
+    *((get_format(f), c) for f, c in [("bf16", "fp16"), ("fp8_e5m2", "fp16"), ("fp4_e2m1fn", "fp6_e2m3fn")]),
+    *((get_format(f), c) for f, c in [("fp8_e4m3", "e4m4"), ("fp8_e5m2", "fp8_e3m4"), ("fp16", "e4m12")]),
+    *((fmt, "fp32") for fmt in CUSTOM),
+]
+each_pair = pytest.mark.parametrize(("fmt", "carrier"), PAIRS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _nan_is_compared() -> Iterator[None]:
+    """The comparisons of ml_dtypes warn of NaN."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        yield
+
+
+def drawn(strategy: st.SearchStrategy[Any], count: int = 200, of: int = 0) -> list[Any]:
+    """What a seed draws."""
+    found: list[Any] = []
+
+    @seed(of)
+    @settings(max_examples=count, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def collect(x: Any) -> None:
+        found.append(x)
+
+    collect()
+    return found
+
+
+def simplest(strategy: st.SearchStrategy[Any], condition: Callable[[Any], bool], of: int = 0) -> Any:
+    """What Hypothesis shrinks to."""
+    found = find(strategy, condition, settings=settings(database=None, max_examples=500), random=random.Random(of))
+    return found if isinstance(found, np.ndarray) else found if isinstance(found, int) else float(found)
+
+
+def negative(x: float) -> bool:
+    return math.copysign(1, x) < 0
+
+
+def dtype_of(fmt: FloatFormat) -> np.dtype[Any]:
+    return fmt.dtype or np.dtype(np.float32)
+
+
+def around(x: float, fmt: FloatFormat) -> tuple[float, float]:
+    """The magnitudes of the format at or below x, and above; where there is none, what would follow."""
+    if x == 0:
+        return 0.0, fmt.smallest_subnormal
+    c = reference.candidates(min(Fraction(abs(x)), Fraction(2) ** 1000), fmt)
+    return float(c.k * c.spacing), float((c.k + 1) * c.spacing)
+
+
+def is_tie(x: float, fmt: FloatFormat) -> bool:
+    return x != 0 and reference.candidates(Fraction(abs(x)), fmt).position == Fraction(1, 2)
+
+
+def next_to(x: float, carrier: object) -> set[float]:
+    """The neighbours in the carrier, by its own means."""
+    if carrier == FP64:
+        return {math.nextafter(x, math.inf), math.nextafter(x, -math.inf)}
+    fmt = get_format(carrier)
+    far = [
+        reference.round_to(math.nextafter(x, up * math.inf), fmt, f"toward_{word}", saturate=not fmt.has_infinity)
+        for up, word in ((1, "positive"), (-1, "negative"))
+    ]
+    return set(far)
+
+
+def holds(carrier: object, x: float) -> bool:
+    return carrier == FP64 or reference.round_to(x, get_format(carrier), saturate=True) == x
+
+
+# ---- what they draw ----
+
+
+@some_formats
+def test_codes(fmt: FloatFormat) -> None:
+    found = drawn(codes(fmt), 600 if fmt.bits <= 6 else 200)
+    assert all(type(code) is int and 0 <= code < 2**fmt.bits for code in found)
+    if fmt.bits <= 6:
+        assert set(found) == set(range(2**fmt.bits))
+
+
+@some_formats
+def test_values_are_of_the_format(fmt: FloatFormat) -> None:
+    found = drawn(values(fmt))
+    assert {np.asarray(x).dtype for x in found} == {dtype_of(fmt)}
+    assert {type(x) for x in found} == {dtype_of(fmt).type}
+    numbers = [float(x) for x in found]
+    finite = [x for x in numbers if math.isfinite(x)]
+    assert all(abs(x) <= fmt.max and reference.round_to(x, fmt) == x for x in finite)
+    assert any(x > 0 for x in finite)
+    assert any(x < 0 for x in finite)
+    assert {fmt.max, fmt.smallest_normal} <= {abs(x) for x in finite}
+    assert {negative(x) for x in finite if x == 0} == ({True, False} if fmt.has_negative_zero else {False})
+    assert any(0 < abs(x) < fmt.smallest_normal for x in finite) == (fmt.mantissa_bits > 0)
+    assert {x for x in numbers if math.isinf(x)} == ({math.inf, -math.inf} if fmt.has_infinity else set())
+    assert any(math.isnan(x) for x in numbers) == fmt.has_nan
+
+
+@pytest.mark.parametrize("fmt", [*REGISTERED, *CUSTOM], ids=str)
+def test_codes_and_values_agree(fmt: FloatFormat) -> None:
+    scalar = strategies._scalar_of_code(fmt)
+    step = 1 if fmt.bits <= 8 else 2**fmt.bits // 509
+    for code in {*range(0, 2**fmt.bits, step), *range(2 ** (fmt.bits - 1) - 4, 2 ** (fmt.bits - 1) + 4)}:
+        x, wanted = float(scalar(code)), reference.decode(code, fmt)
+        assert x == wanted or (math.isnan(x) and math.isnan(wanted)), hex(code)
+        assert negative(x) == negative(wanted), hex(code)
+        if math.isfinite(x) and (x or not negative(x)):
+            assert strategies._magnitude_code(abs(x), fmt) == code % 2 ** (fmt.bits - 1)
+
+
+@pytest.mark.parametrize("fmt", ["bf16", "fp8_e4m3fn", "fp8_e5m2fnuz", "fp4_e2m1fn"])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_values_keep_to_their_bounds(fmt: str, data: st.DataObject) -> None:
+    number = values(fmt, allow_nan=False, allow_infinity=False).map(float)
+    low, high = data.draw(st.none() | number), data.draw(st.none() | number)
+    subnormal = data.draw(st.sampled_from([None, False]))
+    limits = get_format(fmt)
+    if low is not None and high is not None and (low > high or (low == high == 0)):
+        low, high = high, low
+    if low is not None and high is not None and low == high == 0:
+        low = high = 0.0
+    try:
+        strategy = values(fmt, min_value=low, max_value=high, allow_subnormal=subnormal)
+    except InvalidArgument:  # only subnormals lie between them
+        assert subnormal is False
+        assert low is not None
+        assert high is not None
+        assert -limits.smallest_normal < low <= high < limits.smallest_normal
+        return
+    x = float(data.draw(strategy))
+    assert low is None or x >= low
+    assert high is None or x <= high
+    assert not (low == 0 and not negative(low) and negative(x))  # as st.floats: -0.0 is below 0.0
+    assert not (high == 0 and negative(high) and not negative(x) and x == 0)
+    assert not (subnormal is False and 0 < abs(x) < limits.smallest_normal)
+    open_ended = low is None or high is None
+    assert not (math.isinf(x) and not (limits.has_infinity and open_ended))
+    assert not (math.isnan(x) and not (limits.has_nan and low is high is None))
+
+
+def test_bounds_are_drawn() -> None:
+    assert {1.5, 3.0} <= {float(x) for x in drawn(values("bf16", min_value=1.5, max_value=3))}
+    assert {float(x) for x in drawn(values("bf16", min_value=3, max_value=3))} == {3.0}
+    assert {float(x) for x in drawn(values("fp16", min_value=math.inf))} == {math.inf}
+    assert {float(x) for x in drawn(values("fp16", min_value=-math.inf, max_value=-65504))} == {-math.inf, -65504.0}
+    assert {math.copysign(1, x) for x in drawn(values("fp16", min_value=-0.0, max_value=0.0))} == {1, -1}
+    assert {math.copysign(1, x) for x in drawn(values("fp16", min_value=0.0, max_value=0.0))} == {1}
+    assert not any(math.isfinite(x) is False for x in drawn(values("fp16", allow_infinity=False, allow_nan=False)))
+    assert any(math.isnan(x) for x in drawn(values("fp16", allow_infinity=False)))
+
+
+@each_pair
+def test_midpoints_are_midpoints(fmt: FloatFormat, carrier: str) -> None:
+    found = drawn(midpoints(fmt, carrier=carrier))
+    type_ = np.float64 if carrier == FP64 else dtype_of(get_format(carrier)).type
+    assert {type(x) for x in found} == {type_}
+    numbers = {float(x) for x in found}
+    assert all(is_tie(x, fmt) and holds(carrier, x) for x in numbers)
+    assert {x < 0 for x in numbers} == {True, False}
+    ends = (fmt.flush_threshold, fmt.subnormal_threshold, fmt.overflow_threshold)
+    assert {x for x in ends if holds(carrier, x)} <= numbers
+
+
+@each_pair
+def test_near_midpoints_are_next_to_them(fmt: FloatFormat, carrier: str) -> None:
+    numbers = {float(x) for x in drawn(near_midpoints(fmt, carrier))}
+    for x in numbers:
+        assert holds(carrier, x) or abs(x) > fmt.max
+        assert any(is_tie(y, fmt) for y in next_to(x, carrier) if math.isfinite(y))
+    if carrier != "e4m4":  # one bit more: all its values are next to ties
+        assert {is_tie(min(next_to(x, carrier)), fmt) for x in numbers if x > 0} == {True, False}
+
+
+def test_all_midpoints_and_their_neighbours_can_be_drawn() -> None:
+    fmt = get_format("fp6_e2m3fn")
+    magnitudes = [*reference.finite_values(fmt), 8.0]
+    ties = {s * (a + b) / 2 for a, b in itertools.pairwise(magnitudes) for s in (1, -1)}
+    assert {float(x) for x in drawn(midpoints(fmt), 700)} == ties
+    wanted = {float(np.nextafter(np.float32(x), np.float32(to))) for x in ties for to in (math.inf, -math.inf)}
+    assert {float(x) for x in drawn(near_midpoints(fmt), 1500)} == wanted
+    assert {float(x) for x in drawn(values(fmt), 700)} == {s * x for x in magnitudes[:-1] for s in (1, -1)}
+
+
+def hard_classes(x: float, fmt: FloatFormat, carrier: str) -> Iterator[str]:
+    """In how many ways a number is hard."""
+    yield "negative" if negative(x) else "positive"
+    if not math.isfinite(x):
+        yield "nan" if math.isnan(x) else f"{x}"
+        return
+    if x == 0:
+        yield f"{x}"
+        return
+    magnitude, beside = abs(x), {abs(y) for y in next_to(x, carrier)}
+    up, down = max(beside), min(beside)
+    below, above = around(x, fmt)
+    if is_tie(x, fmt):
+        yield "tie"
+    if is_tie(down, fmt):
+        yield "above a tie"
+    if math.isfinite(up) and is_tie(up, fmt):
+        yield "below a tie"
+    if below == magnitude <= fmt.max:
+        yield "value"
+    elif magnitude <= fmt.max:
+        yield "between"
+    if math.frexp(x)[0] in (0.5, -0.5):
+        yield "power of two"
+    if math.isfinite(up) and math.frexp(up)[0] == 0.5:
+        yield "below a power of two"
+    if magnitude < fmt.smallest_normal:
+        yield "subnormal"
+    if magnitude > fmt.overflow_threshold:
+        yield "too large"
+    if magnitude < fmt.flush_threshold:
+        yield "too small"
+    names = {
+        "flush threshold": fmt.flush_threshold,
+        "subnormal threshold": fmt.subnormal_threshold,
+        "overflow threshold": fmt.overflow_threshold,
+        "max": fmt.max,
+        "smallest normal": fmt.smallest_normal,
+        "smallest subnormal": fmt.smallest_subnormal,
+        "beyond max": 2.0 ** (fmt.emax + 1) if fmt.max_significand % 2 else above,
+    }
+    for name, y in names.items():
+        if magnitude == y:
+            yield name
+        for place, z in (("above", down), ("below", up)):
+            if z == y:
+                yield f"{place} {name}"
+
+
+@pytest.mark.parametrize(("fmt", "carrier"), [("bf16", "fp32"), ("fp16", FP64)])
+def test_every_hard_class_within_1000(fmt: str, carrier: str) -> None:
+    target = get_format(fmt)
+    found = {name for x in drawn(hard_values(fmt, carrier), 1000) for name in hard_classes(float(x), target, carrier)}
+    thresholds = ("flush threshold", "subnormal threshold", "overflow threshold")
+    wanted = {
+        *("positive", "negative", "0.0", "-0.0", "inf", "-inf", "nan", "tie", "above a tie", "below a tie", "value"),
+        *("between", "power of two", "below a power of two", "subnormal", "too large", "too small", "max"),
+        *("smallest normal", "smallest subnormal", "below smallest normal", "above max", *thresholds),
+        *(f"{place} {name}" for name in thresholds for place in ("above", "below")),
+    }
+    if (fmt, carrier) == ("bf16", "fp32"):  # 2^-134 and its neighbours, with float32's subnormals of 2^-149
+        assert "above smallest subnormal" in found
+    assert wanted <= found, wanted - found
+
+
+@each_pair
+def test_hard_values_are_of_the_carrier(fmt: FloatFormat, carrier: str) -> None:
+    found = drawn(hard_values(fmt, carrier), 500)
+    type_ = np.float64 if carrier == FP64 else dtype_of(get_format(carrier)).type
+    assert {type(x) for x in found} == {type_}
+    assert all(holds(carrier, float(x)) for x in found if math.isfinite(x))
+
+
+def test_arrays() -> None:
+    found = drawn(arrays("bf16", (8,)), 100)
+    assert {(x.dtype, x.shape) for x in found} == {(np.dtype(ml_dtypes.bfloat16), (8,))}
+    assert any(len(set(x.view(np.uint16).tolist())) > 4 for x in found)
+    assert {x.dtype for x in drawn(arrays("tf32", (2, 3)), 20)} == {np.dtype(np.float32)}
+    assert {x.shape for x in drawn(arrays(np.float16, st.sampled_from([2, (1, 3)])), 30)} == {(2,), (1, 3)}
+    for fmt in REGISTERED:
+        for x in drawn(arrays(fmt, 3), 10):
+            assert x.dtype == dtype_of(fmt)
+    positive = drawn(arrays("fp8_e4m3fn", 4, elements=values("fp8_e4m3fn", min_value=1)), 50)
+    assert all((x.astype(np.float32) >= 1).all() for x in positive)
+    assert len(drawn(arrays("bf16", 5000), 5)) == 5  # large ones are not drawn element by element
+
+
+def test_a_given_array() -> None:
+    @given(x=arrays("bf16", (8,)))
+    def test(x: Any) -> None:
+        assert x.dtype == ml_dtypes.bfloat16
+
+    test()
+
+
+def test_formats() -> None:
+    found = drawn(formats(), 200)
+    assert set(REGISTERED) <= set(found)
+    assert any(fmt.name not in FORMATS for fmt in found)
+    assert set(drawn(formats(custom=False), 200)) == set(REGISTERED)
+    assert {fmt.bits <= 8 for fmt in drawn(formats(max_bits=8), 200)} == {True}
+    assert {fmt.bits for fmt in drawn(formats(max_bits=4), 50)} == {3, 4}
+
+
+def test_rounding_modes() -> None:
+    assert set(drawn(rounding_modes(), 50)) == set(RoundingMode) - {RoundingMode.STOCHASTIC}
+    assert set(drawn(rounding_modes(stochastic=True), 50)) == set(RoundingMode)
+    assert find(rounding_modes(), lambda mode: True) is RoundingMode.TIES_TO_EVEN
+
+
+@pytest.mark.parametrize("strategy", [values("bf16"), hard_values("fp16", FP64), codes("fp8_e5m2"), arrays("bf16", 3)])
+def test_a_seed_draws_the_same(strategy: st.SearchStrategy[Any]) -> None:
+    first, again, other = (repr(drawn(strategy, 100, number)) for number in (1, 1, 2))
+    assert first == again != other
+
+
+# ---- what they shrink to ----
+
+
+def test_the_simplest_examples() -> None:
+    number = 0
+    assert simplest(codes("fp16"), lambda code: True, number) == 0
+    assert simplest(codes("fp16"), lambda code: code not in (0, 0x8000), number) == 0x3C00
+    for fmt in ("bf16", "fp8_e4m3fn", "fp32"):
+        assert simplest(values(fmt), lambda x: True, number) == 0
+        assert simplest(values(fmt), lambda x: x != 0, number) == 1
+        assert simplest(values(fmt), lambda x: x < 0, number) == -1
+        assert simplest(values(fmt), lambda x: 1 < x < 2, number) == 1.5
+        assert simplest(values(fmt), lambda x: 0 < x < 1, number) == 0.5
+    assert simplest(values("fp16"), lambda x: bool(np.isinf(x)), number) == math.inf
+    assert simplest(values("bf16", min_value=3, max_value=1024), lambda x: True, number) == 3
+    for carrier in ("fp32", FP64):
+        assert simplest(hard_values("bf16", carrier), lambda x: True, number) == 0
+        assert simplest(hard_values("bf16", carrier), lambda x: x != 0, number) == 1
+    assert simplest(midpoints("bf16"), lambda x: True, number) == 1 + 2**-8
+    assert simplest(midpoints("bf16"), lambda x: x < -10, number) <= -10
+    assert simplest(near_midpoints("bf16", FP64), lambda x: True, number) == 1 + 2**-8 + 2**-52
+
+
+def test_arrays_shrink_to_zeros() -> None:
+    assert simplest(arrays("bf16", 4), lambda x: True).view(np.uint16).tolist() == [0, 0, 0, 0]
+    one = simplest(arrays("bf16", 4), lambda x: bool((x != 0).any()))
+    assert sorted(one.astype(float).tolist()) == [0, 0, 0, 1]
+
+
+# ---- what they refuse ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_value": 2, "max_value": 1}, "no values of bf16 between"),
+        ({"min_value": 0.0, "max_value": -0.0}, "no values of bf16 between"),
+        ({"min_value": 0.1}, "use min_value=0.099"),
+        ({"max_value": 1e39}, "cannot be exactly represented in bf16 - use max_value=3.38"),
+        ({"max_value": 2**1000}, "cannot be exactly represented"),
+        ({"max_value": 2**53 + 1}, "cannot be exactly represented"),
+        ({"min_value": math.nan}, "not a number"),
+        ({"min_value": "low"}, "must be a number"),
+        ({"min_value": 1, "allow_nan": True}, "allow_nan=True, with min_value or max_value"),
+        ({"min_value": 1, "max_value": 2, "allow_infinity": True}, "with both min_value and max_value"),
+        ({"min_value": math.inf, "allow_infinity": False}, "excludes min_value=inf"),
+        ({"max_value": -math.inf, "allow_infinity": False}, "excludes min_value=None, max_value=-inf"),
+        ({"min_value": 1, "allow_subnormal": True}, "allow_subnormal=True: none of bf16"),
+        ({"max_value": -1, "allow_subnormal": True}, "allow_subnormal=True: none of bf16"),
+        ({"min_value": 2.0**-130, "max_value": 2.0**-129, "allow_subnormal": False}, "leaves no value"),
+    ],
+)
+def test_impossible_values_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        values("bf16", **options)
+    if "cannot be exactly" not in message and options.get("min_value") != 2.0**-130 and "low" not in options.values():
+        with pytest.raises(InvalidArgument):  # as for float32 there
+            st.floats(width=32, **options).validate()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: values("fp8_e4m3fn", allow_infinity=True), "fp8_e4m3fn has no infinity"),
+        (lambda: values("fp8_e4m3fn", min_value=math.inf), "cannot be exactly represented"),
+        (lambda: values("fp4_e2m1fn", allow_nan=True), "fp4_e2m1fn has no NaN"),
+        (lambda: values("fp17"), "unknown format 'fp17'; choose one of"),
+        (lambda: codes(None), "unknown format"),
+        (lambda: hard_values("bf16", "fp8_e4m3fn"), "carrier fp8_e4m3fn holds no tie of bf16"),
+        (lambda: midpoints("fp32", carrier="fp32"), "carrier fp32 holds no tie of fp32"),
+        (lambda: near_midpoints("fp32"), "must have more mantissa bits"),
+        (lambda: near_midpoints("fp16", "bf16"), "carrier bf16 holds no tie"),
+        (lambda: near_midpoints("bf16", "tf64"), "unknown format 'tf64'"),
+        (lambda: formats(max_bits=2), "max_bits=2"),
+    ],
+)
+def test_bad_arguments_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        make()
+
+
+# ---- that they find what is wrong ----
+
+
+def right(fmt: FloatFormat) -> Cast:
+    return lambda x: reference.round_to(x, fmt)
+
+
+def wrong_casts(fmt: FloatFormat, carrier: str) -> dict[str, Cast]:
+    """Mistakes that were really made."""
+    correct = right(fmt)
+    narrow = FloatFormat.ieee(8, min(fmt.mantissa_bits + 4, 22), "narrow")
+
+    def of(magnitude: float, x: float) -> float:
+        return math.copysign(magnitude, x)
+
+    casts: dict[str, Cast] = {
+        "ties away": lambda x: reference.round_to(x, fmt, "ties_to_away"),
+        "truncation": lambda x: reference.round_to(x, fmt, "toward_zero"),
+        "flush": lambda x: reference.round_to(x, fmt, subnormals=False),
+        "lost -0.0": lambda x: correct(x) + 0.0,
+        "overflow too late": lambda x: of(fmt.max, x) if abs(x) == fmt.overflow_threshold else correct(x),
+        "overflow too early": lambda x: of(math.inf, x) if fmt.max < abs(x) < fmt.overflow_threshold else correct(x),
+        "rounds twice": lambda x: correct(reference.round_to(x, narrow)),
+        "saturates": lambda x: reference.round_to(x, fmt, saturate=True),
+        "NaN to infinity": lambda x: math.inf if math.isnan(x) else correct(x),
+        "carry lost": lambda x: (
+            of(abs(correct(x)) / 2, x)
+            if 0 < abs(x) < fmt.max and math.frexp(correct(x))[1] > math.frexp(x)[1]
+            else correct(x)
+        ),
+        "binade above max to zero": lambda x: (
+            of(0, x) if 2 ** (fmt.emax + 1) <= abs(x) < 2 ** (fmt.emax + 2) else correct(x)
+        ),
+        "flush threshold away": lambda x: (
+            of(fmt.smallest_subnormal, x) if abs(x) == fmt.flush_threshold else correct(x)
+        ),
+    }
+    if carrier == FP64:
+        casts["through float32"] = lambda x: correct(float(np.float32(x)))
+    return casts
+
+
+def differs(a: float, b: float) -> bool:
+    return not (a == b and negative(a) == negative(b)) and not (math.isnan(a) and math.isnan(b))
+
+
+def missed(strategy: st.SearchStrategy[Any], casts: dict[str, Cast], correct: Cast) -> set[tuple[str, int]]:
+    """The mistakes that 200 examples do not show, and under which of three seeds."""
+    examples = {number: [float(x) for x in drawn(strategy, 200, number)] for number in range(3)}
+    return {
+        (name, number)
+        for name, cast in casts.items()
+        for number, found in examples.items()
+        if not any(differs(cast(x), correct(x)) for x in found)
+    }
+
+
+@pytest.mark.parametrize(("fmt", "carrier"), [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", FP64), ("fp8_e5m2", "fp16")])
+def test_planted_mistakes_are_found(fmt: str, carrier: str) -> None:
+    target = get_format(fmt)
+    casts = wrong_casts(target, carrier)
+    if (fmt, carrier) in [("fp8_e5m2", "fp16"), ("bf16", "fp32")]:  # the carrier ends where the format does
+        del casts["binade above max to zero"]
+    assert missed(hard_values(fmt, carrier), casts, right(target)) == set()
+
+
+def test_a_right_cast_is_not_accused() -> None:
+    bf16, fp16 = map(get_format, ("bf16", "fp16"))
+    right_ones: dict[str, Cast] = {"ml_dtypes": lambda x: float(np.float32(x).astype(ml_dtypes.bfloat16))}
+    assert missed(hard_values("bf16", "fp32"), right_ones, right(bf16)) == {("ml_dtypes", n) for n in range(3)}
+    assert missed(hard_values("fp16", FP64), {"numpy": lambda x: float(np.float16(x))}, right(fp16)) == {
+        ("numpy", n) for n in range(3)
+    }
+    # and ml_dtypes' own mistake is found: it rounds float64 through float32
+    wrong: dict[str, Cast] = {"ml_dtypes": lambda x: float(np.float64(x).astype(ml_dtypes.bfloat16))}
+    assert missed(hard_values("bf16", FP64), wrong, right(bf16)) == set()
+
+
+def test_floats_alone_would_miss_it() -> None:
+    """Why the strategies exist."""
+    casts = wrong_casts(get_format("bf16"), FP64)
+    found = missed(st.floats(), {"through float32": casts["through float32"]}, right(get_format("bf16")))
+    assert len(found) == 3
+
+
+# ---- st.from_type ----
+
+
+def test_the_scalars_of_ml_dtypes_are_registered() -> None:
+    for fmt in REGISTERED:
+        if fmt.dtype is not None and fmt.dtype.type.__module__ == "ml_dtypes":
+            found = drawn(st.from_type(fmt.dtype.type), 30)
+            assert {type(x) for x in found} == {fmt.dtype.type}
+
+
+def test_the_plugin_knows_the_same_types() -> None:
+    ours = {f.dtype.type for f in REGISTERED if f.dtype is not None and f.dtype.type.__module__ == "ml_dtypes"}
+    assert {getattr(ml_dtypes, name) for name in plugin.NAMES} == ours
+
+
+def test_importing_hypothesis_is_enough(tmp_path: Path) -> None:
+    """An installation, with nothing but the metadata that pyproject.toml says."""
+    root = Path(strategies.__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    ((name, target),) = project["project"]["entry-points"]["hypothesis"].items()
+    assert target.split(":")[0] in project["tool"]["setuptools"]["py-modules"]
+    installed = tmp_path / "stand_in-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: stand-in\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text(f"[hypothesis]\n{name} = {target}\n")
+    program = """if True:
+        import sys
+        import hypothesis.strategies as st
+        print("precision_lab" in sys.modules)
+        import ml_dtypes, warnings
+        warnings.simplefilter("ignore")
+        print(type(st.from_type(ml_dtypes.bfloat16).example()).__name__)
+    """
+    path = os.pathsep.join([str(tmp_path), str(root)])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "bfloat16"]

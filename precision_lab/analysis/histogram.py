@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -39,6 +40,7 @@ _FIRST_CLASS: dict[Fraction, int] = {Fraction(0): 0, Fraction(1, 2): 2, Fraction
 _CLASS_AFTER: dict[Fraction, int] = {Fraction(0): 1, Fraction(13, 16): 4}
 
 _MOST = 2**31  # elements counted at a time: the compiled loop has 32-bit cells
+_spare = threading.local()  # cells of zeros: making a megabyte of them costs more than counting a small array
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ class ExponentHistogram:
         wide = array.dtype.itemsize == 8
         uint, bias = (np.uint64, 1023) if wide else (np.uint32, 127)
         rows = 2 * bias + 2 + kernels.ROW_OFFSET
-        cells = np.zeros((rows, 32, kernels.LANES), np.uint32)
+        spare = vars(_spare).pop(uint.__name__, None)  # nobody else has it, and after an error nobody gets it
+        cells = np.zeros((rows, 32, kernels.LANES), np.uint32) if spare is None else spare
         extremes = np.array([np.iinfo(uint).max, 0], uint)
         (kernels.count_64 if wide else kernels.count_32)(array, cells.reshape(-1), extremes)
 
@@ -173,13 +176,17 @@ class ExponentHistogram:
         least, largest = int(extremes[0]) + 1, int(extremes[1])
         nonfinite = int(cells[-1].sum(dtype=np.int64))
         zero = int(cells[kernels.ROW_OFFSET, 0].sum(dtype=np.int64))
+        if largest:
+            cells[kernels.ROW_OFFSET, 0] = cells[kernels.ROW_OFFSET, kernels.HALF_NORMAL_CLASS]
+            low, high = np.array([least, largest], uint).view(array.dtype).astype(np.float64).tolist()
+            first, last = (math.frexp(v)[1] - 1 for v in (low, high))
+            touched = cells[first + bias + kernels.ROW_OFFSET : last + bias + kernels.ROW_OFFSET + 1]
+            table = touched[:, :CLASSES].sum(axis=2, dtype=np.int64)
+            touched[:] = 0
+        cells[kernels.ROW_OFFSET] = cells[-1] = 0
+        setattr(_spare, uint.__name__, cells)
         if largest == 0:
             return replace(cls.empty(), zero=zero, nonfinite=nonfinite, max_abs=0.0 if zero else None)
-        cells[kernels.ROW_OFFSET, 0] = cells[kernels.ROW_OFFSET, kernels.HALF_NORMAL_CLASS]
-        low, high = np.array([least, largest], uint).view(array.dtype).astype(np.float64).tolist()
-        first, last = (math.frexp(v)[1] - 1 for v in (low, high))
-        to_row = bias + kernels.ROW_OFFSET
-        table = cells[first + to_row : last + to_row + 1, :CLASSES].sum(axis=2, dtype=np.int64)
         return cls(zero, nonfinite, low, high, first, table)
 
     @classmethod
@@ -278,16 +285,8 @@ class ExponentHistogram:
 
     def _below(self, threshold: float, loss_scale: float, *, inclusive: bool) -> int:
         """Count the elements x with S * |x| < threshold, or <= where inclusive."""
-        shift = log2_of_power_of_two(loss_scale)
-        mantissa, exponent = math.frexp(threshold)
-        fraction = Fraction(mantissa) * 2 - 1
-        position = (_CLASS_AFTER if inclusive else _FIRST_CLASS).get(fraction)
-        if position is None:
-            raise ValueError(
-                f"the histogram does not separate the threshold {threshold!r}; it resolves the formats "
-                f"{', '.join(FORMATS)} and those of FloatFormat.ieee"
-            )
-        row = exponent - 1 - shift - self.first_exponent
+        exponent, position = place_of(threshold, inclusive=inclusive)
+        row = exponent - log2_of_power_of_two(loss_scale) - self.first_exponent
         if row < 0:
             return 0
         rows = self.table[: row + 1]
@@ -339,6 +338,37 @@ class ExponentHistogram:
             return cls(_count(data["zero"]), _count(data["nonfinite"]), least, largest, first, table)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a histogram made by ExponentHistogram.to_dict: {error!r}") from error
+
+
+def place_of(threshold: float, *, inclusive: bool) -> tuple[int, int]:
+    """Return where a threshold cuts the table.
+
+    Parameters
+    ----------
+    threshold : float
+        A positive number, unscaled. A loss scale of 2^k moves it k binades down.
+    inclusive : bool
+        Whether the threshold itself lies below the cut.
+
+    Returns
+    -------
+    exponent, classes : int
+        Below the cut lie all binades below `exponent`, and of that one the first so many classes.
+
+    Raises
+    ------
+    ValueError
+        The classes do not separate it.
+
+    """
+    mantissa, exponent = math.frexp(threshold)
+    position = (_CLASS_AFTER if inclusive else _FIRST_CLASS).get(Fraction(mantissa) * 2 - 1)
+    if position is None:
+        raise ValueError(
+            f"the histogram does not separate the threshold {threshold!r}; it resolves the formats "
+            f"{', '.join(FORMATS)} and those of FloatFormat.ieee"
+        )
+    return exponent - 1, position
 
 
 def _count(value: Any) -> int:

@@ -35,12 +35,12 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -87,8 +87,11 @@ def severity_of(effect_error: float) -> Severity:
     ``ok`` is up to 1 %, ``note`` up to 10 %, ``warning`` more; ``fatal`` is a tenth or less, ten times or more, or NaN:
     the hyperparameter does no longer what it is for.
 
+    Examples
+    --------
     >>> [str(severity_of(error)) for error in (0.01, -0.1, 0.5, -0.9, math.inf)]
     ['ok', 'note', 'warning', 'fatal', 'fatal']
+
     """
     if not -0.9 < effect_error < 9:
         return Severity.FATAL
@@ -142,6 +145,12 @@ class Finding:
         """Return plain JSON types; what is infinite or NaN is a string."""
         return {key: _json(value) for key, value in asdict(self).items()}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the finding that `to_dict` described."""
+        numbers = {key: float(data[key]) for key in ("exact", "stored", "relative_error", "effect_error")}
+        return cls(**{**data, **numbers, "severity": Severity(data["severity"])})
+
 
 @dataclass(frozen=True)
 class HyperparameterAudit:
@@ -190,6 +199,20 @@ class HyperparameterAudit:
             "worst": str(self.worst),
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the audit that `to_dict` described; raises ValueError."""
+        try:
+            return cls(
+                get_format(data["format"]),
+                data["optimizer"],
+                dict(data["hyperparameters"]),
+                data["steps"],
+                tuple(map(Finding.from_dict, data["findings"])),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no audit: {error!r}") from error
 
 
 def _json(value: Any) -> Any:
@@ -467,8 +490,11 @@ def _text(value: float) -> str:
 def _off(error: float) -> str:
     """Write a relative change in words.
 
+    Examples
+    --------
     >>> _off(0.996), _off(-0.017), _off(0.0), _off(12.4), _off(-1e-9)
     ('100 % too large', '1.7 % too small', 'as asked', '13.4 times as large', 'less than 0.01 % too small')
+
     """
     if error == 0:
         return "as asked"

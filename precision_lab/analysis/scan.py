@@ -1,15 +1,33 @@
-"""Scan tensor files: an exponent histogram of every tensor, and what each format would do to it."""
+"""Scan tensor files: an exponent histogram of every tensor, and what each format would do to it.
+
+Counts add up exactly, in any order. So the files can be cut into slices that are counted by any number of workers, in
+any order and again where one was lost, and the result is the same to the last count.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
-from precision_lab.analysis.tensor_files import TensorInfo, labels_of, list_tensors, read_tensors
+from precision_lab.analysis.recording import Recording, is_recording, read_recording
+from precision_lab.analysis.tensor_files import (
+    TensorFileError,
+    TensorInfo,
+    TensorSlice,
+    TensorSource,
+    is_one_source,
+    labels_of,
+    list_tensors,
+    read_slices,
+    read_tensors,
+    slice_tensors,
+)
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.spread import completed
 
 DEFAULT_FORMATS = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2")
 _CHUNK_BYTES = 1 << 22  # large enough to hide what a histogram costs per chunk, small enough for the caches
@@ -92,25 +110,30 @@ class ScanResult:
 
 
 def scan(
-    paths: str | Path | Iterable[str | Path],
+    paths: TensorSource | Iterable[TensorSource],
     *,
     formats: Sequence[object] = DEFAULT_FORMATS,
     loss_scale: float = 1,
     dtype: object = None,
+    executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScanResult:
     """Read every tensor of the files once, in bounded memory.
 
     Parameters
     ----------
-    paths : path, or iterable of path
-        Files and folders as `read_tensors` takes them.
+    paths : path, mapping or module, or iterable of them
+        Files, folders and models as `read_tensors` takes them, and ``.json`` files of `GradientRecorder.save`: recorded
+        gradients, whose histograms are there already; they come last.
     formats : sequence of format specs
         What to ask about; see `get_format`.
     loss_scale : float
         A power of two.
     dtype : format spec, optional
         What the raw items of ``.npy`` and ``.npz`` files are.
+    executor : concurrent.futures.Executor, optional
+        Where slices of the files are counted; its workers must find the files under the same paths. The result is the
+        same. Default: this process, one file after the other.
     progress : callable, optional
         Called with the number of elements read and the number of all elements.
 
@@ -120,28 +143,137 @@ def scan(
         A file cannot be read; all headers of all paths are checked before the first element is read.
     ValueError
         Unknown format; no power of two; no paths.
+    WorkersLostError
+        The executor cannot go on.
 
     """
     asked = tuple(dict.fromkeys(map(get_format, formats)))
     log2_of_power_of_two(loss_scale)
     raw = None if dtype is None else get_format(dtype)
-    places = [paths] if isinstance(paths, str | Path) else list(paths)
+    places = [paths] if is_one_source(paths) else list(paths)
     if not places:
         raise ValueError("nothing to scan; name a file or a folder")
-    everything = sum(info.count for place in places for info in list_tensors(place, dtype=raw) if not info.skipped)
-    tensors: list[ScannedTensor] = []
-    skipped: list[TensorInfo] = []
+    recordings = [(Path(place), read_recording(place)) for place in places if is_recording(place)]
+    files = [place for place in places if not is_recording(place)]
+    everything = sum(info.count for place in files for info in list_tensors(place, dtype=raw) if not info.skipped)
+    read = (lambda done: None) if progress is None else (lambda done: progress(done, everything))
+    counted = _count_here(files, raw, read) if executor is None else _spread(files, raw, executor, everything, read)
+    tensors = [ScannedTensor(info, histogram) for info, histogram in counted if not info.skipped]
+    skipped = [info for info, _ in counted if info.skipped]
+    for place, recording in recordings:
+        recorded = scan_recording(recording, place)
+        tensors += recorded.tensors
+        skipped += recorded.skipped
+    return ScanResult(tuple(tensors), tuple(skipped), asked, float(loss_scale))
+
+
+def scan_recording(
+    recording: Recording,
+    file: Path | None = None,
+    *,
+    formats: Sequence[object] = DEFAULT_FORMATS,
+    loss_scale: float = 1,
+) -> ScanResult:
+    """Return the gradients of a recorded run as if they had been scanned; those that were never there as skipped.
+
+    Parameters
+    ----------
+    recording : Recording
+        From `GradientRecorder.recording` or `read_recording`.
+    file : Path, optional
+        Where it comes from; default: the name of the model.
+    formats, loss_scale
+        As for `scan`.
+
+    Raises
+    ------
+    ValueError
+        Unknown format; no power of two.
+
+    """
+    log2_of_power_of_two(loss_scale)
+    listed = [(tensor.info(file or Path(recording.model)), tensor.gradients) for tensor in recording.tensors]
+    return ScanResult(
+        tuple(ScannedTensor(info, histogram) for info, histogram in listed if not info.skipped),
+        tuple(info for info, _ in listed if info.skipped),
+        tuple(dict.fromkeys(map(get_format, formats))),
+        float(loss_scale),
+    )
+
+
+_Counted = list[tuple[TensorInfo, ExponentHistogram]]
+
+
+def _count_here(places: Sequence[TensorSource], raw: FloatFormat | None, read: Callable[[int], None]) -> _Counted:
+    """Count all tensors, one after the other."""
+    counted: _Counted = []
     done = 0
     for place in places:
         for info, chunks in read_tensors(place, dtype=raw, chunk_bytes=_CHUNK_BYTES):
-            if info.skipped:
-                skipped.append(info)
-                continue
             histogram = ExponentHistogram.empty()
-            for chunk in chunks:
+            for chunk in () if info.skipped else chunks:
                 histogram += ExponentHistogram.of(chunk)
                 done += chunk.size
-                if progress is not None:
-                    progress(done, everything)
-            tensors.append(ScannedTensor(info, histogram))
-    return ScanResult(tuple(tensors), tuple(skipped), asked, float(loss_scale))
+                read(done)
+            counted.append((info, histogram))
+    return counted
+
+
+def _spread(
+    places: Sequence[TensorSource],
+    raw: FloatFormat | None,
+    executor: Executor,
+    everything: int,
+    read: Callable[[int], None],
+) -> _Counted:
+    """Count all tensors on an executor, slice by slice."""
+    elements = _elements_per_task(everything)
+    infos: list[TensorInfo] = []
+    slices: list[TensorSlice] = []
+    for place in places:
+        more, cut = slice_tensors(place, elements=elements, start=len(infos), dtype=raw)
+        infos += more
+        slices += cut
+    histograms = [ExponentHistogram.empty() for _ in infos]
+    done = 0
+    for _, counted in completed(_count, list(_tasks(slices, elements)), executor):
+        for tensor, histogram in counted.items():
+            histograms[tensor] += histogram
+            done += histogram.count
+        read(done)
+    for info, histogram in zip(infos, histograms, strict=True):
+        if not info.skipped and histogram.count != info.count:
+            what = f"{histogram.count} of {info.count} elements were counted"
+            raise TensorFileError(f"{info.file}, tensor '{info.name}': {what}; do not change files while they are read")
+    return list(zip(infos, histograms, strict=True))
+
+
+def _elements_per_task(everything: int) -> int:
+    """Return how many elements are sent to a worker at a time.
+
+    A thousand tasks are enough for any cluster, and fewer than 2^21 elements take less time than sending them costs
+    (see docs/scaling.md). More than 2^26, and too much would be done again where a worker is lost.
+    """
+    return min(max(everything // 1024, 1 << 21), 1 << 26)
+
+
+def _tasks(slices: Iterable[TensorSlice], elements: int) -> Iterator[tuple[TensorSlice, ...]]:
+    """Put small slices together."""
+    task: list[TensorSlice] = []
+    size = 0
+    for s in slices:
+        if task and size + s.count > elements:
+            yield tuple(task)
+            task, size = [], 0
+        task.append(s)
+        size += s.count
+    if task:
+        yield tuple(task)
+
+
+def _count(task: tuple[TensorSlice, ...]) -> dict[int, ExponentHistogram]:
+    """Return the histograms of the slices, by the number of their tensor."""
+    counted: dict[int, ExponentHistogram] = {}
+    for s, chunks in read_slices(task, chunk_bytes=_CHUNK_BYTES):
+        counted[s.tensor] = counted.get(s.tensor, ExponentHistogram.empty()) + ExponentHistogram.of_chunks(chunks)
+    return counted

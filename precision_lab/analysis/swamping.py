@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.analysis.plain import finite_or_none
+from precision_lab.analysis.plain import finite_or_none, number_or
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import (
     RoundingMode,
@@ -162,16 +162,46 @@ class UpdateReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; shares and norms that are not numbers become None."""
-        counts = ("count", "nonzero", "lost", "overflowed", "nonfinite", "zero_weights")
         floats = ("lost_of_nonzero", "imprecision", "edq", "edq_ratio", "raw_update_norm", "effective_update_norm")
         return {
             "format": self.format.name,
             "mode": self.mode.value,
-            **{name: getattr(self, name) for name in counts},
+            **{name: getattr(self, name) for name in _COUNTS},
             **{name: finite_or_none(getattr(self, name)) for name in floats},
             "log2_ratios": {str(e): n for e, n in self.ratios.items()},
             "lost_log2_ratios": {str(e): n for e, n in self.lost_ratios.items()},
+            "sums": [_hexadecimal(value) for value in self.sums],
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the report that `to_dict` described; raises ValueError."""
+        try:
+            uu, dd, du = map(_from_hexadecimal, data["sums"])
+            return cls(
+                get_format(data["format"]),
+                get_mode(data["mode"]),
+                **{name: data[name] for name in _COUNTS},
+                ratios={int(e): n for e, n in data["log2_ratios"].items()},
+                lost_ratios={int(e): n for e, n in data["lost_log2_ratios"].items()},
+                sums=(uu, dd, du),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no report on updates: {error!r}") from error
+
+
+_COUNTS = ("count", "nonzero", "lost", "overflowed", "nonfinite", "zero_weights")
+
+
+def _hexadecimal(value: int) -> str:
+    """Write an integer without the zeros at its end: 0x1p3 is 8."""
+    zeros = (value & -value).bit_length() - 1 if value else 0
+    return f"{value >> zeros:#x}p{zeros}"
+
+
+def _from_hexadecimal(text: str) -> int:
+    mantissa, _, zeros = text.partition("p")
+    return int(mantissa, 16) << int(zeros)
 
 
 def update_report(
@@ -431,6 +461,26 @@ class WeightGaps:
         if self.format != other.format:
             raise ValueError(f"cannot add gaps of {other.format} to those of {self.format}")
         return type(self)(self.format, self.nonfinite + other.nonfinite, _merged(self.gaps, other.gaps))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types: of each kind of gap its four answers (infinity is None) and how many there are."""
+        return {
+            "format": self.format.name,
+            "nonfinite": self.nonfinite,
+            "gaps": [[finite_or_none(x) for x in gaps] + [n] for gaps, n in self.gaps.items()],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the counts that `to_dict` described; raises ValueError."""
+        try:
+            gaps = {
+                Gaps(number_or(up, math.inf), up_tie, number_or(down, math.inf), down_tie): n
+                for up, up_tie, down, down_tie, n in data["gaps"]
+            }
+            return cls(get_format(data["format"]), data["nonfinite"], gaps)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"these are no gaps of weights: {error!r}") from error
 
     def frozen(self, update_size: float) -> Frozen:
         """Return how many weights an update of this magnitude cannot move.

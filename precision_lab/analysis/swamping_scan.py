@@ -8,13 +8,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.swamping import UpdateReport, WeightGaps, update_report
-from precision_lab.analysis.tensor_files import Chunks, TensorFileError, TensorInfo, list_tensors, read_tensors
+from precision_lab.analysis.tensor_files import (
+    IN_MEMORY,
+    Chunks,
+    TensorFileError,
+    TensorInfo,
+    TensorSource,
+    list_tensors,
+    read_tensors,
+)
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 
 Progress: TypeAlias = Callable[[int, int], None]
 
-_CHUNK_BYTES = 1 << 22  # large enough to hide what a report costs per chunk, small enough for the caches
+CHUNK_BYTES = 1 << 22  # large enough to hide what a report costs per chunk, small enough for the caches
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def _by_format(reports: Sequence[UpdateReport]) -> dict[str, Any]:
     return {report.format.name: report.to_dict() for report in reports}
 
 
-def default_formats(weights: str | Path, *, dtype: object = None) -> tuple[FloatFormat, ...]:
+def default_formats(weights: TensorSource, *, dtype: object = None) -> tuple[FloatFormat, ...]:
     """Return the 16-bit formats that the tensors of floats are stored in, bf16 if there are none."""
     found = {info.dtype for info in list_tensors(weights, dtype=_raw(dtype)) if not info.skipped}
     return tuple(f for f in FORMATS.values() if f.dtype is not None and f.bits == 16 and f.dtype.name in found) or (
@@ -116,7 +125,7 @@ def default_formats(weights: str | Path, *, dtype: object = None) -> tuple[Float
 
 
 def scan_frozen(
-    weights: str | Path,
+    weights: TensorSource,
     update_sizes: Sequence[float],
     *,
     formats: Sequence[object] = (),
@@ -127,8 +136,8 @@ def scan_frozen(
 
     Parameters
     ----------
-    weights : path
-        A file or a folder as `read_tensors` takes it.
+    weights : path, mapping or module
+        A file, a folder or a model as `read_tensors` takes it.
     update_sizes : sequence of float
         Magnitudes |u|, at least one.
     formats : sequence of format specs
@@ -152,10 +161,10 @@ def scan_frozen(
         raise ValueError("no update size is given")
     for size in sizes:
         WeightGaps(asked[0]).frozen(size)
-    count = _counter(weights, dtype, progress)
+    count = counter(weights, dtype, progress)
     tensors: list[tuple[TensorInfo, tuple[WeightGaps, ...]]] = []
     skipped = []
-    for info, chunks in read_tensors(weights, dtype=_raw(dtype), chunk_bytes=_CHUNK_BYTES):
+    for info, chunks in read_tensors(weights, dtype=_raw(dtype), chunk_bytes=CHUNK_BYTES):
         if info.skipped:
             skipped.append(info)
             continue
@@ -169,8 +178,8 @@ def scan_frozen(
 
 
 def scan_updates(
-    weights: str | Path,
-    updates: str | Path,
+    weights: TensorSource,
+    updates: TensorSource,
     *,
     formats: Sequence[object] = (),
     dtype: object = None,
@@ -180,8 +189,8 @@ def scan_updates(
 
     Parameters
     ----------
-    weights, updates : path
-        Files or folders as `read_tensors` takes them. Tensors of floats belong together by name; each needs its
+    weights, updates : path, mapping or module
+        Files, folders or models as `read_tensors` takes them. Tensors of floats belong together by name; each needs its
         partner, of the same shape. Their dtypes may differ.
     formats, dtype, progress
         As for `scan_frozen`; elements are counted in pairs.
@@ -196,17 +205,17 @@ def scan_updates(
     """
     asked = _formats(weights, formats, dtype)
     raw = _raw(dtype)
-    _check_partners(weights, updates, list_tensors(weights, dtype=raw), list_tensors(updates, dtype=raw))
-    find = _finder(updates, raw)
-    count = _counter(weights, dtype, progress)
+    check_partners(weights, updates, list_tensors(weights, dtype=raw), list_tensors(updates, dtype=raw))
+    find = finder(updates, raw)
+    count = counter(weights, dtype, progress)
     tensors: list[tuple[TensorInfo, tuple[UpdateReport, ...]]] = []
     skipped = []
-    for info, chunks in read_tensors(weights, dtype=raw, chunk_bytes=_CHUNK_BYTES):
+    for info, chunks in read_tensors(weights, dtype=raw, chunk_bytes=CHUNK_BYTES):
         if info.skipped:
             skipped.append(info)
             continue
         reports = [UpdateReport.empty(fmt) for fmt in asked]
-        for w, u in _in_step(chunks, find(info.name)):
+        for w, u in in_step(chunks, find(info.name)):
             reports = [report + update_report(w, u, report.format) for report in reports]
             count(w.size)
         tensors.append((info, tuple(reports)))
@@ -214,15 +223,33 @@ def scan_updates(
     return UpdateScan(tuple(tensors), tuple(skipped), asked)
 
 
+def recorded_updates(recording: Recording, file: Path | None = None) -> UpdateScan:
+    """Return the updates of a recorded run as if they had been scanned, those that lose the most first.
+
+    Parameters
+    ----------
+    recording : Recording
+        From `GradientRecorder.recording` or `read_recording`. Where it has no updates, there are no tensors.
+    file : Path, optional
+        Where it comes from; default: the name of the model.
+
+    """
+    place = file or Path(recording.model)
+    tensors = [(tensor.info(place), tensor.reports) for tensor in recording.tensors if tensor.reports]
+    tensors.sort(key=lambda tensor: -tensor[1][0].lost_of_nonzero)
+    formats = tuple(report.format for report in tensors[0][1]) if tensors else ()
+    return UpdateScan(tuple(tensors), (), formats)
+
+
 def _raw(dtype: object) -> FloatFormat | None:
     return None if dtype is None else get_format(dtype)
 
 
-def _formats(weights: str | Path, formats: Sequence[object], dtype: object) -> tuple[FloatFormat, ...]:
+def _formats(weights: TensorSource, formats: Sequence[object], dtype: object) -> tuple[FloatFormat, ...]:
     return tuple(dict.fromkeys(map(get_format, formats))) or default_formats(weights, dtype=dtype)
 
 
-def _counter(weights: str | Path, dtype: object, progress: Progress | None) -> Callable[[int], None]:
+def counter(weights: TensorSource, dtype: object, progress: Progress | None) -> Callable[[int], None]:
     """Return what is to be called with the number of elements of each chunk."""
     everything = sum(info.count for info in list_tensors(weights, dtype=_raw(dtype)) if not info.skipped)
     done = 0
@@ -236,11 +263,12 @@ def _counter(weights: str | Path, dtype: object, progress: Progress | None) -> C
     return count
 
 
-def _check_partners(
-    weights: str | Path, updates: str | Path, of_weights: Sequence[TensorInfo], of_updates: Sequence[TensorInfo]
+def check_partners(
+    weights: TensorSource, updates: TensorSource, of_weights: Sequence[TensorInfo], of_updates: Sequence[TensorInfo]
 ) -> None:
     """Raise if the tensors of floats of two files do not belong together one by one."""
     sides = []
+    weights, updates = (p if isinstance(p, str | Path) else IN_MEMORY for p in (weights, updates))
     for path, infos in ((weights, of_weights), (updates, of_updates)):
         names = Counter(info.name for info in infos if not info.skipped)
         if twice := [name for name, n in names.items() if n > 1]:
@@ -266,23 +294,24 @@ def _check_partners(
             )
 
 
-def _finder(path: str | Path, raw: FloatFormat | None) -> Callable[[str], Chunks]:
+def finder(path: TensorSource, raw: FloatFormat | None) -> Callable[[str], Chunks]:
     """Return what finds the chunks of a tensor by name; it starts again only where the order differs."""
-    stream = read_tensors(path, dtype=raw, chunk_bytes=_CHUNK_BYTES)
+    stream = read_tensors(path, dtype=raw, chunk_bytes=CHUNK_BYTES)
 
     def find(name: str) -> Chunks:
         nonlocal stream
+        where = path if isinstance(path, str | Path) else IN_MEMORY
         for _ in range(2):
             for info, chunks in stream:
                 if info.name == name and not info.skipped:
                     return chunks
-            stream = read_tensors(path, dtype=raw, chunk_bytes=_CHUNK_BYTES)
-        raise TensorFileError(f"{path}: tensor '{name}' has gone; do not change files while they are read")
+            stream = read_tensors(path, dtype=raw, chunk_bytes=CHUNK_BYTES)
+        raise TensorFileError(f"{where}: tensor '{name}' has gone; do not change files while they are read")
 
     return find
 
 
-def _in_step(first: Chunks, second: Chunks) -> Iterator[tuple[Any, Any]]:
+def in_step(first: Chunks, second: Chunks) -> Iterator[tuple[Any, Any]]:
     """Cut two streams of chunks so that both have the same number of elements at a time."""
     b: Any = ()
     for a in first:

@@ -1,8 +1,10 @@
 """Tensor files as a stream of named chunks: ``.safetensors``, ``.npz``, ``.npy``, and folders of them.
 
-Memory stays at the headers and one buffer of ``chunk_bytes``, however long the file is; nothing is ever unpickled. A
-file is not trusted: every header of a path is checked before the first tensor is handed out, and what does not add up
-becomes a `TensorFileError` of one line.
+Memory stays at the headers and one buffer of ``chunk_bytes``, however long the file is; nothing is ever unpickled
+(PyTorch's ``.pt`` and ``.pth`` are left to ``torch.load(weights_only=True)``: see `torch_files`). A file is not
+trusted: every header of a path is checked before the first tensor is handed out, and what does not add up becomes a
+`TensorFileError` of one line. A model in memory, a mapping of names to arrays or anything with ``named_parameters``, is
+read in the same way.
 
 The safetensors library is not used, because its NumPy interface cannot load fp8 (``module 'numpy' has no attribute
 'float8_e4m3fn'``) and maps the whole file, so that peak resident memory is the file (1.05 GiB for a 1 GiB file). The
@@ -19,9 +21,9 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -29,15 +31,22 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from precision_lab.analysis import torch_files
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 
 Chunks: TypeAlias = Iterator[npt.NDArray[Any]]
+TensorSource: TypeAlias = Any
+"""A path, a mapping of names to arrays or torch tensors (a state_dict), or a module with ``named_parameters``."""
+
+IN_MEMORY = Path("model")
+"""What stands for the file of tensors that are in memory."""
+
 _Raw: TypeAlias = np.dtype[Any] | None  # what the void items of .npy and .npz are
 
 _MAX_JSON_BYTES = 100_000_000  # the limit of the reference implementation
 _MAX_NPY_HEADER_BYTES = 1 << 14
 _INDEX_SUFFIX = ".safetensors.index.json"
-_PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
+_PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl"}
 _AGAIN = "download or save it again"
 
 # the dtypes of safetensors: the name of the elements and their width in bits
@@ -110,6 +119,7 @@ class _Source:
     nbytes: int
     swapped: bool = False  # the bytes of an element are not in this machine's order
     member: str | None = None
+    tensor: Any = field(default=None, compare=False, repr=False)  # in memory, or mapped there
 
 
 def labels_of(infos: Iterable[TensorInfo]) -> tuple[str, ...]:
@@ -120,15 +130,17 @@ def labels_of(infos: Iterable[TensorInfo]) -> tuple[str, ...]:
 
 
 def read_tensors(
-    path: Path | str, *, dtype: FloatFormat | np.dtype[Any] | str | None = None, chunk_bytes: int = 1 << 20
+    path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None, chunk_bytes: int = 1 << 20
 ) -> Iterator[tuple[TensorInfo, Chunks]]:
     """Read a tensor file, or a folder of them, tensor by tensor and chunk by chunk.
 
     Parameters
     ----------
-    path : Path or str
+    path : Path, str, mapping or module
         A ``.safetensors``, ``.npz`` or ``.npy`` file, a ``*.safetensors.index.json`` that names shards beside it, or
-        a folder: with an index its shards are read, otherwise all tensor files directly in it, sorted.
+        a folder: with an index its shards are read, otherwise all tensor files of these kinds directly in it, sorted.
+        Or a ``.pt`` or ``.pth`` file, of which torch reads the tensors and nothing else. Or a mapping of names to
+        arrays or torch tensors, or a module: its ``named_parameters()``.
     dtype : str, numpy.dtype or FloatFormat, optional
         What the raw items of ``.npy`` and ``.npz`` are (``bf16``). NumPy saves bf16 and fp8 arrays as void items, and
         nothing in the file says which format they held. Arrays of a real dtype keep theirs.
@@ -142,8 +154,8 @@ def read_tensors(
     chunks : iterator of numpy.ndarray
         Its elements as one-dimensional arrays in native byte order and in the order of memory (so a Fortran-ordered
         array comes column by column); empty for a skipped tensor. All chunks are views of one buffer, overwritten by
-        the next chunk of any tensor: copy what you keep. Chunks may be left unread, or read later, but
-        those of an ``.npz`` must be begun before the next file is asked for.
+        the next chunk of any tensor: copy what you keep, and write to none. Chunks may be left unread, or read later,
+        but those of an ``.npz`` must be begun before the next file is asked for.
 
     Raises
     ------
@@ -156,10 +168,10 @@ def read_tensors(
     """
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes}")
-    return _stream(_sources(Path(path), _raw_dtype(dtype)), chunk_bytes)
+    return _stream(_sources(path, _raw_dtype(dtype)), chunk_bytes)
 
 
-def list_tensors(path: Path | str, *, dtype: FloatFormat | np.dtype[Any] | str | None = None) -> list[TensorInfo]:
+def list_tensors(path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None) -> list[TensorInfo]:
     """List the tensors of a path in the order of `read_tensors`; checks all headers and reads no data.
 
     Parameters
@@ -173,7 +185,107 @@ def list_tensors(path: Path | str, *, dtype: FloatFormat | np.dtype[Any] | str |
         A header is wrong.
 
     """
-    return [source.info for source in _sources(Path(path), _raw_dtype(dtype))]
+    return [source.info for source in _sources(path, _raw_dtype(dtype))]
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """Elements of a tensor in a file that follow each other, to be read in another process.
+
+    Attributes
+    ----------
+    tensor : int
+        The number of the tensor in the list of all.
+    first, count : int
+        Which elements.
+    size : int
+        Bytes of the file: what is read elsewhere under its name must have as many.
+
+    """
+
+    tensor: int
+    first: int
+    count: int
+    size: int
+    source: _Source
+
+
+def slice_tensors(
+    path: TensorSource, *, elements: int, start: int = 0, dtype: FloatFormat | np.dtype[Any] | str | None = None
+) -> tuple[list[TensorInfo], list[TensorSlice]]:
+    """List the tensors of a path, and cut those of floats into slices that can be sent to other processes.
+
+    Parameters
+    ----------
+    path, dtype
+        As for `read_tensors`, but files only.
+    elements : int
+        How many a slice has at most; tensors of an ``.npz``, which can be read from the beginning only, stay whole.
+    start : int
+        The number of the first tensor.
+
+    Raises
+    ------
+    TensorFileError
+        A header is wrong; the tensors are in memory.
+
+    """
+    sources = _sources(path, _raw_dtype(dtype))
+    slices = []
+    sizes: dict[Path, int] = {}
+    for number, source in enumerate(sources, start):
+        if source.info.skipped or not source.info.count:
+            continue
+        if source.info.file is IN_MEMORY:
+            raise TensorFileError("tensors in memory cannot be read by other processes; save them, or leave them out")
+        file = source.info.file.absolute()  # workers may be in another folder
+        size = sizes.setdefault(file, file.stat().st_size)
+        width = source.nbytes // source.info.count
+        sent = replace(source, info=replace(source.info, file=file), tensor=None)
+        step = source.info.count if source.member else max(1, elements)
+        for first in range(0, source.info.count, step):
+            count = min(step, source.info.count - first)
+            part = sent if source.member else replace(sent, offset=sent.offset + first * width, nbytes=count * width)
+            slices.append(TensorSlice(number, first, count, size, part))
+    return [source.info for source in sources], slices
+
+
+def read_slices(slices: Iterable[TensorSlice], *, chunk_bytes: int = 1 << 20) -> Iterator[tuple[TensorSlice, Chunks]]:
+    """Read slices as `read_tensors` reads tensors.
+
+    Raises
+    ------
+    TensorFileError
+        A file is not there, or not the one that was cut.
+
+    """
+    listed = list(slices)
+    for file, size in {s.source.info.file: s.size for s in listed}.items():
+        with _blaming(file):
+            found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            what = "not found by a worker" if found is None else f"has {found} bytes for a worker, and {size} at first"
+            cure = "do not change files while they are read; with a cluster they must be on a file system shared by all"
+            raise _error(file, what, cure)
+    yield from zip(listed, (chunks for _, chunks in _stream(_with_tensors(listed), chunk_bytes)), strict=True)
+
+
+def _with_tensors(slices: Sequence[TensorSlice]) -> list[_Source]:
+    """Give slices of torch's files their tensors again, which are not sent."""
+    torchs = {s.source.info.file for s in slices if s.source.info.file.suffix.lower() in torch_files.SUFFIXES}
+    tensors = {(source.info.file, source.info.name): source.tensor for f in torchs for source in _file_sources(f, None)}
+    filled = []
+    for s in slices:
+        tensor = tensors.get((s.source.info.file, s.source.info.name))
+        if tensor is not None:
+            tensor = tensor.reshape(-1)[s.first : s.first + s.count]
+        filled.append(replace(s.source, tensor=tensor))
+    return filled
+
+
+def is_one_source(place: object) -> bool:
+    """Say whether this is one place that tensors come from, and not several."""
+    return isinstance(place, str | Path | Mapping) or hasattr(place, "named_parameters")
 
 
 # ---- messages ----
@@ -225,6 +337,9 @@ def _chunks(
 ) -> Chunks:
     """Stream one tensor through the buffer; it opens the file itself, so that tensors can be read in any order."""
     dtype = np.dtype(source.info.dtype)
+    if source.tensor is not None:
+        yield from _memory_chunks(source, max(1, chunk_bytes // dtype.itemsize))
+        return
     step = max(1, chunk_bytes // dtype.itemsize) * dtype.itemsize
     with _blaming(source.info.file, source.info.name), _opened(source, archive) as stream:
         # a member is read up to its data, not sought: seeking may switch the CRC check off
@@ -235,6 +350,17 @@ def _chunks(
                 raise ValueError(f"expected {source.nbytes} bytes of data, found {done + got}")
             chunk: npt.NDArray[Any] = part.view(dtype)
             yield chunk.byteswap(inplace=True) if source.swapped else chunk
+
+
+def _memory_chunks(source: _Source, elements: int) -> Chunks:
+    with _blaming(source.info.file, source.info.name):
+        if torch_files.is_tensor(source.tensor):
+            yield from torch_files.chunks_of(source.tensor, elements)
+            return
+        flat = source.tensor.reshape(-1)
+        for start in range(0, flat.size, elements):
+            part = flat[start : start + elements]
+            yield part if part.dtype.isnative else part.astype(part.dtype.newbyteorder("="))
 
 
 def _opened(source: _Source, archive: zipfile.ZipFile | None) -> io.FileIO | zipfile.ZipExtFile:
@@ -257,7 +383,10 @@ def _fill(stream: io.FileIO | zipfile.ZipExtFile, view: memoryview) -> int:
 # ---- finding the files ----
 
 
-def _sources(path: Path, raw: _Raw) -> list[_Source]:
+def _sources(place: TensorSource, raw: _Raw) -> list[_Source]:
+    if not isinstance(place, str | Path):
+        return _memory_sources(place)
+    path = Path(place)
     with _blaming(path):
         if path.name.endswith(_INDEX_SUFFIX):
             return _indexed_sources(path)
@@ -270,9 +399,9 @@ def _sources(path: Path, raw: _Raw) -> list[_Source]:
         raise _error(path, f"several models in one folder ({names})", "give the path of the index file to read")
     if indexes:
         return _sources(indexes[0], raw)
-    files = [entry for entry in entries if entry.suffix.lower() in _READERS]
+    files = [entry for entry in entries if entry.suffix.lower() in _IN_FOLDERS]
     if not files:
-        raise _error(path, "folder without tensors", f"give a folder with {', '.join(_READERS)} files")
+        raise _error(path, "folder without tensors", f"give a folder with {', '.join(_IN_FOLDERS)} files")
     return [source for file in files for source in _file_sources(file, raw)]
 
 
@@ -313,6 +442,55 @@ def _indexed_sources(index: Path) -> list[_Source]:
         raise _error(index, f"it is in shard '{shard}' but not in the index", tensor=name)
     for name, shard in sorted(listed - found):
         raise _error(index, f"it is in the index but not in shard '{shard}'", tensor=name)
+    return sources
+
+
+# ---- tensors in memory ----
+
+
+def _memory_sources(place: TensorSource) -> list[_Source]:
+    """List the parameters of a module, or the arrays of a mapping."""
+    content = dict(place.named_parameters()) if hasattr(place, "named_parameters") else place
+    if not isinstance(content, Mapping):
+        kind = type(place).__name__
+        raise ValueError(f"tensors come from a path, a mapping of names to arrays, or a module; got a {kind}")
+    return [_memory_source(IN_MEMORY, str(name), value) for name, value in content.items()]
+
+
+def _memory_source(file: Path, name: str, value: Any) -> _Source:
+    with _blaming(file, name):
+        if torch_files.is_tensor(value):
+            dtype = torch_files.dtype_name(value)
+            skipped = torch_files.cannot_be_read(value) or _skip_reason(dtype)
+            return _Source(TensorInfo(file, name, dtype, tuple(value.shape), skipped), 0, 0, tensor=value)
+        array = np.asarray(value)
+        if array.dtype.kind not in "biufcV" or array.dtype.names is not None:
+            raise _error(file, f"a {type(value).__name__} is no array of numbers", "give NumPy or torch arrays", name)
+        return _Source(
+            TensorInfo(file, name, array.dtype.name, array.shape, _skip_reason(array.dtype.name)), 0, 0, tensor=array
+        )
+
+
+def _torch_sources(file: Path, _raw: _Raw) -> list[_Source]:
+    """List the tensors of a file that torch reads; one that stands there under two names is read under the first."""
+    try:
+        found = list(torch_files.named_tensors(torch_files.load(file)))
+    except ValueError as error:
+        what, _, cure = str(error).rpartition("; ")
+        raise _error(file, what, cure) from error
+    sources: list[_Source] = []
+    first: dict[Any, str] = {}
+    for name, tensor in found:
+        source = _memory_source(file, name, tensor)
+        if not source.info.skipped and source.info.count:
+            same = first.setdefault((torch_files.identity(tensor), source.info.dtype), name)
+            if same != name:
+                source = replace(source, info=replace(source.info, skipped=f"the same data as '{_shown(same, 100)}'"))
+        sources.append(source)
+    names = [source.info.name for source in sources]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise _error(file, "two tensors of this name", tensor=twice)
     return sources
 
 
@@ -491,4 +669,7 @@ _READERS: dict[str, Callable[[Path, _Raw], list[_Source]]] = {
     ".safetensors": _safetensors_sources,
     ".npz": _npz_sources,
     ".npy": _npy_sources,
+    **dict.fromkeys(torch_files.SUFFIXES, _torch_sources),
 }
+_IN_FOLDERS = tuple(suffix for suffix in _READERS if suffix not in torch_files.SUFFIXES)
+"""What is taken for the weights where a folder is given: ``.pt`` may be anything."""

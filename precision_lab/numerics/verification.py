@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import RoundingMode, cast, code_dtype, decode, round_to, spacing
+from precision_lab.numerics.spread import completed
 
 Patterns = NDArray[np.uint32]
 _CHUNK = 1 << 22
+_ALL = 1 << 32
+_TASK = 1 << 26  # patterns that are sent to a worker at a time: about a second
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,11 @@ def differing_patterns(fmt: FloatFormat, patterns: Patterns) -> Patterns:
 
 
 def verify_against_ml_dtypes(
-    fmt: object, *, exhaustive: bool = False, progress: Callable[[int, int], None] | None = None
+    fmt: object,
+    *,
+    exhaustive: bool = False,
+    executor: Executor | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Compare ties_to_even of float32 input with ml_dtypes (fp16: NumPy), on hard patterns or on all 2^32.
 
@@ -105,6 +113,8 @@ def verify_against_ml_dtypes(
         A format with a dtype.
     exhaustive : bool
         All 2^32 patterns instead of about 7 million hard ones.
+    executor : concurrent.futures.Executor, optional
+        Where the exhaustive check goes, range by range; the result is the same. Default: this process.
     progress : callable, optional
         Called with the number of patterns done and of all patterns.
 
@@ -112,6 +122,8 @@ def verify_against_ml_dtypes(
     ------
     ValueError
         The format has no dtype to compare with.
+    WorkersLostError
+        The executor cannot go on.
 
     """
     fmt = get_format(fmt)
@@ -119,6 +131,8 @@ def verify_against_ml_dtypes(
         raise ValueError(
             f"{fmt} has no NumPy or ml_dtypes dtype to compare with; it is checked against the reference only"
         )
+    if exhaustive and executor is not None:
+        return _spread(fmt, executor, progress)
     hard = hard_patterns()
     chunks = all_patterns() if exhaustive else iter(np.split(hard, range(_CHUNK, hard.size, _CHUNK)))
     everything = 2**32 if exhaustive else hard.size
@@ -128,13 +142,41 @@ def verify_against_ml_dtypes(
         wrong = differing_patterns(fmt, patterns)
         checked += patterns.size
         mismatches += wrong.size
-        for pattern in wrong[: 3 - len(examples)]:
-            x = np.array(pattern).view(np.float32)
-            with np.errstate(all="ignore"):
-                examples.append(f"{pattern:#010x} ({x!s}): got {cast(x, fmt)}, expected {x.astype(fmt.dtype)}")
+        examples += [_example(fmt, pattern) for pattern in wrong[: 3 - len(examples)]]
         if progress is not None:
             progress(checked, everything)
     return Verification(fmt, "ml_dtypes", checked, mismatches, tuple(examples))
+
+
+def _example(fmt: FloatFormat, pattern: np.uint32) -> str:
+    x = np.array(pattern).view(np.float32)
+    with np.errstate(all="ignore"):
+        return f"{pattern:#010x} ({x!s}): got {cast(x, fmt)}, expected {x.astype(fmt.dtype)}"
+
+
+def _check_range(task: tuple[FloatFormat, int, int]) -> tuple[int, int, list[str]]:
+    """Return how many patterns of a range were checked and differ, and the first few of these."""
+    fmt, start, stop = task
+    mismatches, examples = 0, list[str]()
+    for first in range(start, stop, _CHUNK):
+        wrong = differing_patterns(fmt, np.arange(first, min(first + _CHUNK, stop), dtype=np.uint32))
+        mismatches += wrong.size
+        examples += [_example(fmt, pattern) for pattern in wrong[: 3 - len(examples)]]
+    return stop - start, mismatches, examples
+
+
+def _spread(fmt: FloatFormat, executor: Executor, progress: Callable[[int, int], None] | None) -> Verification:
+    """Check all patterns on an executor; the examples are the first, whichever range is done first."""
+    tasks = [(fmt, start, start + _TASK) for start in range(0, _ALL, _TASK)]
+    found: dict[int, tuple[int, int, list[str]]] = {}
+    for number, result in completed(_check_range, tasks, executor):
+        found[number] = result
+        if progress is not None:
+            progress(sum(checked for checked, _, _ in found.values()), _ALL)
+    checked = sum(result[0] for result in found.values())
+    mismatches = sum(result[1] for result in found.values())
+    examples = [example for number in sorted(found) for example in found[number][2]]
+    return Verification(fmt, "ml_dtypes", checked, mismatches, tuple(examples[:3]))
 
 
 def verify_against_reference(

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from precision_lab.numerics.spread import completed
 from precision_lab.training.loop import TrainingConfig, TrainingResult, one_thread, train
 
 
@@ -53,6 +54,8 @@ def sweep(
     ------
     CheckpointError
         The checkpoint cannot be read or written, or a line within it is no result.
+    WorkersLostError
+        The executor cannot go on; what was finished is in the checkpoint.
 
     """
     places: dict[str, TrainingConfig] = {_key(config): config for config in configs}
@@ -86,19 +89,8 @@ def _run(data: dict[str, Any]) -> dict[str, Any]:
 
 def _results(configs: list[TrainingConfig], executor: Executor | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the key and the result of each run, as they finish."""
-    if executor is None:
-        for config in configs:
-            yield _key(config), _run(config.to_dict())
-        return
-    futures: dict[Future[dict[str, Any]], str] = {
-        executor.submit(_run, config.to_dict()): _key(config) for config in configs
-    }
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        for future in futures:
-            future.cancel()
+    for number, data in completed(_run, [config.to_dict() for config in configs], executor):
+        yield _key(configs[number]), data
 
 
 def _read(path: Path) -> dict[str, TrainingResult]:

@@ -83,7 +83,7 @@ def test_updates_find_their_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By name, in whatever order and dtype, however both are cut."""
-    monkeypatch.setattr(swamping_scan, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(swamping_scan, "CHUNK_BYTES", chunk_bytes)
     result = scan_updates(weights_file, updates_file)
     assert [info.name for info, _ in result.tensors] == ["large", "small", "none"]
     for info, (report,) in result.tensors:

@@ -1,0 +1,262 @@
+"""PyTorch's files: what is read, and that nothing in them is ever run. Most of it needs torch (make test-all)."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from precision_lab import TensorFileError, list_tensors, preflight, read_tensors, scan
+from precision_lab.analysis.swamping_scan import scan_frozen
+
+
+class Bomb:
+    """Writes a file when it is unpickled, if anything lets it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.place,))
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(TensorFileError) as caught:
+        list_tensors(file)
+    message = str(caught.value)
+    assert message.startswith((f"{file}: ", f"{file}, tensor "))
+    assert message.isprintable()
+    assert len(message) < 500 + len(str(file))
+    return message
+
+
+def test_without_torch_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    assert "which is not installed; pip install 'precision-lab[torch]', or save it as .safetensors" in refusal(
+        tmp_path / "a.pt"
+    )
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_folder_is_read_without_them(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"anything")
+    np.save(tmp_path / "w.npy", np.ones(3))
+    assert [info.name for info in list_tensors(tmp_path)] == ["w"]
+
+
+@pytest.fixture
+def torch() -> Any:
+    import torch  # missing torch is an error here, not a skip
+
+    return torch
+
+
+def values(file: Any) -> dict[str, np.ndarray]:
+    return {
+        info.name: np.concatenate([np.array(chunk) for chunk in chunks] or [np.zeros(0)]).reshape(info.shape)
+        for info, chunks in read_tensors(file, chunk_bytes=16)
+        if not info.skipped
+    }
+
+
+@pytest.mark.torch
+def test_tensors_are_what_torch_saved(torch: Any, tmp_path: Path) -> None:
+    wide = torch.randn(5, 7, dtype=torch.float64)
+    content: dict[str, Any] = {
+        "wide": wide,
+        "turned": wide.float().T,
+        "brain": torch.randn(9).bfloat16(),
+        "half": torch.randn(3).half(),
+        "small": torch.randn(4).to(torch.float8_e4m3fn),
+        "deep": {"list": [torch.ones(2), torch.zeros(0)], "epoch": 3},
+        "number": torch.tensor(2.5),
+    }
+    for legacy in (False, True):
+        if legacy:  # torch does not read float8 back from its old format
+            del content["small"]
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+        found = values(tmp_path / "a.pt")
+        assert np.array_equal(found["wide"], wide.numpy())
+        assert np.array_equal(found["turned"], wide.float().T.numpy())
+        assert np.array_equal(found["brain"], content["brain"].float().numpy())
+        assert legacy or np.array_equal(found["small"], content["small"].float().numpy())
+        assert found["deep.list.0"].tolist() == [1, 1]
+        assert found["deep.list.1"].size == 0
+        assert found["number"] == 2.5
+    dtypes = {info.name: info.dtype for info in list_tensors(tmp_path / "a.pt")}
+    assert dtypes["wide"] == "float64"
+    assert dtypes["brain"] == "bfloat16"
+
+
+@pytest.mark.torch
+def test_what_is_skipped_and_why(torch: Any, tmp_path: Path) -> None:
+    w = torch.randn(3, 4)
+    content = {"w": w, "tied": w, "part": w[1:], "ids": torch.arange(3), "sparse": torch.eye(3).to_sparse()}
+    torch.save(content | {"endless": torch.ones(1).expand(10**12)}, tmp_path / "a.pth")
+    assert {info.name: info.skipped for info in list_tensors(tmp_path / "a.pth")} == {
+        "w": None,
+        "tied": "the same data as 'w'",
+        "part": None,
+        "ids": "integer tensor",
+        "sparse": "sparse or quantized tensor",
+        "endless": "an expanded view: it has more elements than are stored",
+    }
+    assert scan(tmp_path / "a.pth").total.count == 12 + 8
+
+
+@pytest.mark.torch
+def test_code_is_refused_and_not_run(torch: Any, tmp_path: Path) -> None:
+    boom = tmp_path / "boom"
+    torch.save({"w": torch.ones(2), "x": Bomb(boom)}, tmp_path / "a.pt")
+    torch.load(tmp_path / "a.pt", weights_only=False)
+    boom.unlink()  # the bomb works
+    assert "nothing of it was run; save the state_dict() alone" in refusal(tmp_path / "a.pt")
+    for protocol in (2, 4, 5):
+        (tmp_path / "b.pt").write_bytes(pickle.dumps(Bomb(boom), protocol))
+        refusal(tmp_path / "b.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "c.pth")
+    assert "torch.nn.modules.linear.Linear" in refusal(tmp_path / "c.pth")
+    with pytest.raises(TensorFileError):
+        preflight({"w": np.ones(2)}, optimizer_state=tmp_path / "a.pt")
+    assert not boom.exists()
+
+
+@pytest.mark.torch
+def test_corrupt_files(torch: Any, tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1000)}, tmp_path / "good.pt")
+    good = (tmp_path / "good.pt").read_bytes()
+    wrong = bytearray(good)
+    wrong[200:260] = b"\xff" * 60
+    for content in (good[:900], good[:-1], bytes(wrong), b"text " * 100, b"\x80\x02.", b"PK\x03\x04"):
+        (tmp_path / "bad.pt").write_bytes(content)
+        assert "torch cannot read it as tensors only" in refusal(tmp_path / "bad.pt")
+    (tmp_path / "bad.pt").write_bytes(b"")
+    assert "empty" in refusal(tmp_path / "bad.pt")
+    nested: Any = torch.ones(1)
+    for _ in range(20):
+        nested = {"a": nested}
+    torch.save(nested, tmp_path / "bad.pt")
+    assert "within each other" in refusal(tmp_path / "bad.pt")
+    torch.save({"a.b": torch.ones(1), "a": {"b": torch.ones(2)}}, tmp_path / "bad.pt")
+    assert "two tensors of this name" in refusal(tmp_path / "bad.pt")
+
+
+@pytest.mark.torch
+def test_memory_does_not_grow_with_the_file(torch: Any, tmp_path: Path) -> None:
+    """Mapped pages come and go; what is allocated stays at a chunk."""
+    torch.save({f"w{i}": torch.zeros(1 << 23) for i in range(4)}, tmp_path / "big.pt")
+    program = (
+        "import sys, precision_lab, torch, pathlib\n"
+        "def anonymous():\n"
+        "    lines = pathlib.Path('/proc/self/status').read_text().splitlines()\n"
+        "    return int(next(line.split()[1] for line in lines if line.startswith('RssAnon')))\n"
+        "precision_lab.ExponentHistogram.of([1.0])\n"
+        "before = anonymous()\n"
+        "assert precision_lab.scan(sys.argv[1]).total.count == 1 << 25\n"
+        "print(anonymous() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "big.pt")], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 40 << 10  # KiB, of 128 MiB in the file
+
+
+@pytest.mark.torch
+def test_a_module_in_memory(torch: Any) -> None:
+    class Tied(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Linear(3, 4).to(torch.bfloat16)
+            self.b = torch.nn.BatchNorm1d(4)
+            self.again = self.a
+
+    model = Tied()
+    assert [(t.info.name, t.info.dtype) for t in scan(model).tensors] == [
+        *(("a.weight", "bfloat16"), ("a.bias", "bfloat16"), ("b.weight", "float32"), ("b.bias", "float32"))
+    ]
+    assert scan(model.state_dict()).total.count == 2 * (12 + 4) + 16  # under every name, and the running averages
+    frozen = scan_frozen(model, [1e-3])
+    assert [str(fmt) for fmt in frozen.formats] == ["bf16"]
+
+
+# ---- optimizers ----
+
+
+def trained(torch: Any, named: bool, **options: Any) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    parameters = model.named_parameters() if named else model.parameters()
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, betas=(0.9, 0.95), eps=1e-6, **options)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(16, 5)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["object", "state_dict", "file", "named file", "checkpoint"])
+def test_the_moments_of_torch_give_its_next_update(torch: Any, tmp_path: Path, kind: str) -> None:
+    """With the gradient at zero, torch's own next update differs by the decay of the moments alone; so compare t."""
+    model, optimizer = trained(torch, named=kind == "named file")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    torch.save(optimizer.state_dict(), tmp_path / "o.pt")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "both.pt")
+    weights, state = {
+        "object": (model, optimizer),
+        "state_dict": (model, optimizer.state_dict()),
+        "file": (tmp_path / "w.pt", tmp_path / "o.pt"),
+        "named file": (tmp_path / "w.pt", tmp_path / "o.pt"),
+        "checkpoint": (model, tmp_path / "both.pt"),
+    }[kind]
+    h: dict[str, Any] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-6}
+    report = preflight(weights, optimizer="adam", optimizer_state=state, **h)
+    for name, p in model.named_parameters():
+        s = optimizer.state[p]
+        m, v = s["exp_avg"].double() / (1 - 0.9**3), s["exp_avg_sq"].double() / (1 - 0.95**3)
+        u = (-1e-3 * m / (v.sqrt() + 1e-6)).float()
+        expected = preflight({name: p}, optimizer="adam", updates={name: u}, **h)
+        found = next(t for t in report.tensors if t.info.name == name)
+        ours = [n for way, n in found.standstill.items() if way.reach == 1]
+        theirs = [n for way, n in expected.total.items() if way.reach == 1]
+        assert ours == theirs
+
+
+@pytest.mark.torch
+def test_numbers_that_say_too_little_are_refused(torch: Any, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model, optimizer = trained(torch, named=False)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    torch.save(optimizer.state_dict(), tmp_path / "o.pt")
+    state = tmp_path / "o.pt"
+    with pytest.raises(TensorFileError, match=r"numbered, not named, and the weights are not in the model's order"):
+        preflight(tmp_path / "w.safetensors", optimizer_state=state)
+    with pytest.raises(TensorFileError, match="4 numbered parameters for 5 tensors"):
+        preflight(model.state_dict() | {"more": torch.ones(1)}, optimizer_state=state)
+    other = torch.nn.Sequential(torch.nn.Linear(5, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3))
+    with pytest.raises(TensorFileError, match="is not the weights in its place"):
+        preflight(other, optimizer_state=state)
+    groups = torch.optim.Adam([{"params": [p]} for p in model.parameters()])
+    model(torch.randn(2, 5)).sum().backward()
+    groups.step()
+    with pytest.raises(TensorFileError, match="4 groups"):
+        preflight(model, optimizer_state=groups)
+
+
+@pytest.mark.torch
+def test_a_parameter_that_never_got_a_gradient(torch: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    report = preflight(model, optimizer_state=optimizer)
+    assert [i.name for i in report.skipped] == ["0.weight", "0.bias"]
+    assert [t.info.name for t in report.tensors] == ["1.weight", "1.bias"]

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from precision_lab.analysis.histogram import ExponentHistogram
+from precision_lab.analysis.plain import counted, uncounted
 from precision_lab.numerics.codec import codec
 from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
 from precision_lab.training.models import MLP, Array, Gradients, LeastSquares, Model, Parameters, Transformer
@@ -336,6 +337,23 @@ class UpdateStatistics:
         return cls(**{f: data[f] for f in _STATISTICS}, ratios=ExponentHistogram.from_dict(data["ratios"]))
 
 
+class StepUpdates(NamedTuple):
+    """What became of the updates of one step: as in `UpdateStatistics`.
+
+    Attributes
+    ----------
+    step : int
+        Which.
+    intended, product : float
+        Sums of u^2 and d u.
+
+    """
+
+    step: int
+    intended: float
+    product: float
+
+
 _STATISTICS = ("count", "nonzero", "lost", "unchanged", "intended", "effective", "product")
 
 
@@ -369,6 +387,8 @@ class TrainingResult:
         Wall time of the steps.
     stopped : str
         Why the loss scale ended the run before its last step, empty if it did not; the arrays are then shorter.
+    by_step : tuple of StepUpdates
+        What `updates` pools, one for each measured step.
     snapshots : tuple of Snapshot
         One for each of `config.snapshot_steps`; not part of `to_dict`.
     parameters : dict of str to float32 array
@@ -388,6 +408,7 @@ class TrainingResult:
     bytes_per_parameter: float
     seconds: float
     stopped: str = ""
+    by_step: tuple[StepUpdates, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
     parameters: dict[str, Array] = field(default_factory=dict)
 
@@ -406,12 +427,13 @@ class TrainingResult:
         return {
             "config": self.config.to_dict(),
             "losses": [_json(x) for x in self.losses.tolist()],
-            "loss_scales": [_json(x) for x in _runs(self.loss_scales.tolist())],
+            "loss_scales": [_json(x) for x in counted(self.loss_scales.tolist())],
             "skipped": np.flatnonzero(self.skipped).tolist(),
             "initial_loss": _json(self.initial_loss),
             "final_loss": _json(self.final_loss),
             "test_accuracy": self.test_accuracy,
             "updates": {key: _json(value) for key, value in self.updates.to_dict().items()},
+            "by_step": [[_json(x) for x in step] for step in self.by_step],
             "histograms": {
                 str(step): {name: histogram.to_dict() for name, histogram in of_step.items()}
                 for step, of_step in self.histograms.items()
@@ -426,7 +448,7 @@ class TrainingResult:
         """Return the result that `to_dict` described, without snapshots and parameters; raises ValueError."""
         try:
             losses = np.array([_unjson(x) for x in data["losses"]], np.float64)
-            scales = np.array([_unjson(x) for x in _unrun(data["loss_scales"])], np.float64)
+            scales = np.array([_unjson(x) for x in uncounted(data["loss_scales"])], np.float64)
             skipped = np.zeros(losses.size, bool)
             skipped[data["skipped"]] = True
             return cls(
@@ -445,6 +467,7 @@ class TrainingResult:
                 bytes_per_parameter=data["bytes_per_parameter"],
                 seconds=data["seconds"],
                 stopped=data["stopped"],
+                by_step=tuple(StepUpdates(*map(_unjson, step)) for step in data["by_step"]),
             )
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"this is no training result: {error!r}") from error
@@ -456,21 +479,6 @@ def _json(x: Any) -> Any:
 
 def _unjson(x: Any) -> Any:
     return float(x) if isinstance(x, str) else x
-
-
-def _runs(values: list[float]) -> list[float]:
-    """Write equal neighbours once, each value followed by how many there are."""
-    found: list[float] = []
-    for value in values:
-        if found and found[-2] == value:
-            found[-1] += 1
-        else:
-            found += [value, 1]
-    return found
-
-
-def _unrun(pairs: list[Any]) -> list[Any]:
-    return [value for value, count in zip(pairs[::2], pairs[1::2], strict=True) for _ in range(int(count))]
 
 
 @dataclass
@@ -485,8 +493,9 @@ class _Sums:
     effective: float = 0.0
     product: float = 0.0
     ratios: ExponentHistogram = field(default_factory=ExponentHistogram.empty)
+    by_step: list[StepUpdates] = field(default_factory=list)
 
-    def add(self, before: Array, after: Array, update: Array) -> None:
+    def add(self, step: int, before: Array, after: Array, update: Array) -> None:
         with np.errstate(all="ignore"):
             d, u = after - before, update.astype(np.float64)
             still, moving = d == 0, u != 0
@@ -495,9 +504,10 @@ class _Sums:
             self.nonzero += int(np.count_nonzero(moving))
             self.lost += int(np.count_nonzero(still & moving))
             self.unchanged += int(np.count_nonzero(still))
-            self.intended += float(u @ u)
+            self.by_step.append(StepUpdates(step, float(u @ u), float(d @ u)))
+            self.intended += self.by_step[-1].intended
             self.effective += float(d @ d)
-            self.product += float(d @ u)
+            self.product += self.by_step[-1].product
         self.ratios += ExponentHistogram.of(ratio[moving & (before != 0)])
 
     def frozen(self) -> UpdateStatistics:
@@ -626,7 +636,7 @@ def _train(config: TrainingConfig, progress: Callable[[int], None] | None) -> Tr
         )
         if step % config.measure_every == 0 and record.intended is not None:
             old, new = (_values(s.optimizer, config.storage) for s in (before, state))
-            sums.add(old, new, record.intended)
+            sums.add(step, old, new, record.intended)
         if step in config.snapshot_steps:
             snapshots.append(_snapshot(step, before, record, recipe))
         if step in config.histogram_steps:
@@ -649,6 +659,7 @@ def _train(config: TrainingConfig, progress: Callable[[int], None] | None) -> Tr
         final_loss=loss_in_float64(model, final, train_part),
         test_accuracy=test_accuracy,
         updates=sums.frozen(),
+        by_step=tuple(sums.by_step),
         histograms=histograms,
         bytes_per_parameter=state.optimizer.nbytes / sum(array.size for array in parameters.values()),
         seconds=seconds,

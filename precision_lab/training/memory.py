@@ -18,9 +18,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import code_dtype
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, buffers
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
@@ -151,9 +151,33 @@ class MemoryLedger:
             "transient": [_row(buffer) for buffer in self.transient],
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the ledger that `to_dict` described; raises ValueError."""
+        try:
+            return cls(
+                StorageConfig.parse(data["storage"]),
+                data["optimizer"],
+                data["parameters"],
+                tuple(map(_buffer, data["buffers"])),
+                tuple(map(_buffer, data["transient"])),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no ledger: {error!r}") from error
+
 
 def _row(buffer: Buffer) -> dict[str, Any]:
-    return {"name": buffer.name, "format": buffer.format.name, "elements": buffer.elements, "bytes": buffer.bytes}
+    return {
+        "name": buffer.name,
+        "format": buffer.format.name,
+        "elements": buffer.elements,
+        "bytes": buffer.bytes,
+        "divided_from": buffer.divided_from,
+    }
+
+
+def _buffer(row: Mapping[str, Any]) -> Buffer:
+    return Buffer(row["name"], get_format(row["format"]), row["elements"], row["divided_from"])
 
 
 def _check_ranks(ranks: int) -> None:

@@ -173,12 +173,12 @@ def test_the_rows_of_a_ledger() -> None:
         "bytes_per_parameter": 16,
         "total": 160,
         "buffers": [
-            {"name": name, "format": "fp32", "elements": 10, "bytes": 40}
-            for name in ("gradients", "master", "first_moment", "second_moment")
+            {"name": name, "format": "fp32", "elements": 10, "bytes": 40, "divided_from": stage}
+            for name, stage in (("gradients", 2), ("master", 3), ("first_moment", 1), ("second_moment", 1))
         ],
         "transient": [
-            {"name": "cast weights", "format": "fp16", "elements": 10, "bytes": 20},
-            {"name": "activations", "format": "fp16", "elements": 33, "bytes": 66},
+            {"name": "cast weights", "format": "fp16", "elements": 10, "bytes": 20, "divided_from": 1},
+            {"name": "activations", "format": "fp16", "elements": 33, "bytes": 66, "divided_from": 1},
         ],
     }
     json.dumps(ledger.to_dict())

@@ -1,0 +1,264 @@
+"""Train the same perceptron here and in real PyTorch, and name the operation at which the two first part.
+
+Both sides get the same initial weights and the same batches; PyTorch gets them as anybody would write it, with
+``torch.nn.Linear``, ``torch.nn.functional.cross_entropy``, ``torch.autocast``, ``model.to(torch.bfloat16)`` and
+``torch.amp.GradScaler``, on the CPU with one thread. Its values are looked at on the way by hooks.
+
+===========================  =====================================================================================
+storage                      what PyTorch does
+===========================  =====================================================================================
+`fp32`                       nothing special
+`autocast_bf16`              forward and loss under ``torch.autocast("cpu", torch.bfloat16)``
+`autocast_fp16`              the same with ``torch.float16``, and a ``GradScaler``
+`pure_bf16`                  ``model.to(torch.bfloat16)``, the loss of ``logits.float()``
+`pure_bf16,sensitive=bf16`   ``model.to(torch.bfloat16)``, the loss of the logits as they are
+===========================  =====================================================================================
+
+What we found with torch 2.13 on one processor (`tests/torch/test_comparison.py` holds what does not depend on it): both
+round at the same places, and in 16 bits they are the same to the last bit for the first steps, until a sum that was
+added in another order comes out on the other side of the middle between two values. They part
+
+- in fp32 in the first step, at a matrix product: two BLAS libraries add in two orders;
+- with autocast, and SGD, after some tens of steps (fp16: in the first), where one element of the gradient of the logits
+  or of a matrix product is one unit away; either side can be the one that is right (float64, rounded once);
+- with Adam or AdamW and float32 weights in the first step, at the weights: of torch's float32 square roots one in six
+  is a unit off. In pure bf16 they are rounded, and the two are the same for tens of steps;
+- in pure bf16 with SGD in the second step, at a bias of ten elements: the last n mod 64 elements of a tensor are
+  rounded twice there (see `precision_lab.training.optimizers`);
+- with the loss in bf16 in the first step, at the gradient of the logits: torch keeps the log-probabilities in bf16, one
+  in five a unit off, and takes the gradient from those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from precision_lab.numerics.codec import codec
+from precision_lab.training.comparison import (
+    LOSS,
+    Difference,
+    StepValues,
+    TrainingComparison,
+    first_differences,
+    relative_distance,
+)
+from precision_lab.training.datasets import Dataset
+from precision_lab.training.loop import TrainingConfig, batches, load_data, one_thread
+from precision_lab.training.models import MLP, Array
+from precision_lab.training.optimizers import unflatten, visible_weights
+from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
+from precision_lab.training.storage import StorageConfig
+
+STORAGES = ("fp32", "autocast_bf16", "autocast_fp16", "pure_bf16", "pure_bf16,sensitive=bf16")
+"""The storages that PyTorch has a way to say."""
+
+
+def compare_training(config: TrainingConfig) -> TrainingComparison:
+    """Train a perceptron on the digits here and in PyTorch, side by side.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        Of an ``mlp`` with ReLU, its storage one of `STORAGES`, any optimizer (in PyTorch with ``foreach=False,
+        fused=False``), `micro_batches` 1.
+
+    Returns
+    -------
+    TrainingComparison
+
+    Raises
+    ------
+    ValueError
+        The configuration is another one.
+
+    """
+    name = next((name for name in STORAGES if StorageConfig.parse(name) == config.storage), None)
+    if name is None:
+        raise ValueError(f"storage must be one of {'; '.join(STORAGES)}, which PyTorch can say; got {config.storage}")
+    if config.model != "mlp" or config.activation != "relu" or config.micro_batches != 1:
+        raise ValueError("compare_training takes an mlp with relu and micro_batches=1")
+    train_part, test_part = load_data(config)
+    model = config.build_model(train_part)
+    assert isinstance(model, MLP)
+    with one_thread(), _one_torch_thread():
+        return _compare(config, name, model, train_part, test_part)
+
+
+def _compare(
+    config: TrainingConfig, name: str, model: MLP, train_part: Dataset, test_part: Dataset
+) -> TrainingComparison:
+    parameters = model.init(config.seed)
+    shapes = {key: array.shape for key, array in parameters.items()}
+    recipe = Recipe(model, config.build_optimizer(), config.storage, shapes, config.seed)
+    state = begin(parameters, recipe)
+    other = _Other(config, name, parameters)
+    differences: tuple[Difference, ...] = ()
+    curves: list[tuple[float, float, float]] = []
+    skipped: list[int] = []
+    for step, rows in enumerate(batches(len(train_part.labels), config.batch_size, config.steps, config.seed)):
+        inputs, labels = train_part.inputs[rows], train_part.labels[rows]
+        before = state
+        state, record = training_step(before, recipe, inputs, labels)
+        theirs = other.step(step, inputs, labels)
+        if all(difference.value == LOSS for difference in differences):
+            ours = _values(before, state, record, recipe, inputs)
+            scale = before.scaler.loss_scale
+            differences += first_differences(step, ours, theirs, config, inputs, labels, scale)
+        if record.skipped:
+            skipped.append(step)
+        distance = relative_distance(parameters_of(state, recipe), other.parameters())
+        curves.append((record.loss, theirs.loss, distance))
+    ours_losses, other_losses, distances = np.array(curves, np.float64).T
+    accuracies = [
+        model.accuracy(values, test_part.inputs, test_part.labels)
+        for values in (parameters_of(state, recipe), other.parameters())
+    ]
+    return TrainingComparison(
+        config,
+        f"torch {torch.__version__.partition('+')[0]}",
+        ours_losses,
+        other_losses,
+        tuple(skipped),
+        tuple(other.skipped),
+        distances,
+        differences,
+        *accuracies,
+    )
+
+
+def _values(
+    before: TrainingState, after: TrainingState, record: StepRecord, recipe: Recipe, inputs: Array
+) -> StepValues:
+    """Return what our side computed in a step."""
+    storage, shapes = recipe.storage, recipe.shapes
+    weights = unflatten(visible_weights(before.optimizer, storage), shapes)
+    buffers: dict[str, Mapping[str, Array]] = {}
+    if not record.skipped:
+        for name, fmt in (("first_moment", storage.first_moment), ("second_moment", storage.second_moment)):
+            if name in after.optimizer.buffers:
+                buffers[name] = unflatten(codec(fmt).decode(after.optimizer.buffers[name]), shapes)
+        buffers["weights"] = parameters_of(after, recipe)
+    return StepValues(
+        weights,
+        recipe.model.forward(weights, inputs, storage),
+        record.loss,
+        record.gradients.weights,
+        record.gradients.activations,
+        buffers,
+    )
+
+
+class _Other:
+    """The training in PyTorch."""
+
+    def __init__(self, config: TrainingConfig, storage: str, parameters: Mapping[str, Array]) -> None:
+        self.names = list(parameters)
+        depth = len(self.names) // 2
+        layers: list[Any] = []
+        for k in range(1, depth + 1):
+            weight, bias = parameters[f"layer{k}.weight"], parameters[f"layer{k}.bias"]
+            linear = torch.nn.Linear(*weight.shape)
+            with torch.no_grad():
+                linear.weight.copy_(torch.from_numpy(weight.T.copy()))
+                linear.bias.copy_(torch.from_numpy(bias))
+            layers += [linear, torch.nn.ReLU()]
+        self.model = torch.nn.Sequential(*layers[:-1])
+        self.dtype = torch.bfloat16 if storage.startswith("pure_bf16") else torch.float32
+        self.wide_loss = storage == "pure_bf16"
+        self.model.to(self.dtype)
+        self.seen: dict[str, Any] = {}
+        for i, layer in enumerate(self.model):
+            k, what = i // 2 + 1, "output" if i % 2 else "preactivation"
+            layer.register_forward_hook(self._keeping("logits" if i == len(self.model) - 1 else f"layer{k}.{what}"))
+        self.optimizer = _optimizer(config, self.model)
+        self.narrow = {"autocast_bf16": torch.bfloat16, "autocast_fp16": torch.float16}.get(storage)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=storage == "autocast_fp16")
+        self.skipped: list[int] = []
+
+    def _keeping(self, name: str) -> Any:
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            output.retain_grad()
+            self.seen[name] = output
+
+        return keep
+
+    def step(self, number: int, inputs: Array, labels: Array) -> StepValues:
+        """Make a step as a training script does; return what it computed."""
+        before = self._by_name(lambda p: p)
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", self.narrow) if self.narrow is not None else nullcontext():
+            logits = self.model(torch.from_numpy(inputs).to(self.dtype))
+            if self.wide_loss:
+                logits = logits.float()
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+        self.scaler.scale(loss).backward()
+        gradients = self._by_name(lambda p: p.grad)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        buffers: dict[str, dict[str, Array]] = {}
+        if self.scaler.get_scale() < scale:
+            self.skipped.append(number)
+        else:
+            for name, keys in _BUFFERS.items():
+                held = next((key for key in keys if any(s.get(key) is not None for s in self._states())), None)
+                if held is not None:
+                    buffers[name] = self._by_name(lambda p, key=held: self.optimizer.state[p][key])
+            buffers["weights"] = self.parameters()
+        return StepValues(
+            before,
+            {name: _float32(value) for name, value in self.seen.items()},
+            float(loss.detach()),
+            gradients,
+            {name: _float32(value.grad) for name, value in self.seen.items()},
+            buffers,
+        )
+
+    def parameters(self) -> dict[str, Array]:
+        """Return the weights as they are now, in our names and layout."""
+        return self._by_name(lambda p: p)
+
+    def _states(self) -> list[Any]:
+        return [self.optimizer.state[p] for p in self.model.parameters()]
+
+    def _by_name(self, of: Any) -> dict[str, Array]:
+        values = zip(self.names, self.model.parameters(), strict=True)
+        found = {name: _float32(of(p)) for name, p in values}
+        return {name: array.T.copy() if array.ndim == 2 else array for name, array in found.items()}
+
+
+_BUFFERS = {"first_moment": ("exp_avg", "momentum_buffer"), "second_moment": ("exp_avg_sq",)}
+
+
+def _optimizer(config: TrainingConfig, model: Any) -> Any:
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "foreach": False,
+        "fused": False,
+    }
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **options)
+    options |= {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(model.parameters(), **options)
+
+
+def _float32(tensor: Any) -> Array:
+    array: Array = tensor.detach().float().clone().numpy()
+    return array
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

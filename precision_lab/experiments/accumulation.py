@@ -26,14 +26,14 @@ matters little beside it. With a float32 accumulator what remains is the roundin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.analysis.plain import finite_or_none
+from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.analysis.sums import WAYS, sum_every_way
 from precision_lab.numerics.accumulation import AccumulationTrace, matmul, matmul_fp32_accumulate
 from precision_lab.numerics.formats import FloatFormat, get_format
@@ -85,9 +85,57 @@ class AccumulationConfig:
         for accumulator in self.accumulators:
             get_format(accumulator)
 
+    @classmethod
+    def quick(cls) -> Self:
+        """Return a smaller configuration that asks the same."""
+        return cls(exponents=tuple(range(2, 17, 2)), seeds=3)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `plain` described."""
+        return cls(**{key: tuples(value) for key, value in data.items()})
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of terms after which running sums are kept: some five hundred, evenly, and the last."""
+        return tuple(dict.fromkeys([*range(1, self.shown + 1, max(1, self.shown // 500)), self.shown]))
+
     def terms(self, count: int, seed: int) -> NDArray[np.float64]:
         """Return `count` numbers drawn evenly from [0, 1), stored in the format."""
         return np.asarray(round_to(np.random.default_rng((seed, count)).random(count), self.format))
+
+
+@dataclass(frozen=True)
+class RunningSum:
+    """One way of adding the first `shown` terms.
+
+    Attributes
+    ----------
+    result : float
+        The sum in the end.
+    exact : float
+        What it should be.
+    relative_error : float
+        Of the result.
+    stagnates_after : int or None
+        The number of terms after which no other one changed the sum, as in `AccumulationTrace`.
+    values : tuple of float
+        The sum after each of the `counts` of the configuration; empty for ways that have none after every term.
+
+    """
+
+    result: float
+    exact: float
+    relative_error: float
+    stagnates_after: int | None
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, trace: AccumulationTrace, counts: tuple[int, ...]) -> Self:
+        """Return what is kept of a trace."""
+        whole = trace.partial_sums.size == trace.count
+        values = tuple(trace.partial_sums[np.array(counts) - 1].tolist()) if whole else ()
+        return cls(trace.result, trace.exact_sum, trace.relative_error, trace.stagnates_after, values)
 
 
 @dataclass(frozen=True)
@@ -150,8 +198,10 @@ class AccumulationResult:
     ----------
     config : AccumulationConfig
         What was asked.
-    running : dict of str to AccumulationTrace
+    running : dict of str to RunningSum
         Per way (`analysis.sums.WAYS`) the sum of the first `shown` terms of the first seed.
+    exact : tuple of float
+        The exact sums after each of the `counts` of the configuration.
     errors : dict of str to tuple of SumErrors
         Per way one for each number of terms.
     products : tuple of ProductError
@@ -160,7 +210,8 @@ class AccumulationResult:
     """
 
     config: AccumulationConfig
-    running: dict[str, AccumulationTrace]
+    running: dict[str, RunningSum]
+    exact: tuple[float, ...]
     errors: dict[str, tuple[SumErrors, ...]]
     products: tuple[ProductError, ...]
 
@@ -169,18 +220,32 @@ class AccumulationResult:
         """The format of the sums."""
         return get_format(self.config.format)
 
+    @property
+    def answer(self) -> str:
+        """What came out, in a line."""
+        fmt, most = self.config.format, self.config.exponents[-1]
+        stops = self.running["sequential"]
+        text = f"one after the other, {self.config.shown:,} numbers from [0, 1) come to {stops.result:g} in {fmt}"
+        text += f" instead of {stops.exact:,.0f}"
+        errors = ", ".join(f"{way} {self.errors[way][-1].median:.2g}" for way in _NAMED)
+        return f"{text}; relative errors of sums of 2^{most}: {errors}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; None stands for infinity and NaN."""
         return {
             "experiment": "accumulation",
-            "config": asdict(self.config),
+            "config": plain(self.config),
+            "counts": list(self.config.counts),
+            "exact": list(self.exact),
             "running": {
                 name: {
-                    "result": finite_or_none(trace.result),
-                    "exact": finite_or_none(trace.exact_sum),
-                    "stagnates_after": trace.stagnates_after,
+                    "result": finite_or_none(running.result),
+                    "exact": finite_or_none(running.exact),
+                    "relative_error": finite_or_none(running.relative_error),
+                    "stagnates_after": running.stagnates_after,
+                    "values": [finite_or_none(value) for value in running.values],
                 }
-                for name, trace in self.running.items()
+                for name, running in self.running.items()
             },
             "errors": {
                 name: [
@@ -196,6 +261,43 @@ class AccumulationResult:
             },
             "products": [asdict(product) for product in self.products],
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the result that `to_dict` described (None is read as infinity); raises ValueError."""
+        try:
+            return cls(
+                AccumulationConfig.from_dict(data["config"]),
+                {
+                    name: RunningSum(
+                        number_or(found["result"], math.inf),
+                        number_or(found["exact"], math.inf),
+                        number_or(found["relative_error"], math.inf),
+                        found["stagnates_after"],
+                        tuple(number_or(value, math.inf) for value in found["values"]),
+                    )
+                    for name, found in data["running"].items()
+                },
+                tuple(data["exact"]),
+                {
+                    name: tuple(
+                        SumErrors(
+                            at["count"],
+                            tuple(number_or(error, math.inf) for error in at["errors"]),
+                            number_or(at["worst_case"], math.inf),
+                            number_or(at["probabilistic"], math.inf),
+                        )
+                        for at in found
+                    )
+                    for name, found in data["errors"].items()
+                },
+                tuple(ProductError(**product) for product in data["products"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no result of the accumulation experiment: {error!r}") from error
+
+
+_NAMED = ("sequential", "kahan", "pairwise", "fp32 accumulator")  # in the one-line answer
 
 
 def run(
@@ -232,9 +334,14 @@ def run(
                     probabilistic=first.probabilistic_bound() / first.exact_sum if first.exact_sum else math.nan,
                 )
             )
-    running = sum_every_way(config.terms(config.shown, 0), config.format)
+    terms = config.terms(config.shown, 0)
+    running = sum_every_way(terms, config.format)
     return AccumulationResult(
-        config, running, {name: tuple(found) for name, found in errors.items()}, _matrix_products(config)
+        config,
+        {name: RunningSum.of(trace, config.counts) for name, trace in running.items()},
+        tuple(np.cumsum(terms)[np.array(config.counts) - 1].tolist()),  # 53 bits are plenty
+        {name: tuple(found) for name, found in errors.items()},
+        _matrix_products(config),
     )
 
 

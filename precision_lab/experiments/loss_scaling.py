@@ -27,14 +27,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab.analysis.loss_scaling import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
-from precision_lab.analysis.plain import finite_or_none
+from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
 from precision_lab.numerics.formats import get_format
 from precision_lab.training.datasets import Dataset, digits, split
 from precision_lab.training.loop import TrainingConfig, batches, loss_in_float64
@@ -152,6 +152,17 @@ class LossScalingConfig:
                     f"{self.accident_steps} for {accident.steps} ({accident.name})"
                 )
 
+    @classmethod
+    def quick(cls) -> Self:
+        """Return a smaller configuration that asks the same."""
+        return cls(steps=250, factors=(-20, 0), products=tuple(range(-24, 25, 4)), accident_steps=450)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `plain` described."""
+        found = {key: tuples(value) for key, value in data.items()}
+        return cls(**{**found, "accidents": tuple(Accident(**accident) for accident in data["accidents"])})
+
     @property
     def accident_at(self) -> int:
         """The first step of an accident."""
@@ -170,8 +181,9 @@ class ScaledRun:
         The c by which the loss was multiplied (outside of an accident).
     losses, loss_scales : float64 array, shape (steps,)
         Per step the batch loss, without factor and scale, and the scale; shorter than asked where the run stopped.
+        The losses are not part of `to_dict`.
     max_abs : float64 array, shape (steps,)
-        Per step the largest unscaled gradient of a parameter, infinity where one was not finite.
+        Per step the largest unscaled gradient of a parameter, infinity where one was not finite; not part of `to_dict`.
     skipped : bool array, shape (steps,)
         Where the update was left out.
     initial_loss, final_loss : float
@@ -215,15 +227,36 @@ class ScaledRun:
         return {
             "name": self.name,
             "factor": self.factor,
-            "losses": [finite_or_none(x) for x in self.losses.tolist()],
-            "loss_scales": self.loss_scales.tolist(),
-            "max_abs": [finite_or_none(x) for x in self.max_abs.tolist()],
-            "skipped_steps": np.flatnonzero(self.skipped).tolist(),
+            "steps": self.skipped.size,
+            "loss_scales": counted(self.loss_scales.tolist()),
+            "skipped_count": int(self.skipped.sum()),
+            "skipped_ranges": ranges(np.flatnonzero(self.skipped).tolist()),
+            "initial_loss": finite_or_none(self.initial_loss),
             "final_loss": finite_or_none(self.final_loss),
             "test_accuracy": self.test_accuracy,
             "outcome": self.outcome,
             "stopped": self.stopped,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the run that `to_dict` described, without `losses` and `max_abs`."""
+        skipped = np.zeros(data["steps"], bool)
+        for first, end in data["skipped_ranges"]:
+            skipped[first:end] = True
+        nothing = np.empty(0)
+        return cls(
+            data["name"],
+            data["factor"],
+            nothing,
+            np.array(uncounted(data["loss_scales"]), np.float64),
+            nothing,
+            skipped,
+            number_or(data["initial_loss"], math.nan),
+            number_or(data["final_loss"], math.nan),
+            data["test_accuracy"],
+            data["stopped"],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,24 +293,50 @@ class LossScalingResult:
         good = [k for k, run in self.static[factor].items() if run.final_loss <= target]
         return (min(good), max(good)) if good else None
 
+    @property
+    def answer(self) -> str:
+        """What came out, in a line."""
+        least = min(self.config.factors)
+        fmt, target, runs = self.config.format, self.float32[least].final_loss, self.static[least]
+        found = self.plateau(least)
+        if found is None:
+            return f"no loss scale brings {fmt} within 2 % of float32's final loss of {target:.2g}"
+        ruined = max((run.final_loss for run in runs.values() if run.outcome == "ruined"), default=None)
+        said = "" if ruined is None else f" (untrained {self.calm.initial_loss:.2g}, ruined up to {ruined:.2g})"
+        dynamic = [run.final_loss for run in self.dynamic.values()]
+        return (
+            f"{fmt} trains as well as float32 (loss {target:.2g}) where loss factor times scale is 2^{found[0]} to "
+            f"2^{found[1]}{said}; a dynamic scale finds it: {min(dynamic):.2g} to {max(dynamic):.2g} from S = "
+            f"2^{min(self.dynamic)} to 2^{max(self.dynamic)}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return {
             "experiment": "loss_scaling",
-            "config": asdict(self.config),
+            "config": plain(self.config),
             "float32": {str(k): run.to_dict() for k, run in self.float32.items()},
-            "static": {
-                str(c): {str(k): _without_traces(run.to_dict()) for k, run in runs.items()}
-                for c, runs in self.static.items()
-            },
+            "static": {str(c): {str(k): run.to_dict() for k, run in runs.items()} for c, runs in self.static.items()},
             "dynamic": {str(k): run.to_dict() for k, run in self.dynamic.items()},
             "calm": self.calm.to_dict(),
             "accidents": {name: [run.to_dict() for run in runs] for name, runs in self.accidents.items()},
         }
 
-
-def _without_traces(run: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in run.items() if name not in ("losses", "loss_scales", "max_abs")}
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the result that `to_dict` described; raises ValueError."""
+        read = ScaledRun.from_dict
+        try:
+            return cls(
+                LossScalingConfig.from_dict(data["config"]),
+                {int(k): read(run) for k, run in data["float32"].items()},
+                {int(c): {int(k): read(run) for k, run in runs.items()} for c, runs in data["static"].items()},
+                {int(k): read(run) for k, run in data["dynamic"].items()},
+                read(data["calm"]),
+                {name: tuple(map(read, runs)) for name, runs in data["accidents"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no result of the loss-scaling experiment: {error!r}") from error
 
 
 @dataclass(frozen=True)

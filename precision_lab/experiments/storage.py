@@ -28,15 +28,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from precision_lab.analysis.hyperparameters import stored_value
-from precision_lab.training.loop import TrainingConfig, TrainingResult
+from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
+from precision_lab.training.loop import StepUpdates, TrainingConfig, TrainingResult, UpdateStatistics
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 from precision_lab.training.sweep import sweep
 
@@ -105,6 +106,18 @@ class StorageExperimentConfig:
         for setting in self.settings:
             for name in self.configurations:
                 self.training(setting, name, 0)
+
+    @classmethod
+    def quick(cls) -> Self:
+        """Return a smaller configuration that asks the same: fewer ways of storing, one seed."""
+        names = ("master_bf16", "master_fp16", "pure_bf16", "pure_fp16", "bf16_stochastic", "bf16_kahan")
+        return cls(configurations=(*names, "collage_light", "collage_plus"), seeds=1, steps=2000, section_steps=500)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `plain` described."""
+        settings = tuple(Setting(**setting) for setting in data["settings"])
+        return cls(**{**{key: tuples(value) for key, value in data.items()}, "settings": settings})
 
     def training(self, setting: Setting, storage: str, seed: int) -> TrainingConfig:
         """Return the configuration of one run; raises its ValueErrors."""
@@ -205,6 +218,126 @@ SECTIONS: dict[str, Callable[[StorageExperimentConfig], dict[str, TrainingConfig
 """The smaller questions: per name what is trained, by label; the first is the control."""
 
 
+BLOCKS = 80
+"""Of a run's steps the losses, and what became of the updates, are kept as means over about so many blocks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is kept of a `TrainingResult`: everything but what has a value for every step.
+
+    Attributes
+    ----------
+    config, initial_loss, final_loss, test_accuracy, updates, bytes_per_parameter, seconds, stopped, diverged
+        As in `TrainingResult`.
+    steps : int
+        Steps that were made: fewer than asked where the loss scale ended the run.
+    skipped : int
+        How many steps were skipped.
+    block : int
+        Steps of a block.
+    losses : tuple of float
+        Mean batch loss of each block.
+    edq_ratios : tuple of float
+        Effective descent quality <d, u> / ||u||^2 pooled over the measured steps of each block; NaN where there were
+        no updates.
+
+    """
+
+    config: TrainingConfig
+    steps: int
+    initial_loss: float
+    final_loss: float
+    test_accuracy: float | None
+    updates: UpdateStatistics
+    bytes_per_parameter: float
+    seconds: float
+    stopped: str
+    diverged: bool
+    skipped: int
+    block: int
+    losses: tuple[float, ...]
+    edq_ratios: tuple[float, ...]
+
+    @classmethod
+    def of(cls, result: TrainingResult) -> Self:
+        """Return what is kept of a result."""
+        steps, measured = result.losses.size, result.config.measure_every
+        block = measured * max(1, math.ceil(steps / BLOCKS / measured))
+        starts = range(0, steps, block)
+        with np.errstate(all="ignore"):
+            losses = [float(result.losses[start : start + block].mean()) for start in starts]
+        return cls(
+            result.config,
+            steps,
+            result.initial_loss,
+            result.final_loss,
+            result.test_accuracy,
+            result.updates,
+            result.bytes_per_parameter,
+            result.seconds,
+            result.stopped,
+            result.diverged,
+            int(result.skipped.sum()),
+            block,
+            tuple(losses),
+            tuple(_edq_ratio([s for s in result.by_step if start <= s.step < start + block]) for start in starts),
+        )
+
+    @property
+    def middles(self) -> list[float]:
+        """The middle of each block, as a step."""
+        return [(start + min(start + self.block, self.steps)) / 2 for start in range(0, self.steps, self.block)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; None stands for infinity and NaN."""
+        return {
+            "config": self.config.to_dict(),
+            "steps": self.steps,
+            "initial_loss": finite_or_none(self.initial_loss),
+            "final_loss": finite_or_none(self.final_loss),
+            "test_accuracy": self.test_accuracy,
+            "updates": {k: finite_or_none(v) if k != "ratios" else v for k, v in self.updates.to_dict().items()},
+            "lost_of_nonzero": self.updates.lost_of_nonzero,
+            "imprecision": self.updates.imprecision,
+            "edq_ratio": finite_or_none(self.updates.edq_ratio),
+            "bytes_per_parameter": self.bytes_per_parameter,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "diverged": self.diverged,
+            "skipped": self.skipped,
+            "block": self.block,
+            "losses": [finite_or_none(x) for x in self.losses],
+            "edq_ratios": [finite_or_none(x) for x in self.edq_ratios],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the run that `to_dict` described; None is read as NaN."""
+        updates = {k: number_or(v, math.nan) if k != "ratios" else v for k, v in data["updates"].items()}
+        return cls(
+            TrainingConfig.from_dict(data["config"]),
+            data["steps"],
+            number_or(data["initial_loss"], math.nan),
+            number_or(data["final_loss"], math.nan),
+            data["test_accuracy"],
+            UpdateStatistics.from_dict(updates),
+            data["bytes_per_parameter"],
+            data["seconds"],
+            data["stopped"],
+            data["diverged"],
+            data["skipped"],
+            data["block"],
+            tuple(number_or(x, math.nan) for x in data["losses"]),
+            tuple(number_or(x, math.nan) for x in data["edq_ratios"]),
+        )
+
+
+def _edq_ratio(steps: list[StepUpdates]) -> float:
+    intended = sum(step.intended for step in steps)
+    return sum(step.product for step in steps) / intended if intended else math.nan
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """A configuration under one setting, over all seeds.
@@ -213,14 +346,14 @@ class Outcome:
     ----------
     label : str
         Its name.
-    runs, controls : tuple of TrainingResult
+    runs, controls : tuple of Run
         One a seed; the float32 runs of the same seeds.
 
     """
 
     label: str
-    runs: tuple[TrainingResult, ...]
-    controls: tuple[TrainingResult, ...]
+    runs: tuple[Run, ...]
+    controls: tuple[Run, ...]
 
     @property
     def final_loss(self) -> float:
@@ -257,7 +390,7 @@ class Outcome:
     @property
     def skipped(self) -> float:
         """Mean number of skipped steps."""
-        return _mean(float(run.skipped.sum()) for run in self.runs)
+        return _mean(float(run.skipped) for run in self.runs)
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -286,7 +419,7 @@ class Outcome:
             return f"diverges{self._why()}"
         if self.keeps:
             return "keeps fp32's result"
-        return f"ends at {self.ratio:.2g} times fp32's loss{self._why()}"
+        return f"ends at {times(self.ratio)} fp32's loss{self._why()}"
 
     def _why(self) -> str:
         """Return the reasons that can be computed from the configuration and its measurements."""
@@ -305,14 +438,32 @@ class Outcome:
         return f"; why: {'; '.join(reasons)}" if reasons else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, without the loss of every step: a checkpoint of the sweep has that."""
+        """Return plain JSON types, the means over the seeds among them."""
         return {
             "label": self.label,
             "storage": str(self.runs[0].config.storage),
             "sentence": self.sentence,
+            "keeps": bool(self.keeps),
             "bytes_per_parameter": self.bytes_per_parameter,
-            "runs": [{k: v for k, v in run.to_dict().items() if k != "losses"} for run in self.runs],
+            "final_loss": finite_or_none(self.final_loss),
+            "spread": finite_or_none(self.spread),
+            "ratio": finite_or_none(self.ratio),
+            "accuracy": self.accuracy,
+            "lost_of_nonzero": self.lost,
+            "imprecision": self.imprecision,
+            "edq_ratio": finite_or_none(self.edq_ratio),
+            "skipped": self.skipped,
+            "runs": [run.to_dict() for run in self.runs],
         }
+
+
+def times(ratio: float) -> str:
+    """Write how many times something is.
+
+    >>> times(6.94), times(423.4)
+    ('6.9 times', '423 times')
+    """
+    return f"{ratio:.2g} times" if ratio < 100 else f"{ratio:,.0f} times"
 
 
 def _mean(values: Iterator[float] | list[float]) -> float:
@@ -338,14 +489,46 @@ class StorageResult:
     outcomes: dict[str, tuple[Outcome, ...]]
     sections: dict[str, tuple[Outcome, ...]]
 
+    @property
+    def answer(self) -> str:
+        """What came out, in a line: can parameters be stored in bf16?"""
+        said = []
+        for name, outcomes in self.outcomes.items():
+            narrow = next((o for o in outcomes if o.label == "pure_bf16"), outcomes[-1])
+            keep = [o for o in outcomes if o.keeps and o is not outcomes[0]]
+            cheapest = min(keep, key=lambda o: o.bytes_per_parameter, default=outcomes[0])
+            ends = f"{times(narrow.ratio)} float32's loss" if math.isfinite(narrow.ratio) else "inf or NaN"
+            said.append(
+                f"{name}: {narrow.label} ({narrow.bytes_per_parameter:g} bytes a parameter) ends at {ends}, "
+                f"{narrow.lost:.0%} of its updates lost; the cheapest that keeps it is {cheapest.label} "
+                f"({cheapest.bytes_per_parameter:g} bytes)"
+            )
+        return ". ".join(said)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return {
             "experiment": "storage",
-            "config": asdict(self.config),
+            "config": plain(self.config),
             "outcomes": {name: [o.to_dict() for o in outcomes] for name, outcomes in self.outcomes.items()},
             "sections": {name: [o.to_dict() for o in outcomes] for name, outcomes in self.sections.items()},
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the result that `to_dict` described; raises ValueError."""
+        try:
+            config = StorageExperimentConfig.from_dict(data["config"])
+            groups = [{name: _read(rows) for name, rows in data[key].items()} for key in ("outcomes", "sections")]
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"this is no result of the storage experiment: {error!r}") from error
+        return cls(config, *groups)
+
+
+def _read(rows: list[Mapping[str, Any]]) -> tuple[Outcome, ...]:
+    """Return the outcomes of a setting or a section; the first is the control of all."""
+    runs = [tuple(map(Run.from_dict, row["runs"])) for row in rows]
+    return tuple(Outcome(row["label"], found, runs[0]) for row, found in zip(rows, runs, strict=True))
 
 
 def run(
@@ -387,7 +570,9 @@ def run(
     found = dict(zip(every, sweep(every, executor=executor, checkpoint=checkpoint, progress=progress), strict=True))
 
     def outcomes(trainings: dict[str, TrainingConfig]) -> tuple[Outcome, ...]:
-        results = {label: tuple(found[replace(t, seed=seed)] for seed in seeds) for label, t in trainings.items()}
+        results = {
+            label: tuple(Run.of(found[replace(t, seed=seed)]) for seed in seeds) for label, t in trainings.items()
+        }
         return tuple(Outcome(label, runs, next(iter(results.values()))) for label, runs in results.items())
 
     return StorageResult(

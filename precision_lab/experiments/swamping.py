@@ -23,12 +23,13 @@ they stop where a term is half a gap. Stochastic rounding goes on, but even it s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.analysis.swamping import (
     MOST_TERMS,
     Series,
@@ -41,6 +42,7 @@ from precision_lab.analysis.swamping import (
     update_report,
 )
 from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.rounding import get_mode
 from precision_lab.training.loop import Snapshot, TrainingConfig, train
 
 STAGES = ("start", "middle", "end")
@@ -86,6 +88,16 @@ class SwampingConfig:
         ("bf16", "stochastic"),
     )
     most_terms: int = 2**25
+
+    @classmethod
+    def quick(cls) -> Self:
+        """Return a smaller configuration that asks the same."""
+        return cls(steps=1500, most_terms=2**22)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `plain` described."""
+        return cls(**{key: tuples(value) for key, value in data.items()})
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 3:
@@ -199,6 +211,20 @@ class SwampingResult:
     looks: tuple[Look, ...]
     sums: tuple[RunningSum, ...]
 
+    @property
+    def answer(self) -> str:
+        """What came out, in a line."""
+        (optimizer, _), end = self.config.runs[0], STAGES[-1]
+        reports = self.look(optimizer, end).reports
+        lost = ", ".join(f"{fmt} {reports[fmt][MODES[0]].lost_of_nonzero:.1%}" for fmt in self.config.formats)
+        first = self.config.formats[0]
+        even, random = (reports[first][mode].edq_ratio for mode in MODES)
+        name = optimizer.capitalize() if optimizer == "adam" else optimizer.upper()
+        return (
+            f"near convergence weights would lose these shares of {name}'s non-zero updates: {lost}; the step made in "
+            f"{first} is {even:.0%} of the one intended, {random:.0%} with stochastic rounding"
+        )
+
     def look(self, optimizer: str, stage: str) -> Look:
         """Return the look at a stage of a run."""
         return next(look for look in self.looks if (look.optimizer, look.stage) == (optimizer, stage))
@@ -208,18 +234,19 @@ class SwampingResult:
         sizes = [2.0**k for k in self.config.update_exponents]
         return {
             "experiment": "swamping",
-            "config": asdict(self.config),
+            "config": plain(self.config),
             "looks": [
                 {
                     "optimizer": look.optimizer,
                     "learning_rate": look.learning_rate,
                     "stage": look.stage,
                     "steps": [look.steps.start, look.steps.stop],
-                    "loss": look.loss if math.isfinite(look.loss) else None,
+                    "loss": finite_or_none(look.loss),
                     "formats": {
                         fmt: {
                             "reports": {mode: report.to_dict() for mode, report in look.reports[fmt].items()},
                             "tensors": {name: report.to_dict() for name, report in look.tensors[fmt].items()},
+                            "gaps": look.gaps[fmt].to_dict(),
                             "frozen": [asdict(look.gaps[fmt].frozen(size)) for size in sizes],
                         }
                         for fmt in self.config.formats
@@ -235,10 +262,48 @@ class SwampingResult:
                     "value": None if s.end.overflowed else s.end.value,
                     "terms": s.end.terms,
                     "stopped": s.end.stopped,
+                    "points": [[n, finite_or_none(value)] for n, value in zip(s.terms, s.values, strict=True)],
                 }
                 for s in self.sums
             ],
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the result that `to_dict` described; raises ValueError."""
+        try:
+            return cls(
+                SwampingConfig.from_dict(data["config"]),
+                tuple(map(_read_look, data["looks"])),
+                tuple(map(_read_sum, data["sums"])),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no result of the swamping experiment: {error!r}") from error
+
+
+def _read_look(data: Mapping[str, Any]) -> Look:
+    def reports(of_format: Mapping[str, Any], which: str) -> dict[str, UpdateReport]:
+        return {name: UpdateReport.from_dict(report) for name, report in of_format[which].items()}
+
+    return Look(
+        data["optimizer"],
+        data["learning_rate"],
+        data["stage"],
+        range(*data["steps"]),
+        number_or(data["loss"], math.nan),
+        {fmt: reports(found, "reports") for fmt, found in data["formats"].items()},
+        {fmt: reports(found, "tensors") for fmt, found in data["formats"].items()},
+        {fmt: WeightGaps.from_dict(found["gaps"]) for fmt, found in data["formats"].items()},
+    )
+
+
+def _read_sum(data: Mapping[str, Any]) -> RunningSum:
+    fmt, mode, value = get_format(data["format"]), get_mode(data["mode"]), number_or(data["value"], math.inf)
+    return RunningSum(
+        tuple(n for n, _ in data["points"]),
+        tuple(number_or(x, math.inf) for _, x in data["points"]),
+        Stagnation(fmt, mode, data["series"], value, data["terms"], data["stopped"]),
+    )
 
 
 def run(config: SwampingConfig | None = None, *, progress: Callable[[int, int], None] | None = None) -> SwampingResult:

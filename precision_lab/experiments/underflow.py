@@ -12,16 +12,22 @@ gradients are sums over the batch and stay larger: few are flushed, but many bec
 Multiplying the loss by S = 2^k moves the whole histogram k binades up (Micikevicius et al. 2018, section 3.2): what was
 flushed comes back, until the largest values overflow. The window between the two differs between the start and the
 end, which is why loss scales are dynamic.
+
+*The classic.* Micikevicius et al. (2018, figure 3) drew the activation gradients of a detection network over its whole
+training: two thirds were zero, and a large share lay below fp16's reach. A small transformer with ReLU gives the same
+picture in miniature: zeros come from ReLU and from the causal mask of the attention, and no format and no loss scale
+changes anything about those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.plain import finite_or_none
+from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.numerics.formats import get_format
 from precision_lab.training.loop import TrainingConfig, train
 
@@ -43,6 +49,8 @@ class UnderflowConfig:
         Names of the formats.
     loss_scale_exponents : tuple of int
         The k of the loss scales 2^k.
+    transformer_steps : int
+        Training steps of the transformer whose activation gradients are pooled over its whole training.
 
     """
 
@@ -55,6 +63,17 @@ class UnderflowConfig:
     batches: int = 10
     formats: tuple[str, ...] = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2")
     loss_scale_exponents: tuple[int, ...] = field(default=tuple(range(33)))
+    transformer_steps: int = 300
+
+    @classmethod
+    def quick(cls) -> Self:
+        """Return a smaller configuration that asks the same."""
+        return cls(steps=2000, transformer_steps=60)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `plain` described."""
+        return cls(**{key: tuples(value) for key, value in data.items()})
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 3:
@@ -76,6 +95,8 @@ class UnderflowConfig:
             raise ValueError(f"formats must be a tuple of names, at least one, got {self.formats!r}")
         for fmt in self.formats:
             get_format(fmt)
+        if type(self.transformer_steps) is not int or self.transformer_steps < 1:
+            raise ValueError(f"transformer_steps must be an integer of at least 1, got {self.transformer_steps!r}")
         self.training()
 
     def training(self) -> TrainingConfig:
@@ -88,6 +109,22 @@ class UnderflowConfig:
             batch_size=self.batch_size,
             seed=self.seed,
             snapshot_steps=tuple(step for steps in self.stages.values() for step in steps),
+        )
+
+    def transformer(self) -> TrainingConfig:
+        """Return the configuration of the transformer, which is looked at ten times."""
+        looks = sorted({(2 * i + 1) * self.transformer_steps // 20 for i in range(10)})
+        return TrainingConfig(
+            model="transformer",
+            hidden=(32, 32),
+            activation="relu",
+            optimizer="adamw",
+            learning_rate=1e-3,
+            steps=self.transformer_steps,
+            batch_size=16,
+            seed=self.seed,
+            histogram_steps=tuple(looks),
+            measure_every=self.transformer_steps,  # nobody asks
         )
 
     @property
@@ -142,6 +179,8 @@ class UnderflowResult:
         Of the float32 training run.
     conversions : dict
         ``conversions[stage][group][format]`` is a tuple of `Conversion`, one for each loss scale of the config.
+    transformer : ExponentHistogram
+        The activation gradients of a transformer with ReLU, ten steps of its training and all tensors pooled.
 
     """
 
@@ -150,6 +189,20 @@ class UnderflowResult:
     final_loss: float
     test_accuracy: float
     conversions: dict[str, dict[str, dict[str, tuple[Conversion, ...]]]]
+    transformer: ExponentHistogram
+
+    @property
+    def answer(self) -> str:
+        """What came out, in a line."""
+        fmt, other = self.config.formats[0], "bf16"
+        end = self.stages[-1].name
+        lost = self.unscaled(end, GROUPS[1], fmt).flushed_of_nonzero
+        best = self.best_loss_scale(end, GROUPS[1], fmt)
+        left = (best.flushed + best.overflowed) / best.nonzero if best.nonzero else 0.0
+        text = f"near convergence {fmt} flushes {lost:.1%} of the non-zero activation gradients"
+        if other in self.config.formats:
+            text += f", {other} {self.unscaled(end, GROUPS[1], other).flushed_of_nonzero:.1%}"
+        return f"{text}; with a loss scale of 2^{math.log2(best.loss_scale):.0f} {fmt} loses {left:.2%}"
 
     def unscaled(self, stage: str, group: str, fmt: str) -> Conversion:
         """Return the conversion without loss scaling (S = 1)."""
@@ -163,7 +216,7 @@ class UnderflowResult:
         """Return plain JSON types."""
         return {
             "experiment": "underflow",
-            "config": asdict(self.config),
+            "config": plain(self.config),
             "final_loss": finite_or_none(self.final_loss),
             "test_accuracy": self.test_accuracy,
             "stages": [
@@ -194,7 +247,53 @@ class UnderflowResult:
                 }
                 for stage in self.stages
             ],
+            "transformer": self.transformer.to_dict(),
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the result that `to_dict` described; raises ValueError."""
+        try:
+            stages = tuple(
+                Stage(
+                    stage["name"],
+                    range(*stage["steps"]),
+                    number_or(stage["loss"], math.nan),
+                    {
+                        group: {name: ExponentHistogram.from_dict(h) for name, h in found["tensors"].items()}
+                        for group, found in stage["groups"].items()
+                    },
+                )
+                for stage in data["stages"]
+            )
+            rows = {
+                stage["name"]: {group: found["formats"] for group, found in stage["groups"].items()}
+                for stage in data["stages"]
+            }
+            return cls(
+                UnderflowConfig.from_dict(data["config"]),
+                stages,
+                number_or(data["final_loss"], math.nan),
+                data["test_accuracy"],
+                {
+                    stage.name: {
+                        group: {
+                            fmt: tuple(_conversion(fmt, row, stage.histogram(group)) for row in of_format)
+                            for fmt, of_format in found.items()
+                        }
+                        for group, found in rows[stage.name].items()
+                    }
+                    for stage in stages
+                },
+                ExponentHistogram.from_dict(data["transformer"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no result of the underflow experiment: {error!r}") from error
+
+
+def _conversion(fmt: str, row: Mapping[str, Any], of: ExponentHistogram) -> Conversion:
+    counts = (row["flushed"], row["subnormal"], row["overflowed"])
+    return Conversion(get_format(fmt), row["loss_scale"], of.count, of.zero, of.nonfinite, *counts)
 
 
 def run(
@@ -207,7 +306,7 @@ def run(
     config : UnderflowConfig, optional
         Default: the run of the documentation.
     progress : callable, optional
-        Called with the number of training steps done and of all steps.
+        Called with the number of training steps done and of all steps, those of the transformer included.
 
     Raises
     ------
@@ -216,8 +315,18 @@ def run(
 
     """
     config = config or UnderflowConfig()
-    report = None if progress is None else lambda step: progress(step, config.steps)
+    everything = config.steps + config.transformer_steps
+
+    def report(step: int) -> None:
+        if progress is not None:
+            progress(step, everything)
+
     training = train(config.training(), progress=report)
+    classic = train(config.transformer(), progress=lambda step: report(config.steps + step))
+    transformer = sum(
+        (h for looked in classic.histograms.values() for name, h in looked.items() if name not in classic.parameters),
+        ExponentHistogram.empty(),
+    )
     stages = []
     for name, steps in config.stages.items():
         snapshots = [snapshot for snapshot in training.snapshots if snapshot.step in steps]
@@ -243,4 +352,4 @@ def run(
         }
     accuracy = training.test_accuracy
     assert accuracy is not None  # digits are classes
-    return UnderflowResult(config, tuple(stages), training.final_loss, accuracy, conversions)
+    return UnderflowResult(config, tuple(stages), training.final_loss, accuracy, conversions, transformer)

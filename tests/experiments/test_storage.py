@@ -19,7 +19,7 @@ from precision_lab.experiments.storage import (
     StorageResult,
     run,
 )
-from precision_lab.training.loop import TrainingConfig, TrainingResult, train
+from precision_lab.training.loop import TrainingConfig, train
 from precision_lab.training.storage import CONFIGURATIONS
 
 SMALL = StorageExperimentConfig(
@@ -55,7 +55,7 @@ def test_every_setting_has_every_configuration_and_every_seed(result: StorageRes
         for o in outcomes:
             assert [r.config.seed for r in o.runs] == [0, 1]
             assert {str(r.config.storage) for r in o.controls} == {"weights=fp32"}
-            assert [r.losses[0] for r in o.controls] == [r.losses[0] for r in outcomes[0].runs]
+            assert [r.losses for r in o.controls] == [r.losses for r in outcomes[0].runs]
 
 
 def test_a_run_is_the_one_that_train_makes(result: StorageResult) -> None:
@@ -65,7 +65,11 @@ def test_a_run_is_the_one_that_train_makes(result: StorageResult) -> None:
     expected = train(config)
     found = outcome(result, "SGD, lr 0.01", "pure_bf16").runs[1]
     assert found.config == config
-    assert found.losses.tolist() == expected.losses.tolist()
+    assert found.block == 20
+    assert found.losses == tuple(expected.losses[i : i + 20].mean() for i in range(0, 400, 20))
+    assert found.middles == [i + 10 for i in range(0, 400, 20)]
+    assert [s.step for s in expected.by_step] == list(range(0, 400, 20))
+    assert found.edq_ratios == tuple(s.product / s.intended for s in expected.by_step)
     assert found.final_loss == expected.final_loss
     assert found.updates.lost == expected.updates.lost
 
@@ -107,9 +111,9 @@ def with_runs(result: StorageResult, **changes: object) -> Outcome:
 
 def test_sentences_of_runs_that_go_wrong(result: StorageResult) -> None:
     assert with_runs(result, final_loss=math.nan).sentence.startswith("breaks: the parameters become infinite or NaN")
-    assert with_runs(result, final_loss=1e6).sentence.startswith("diverges")
+    assert with_runs(result, final_loss=1e6, diverged=True).sentence.startswith("diverges")
     assert with_runs(result, stopped="it raised").sentence.startswith("stops: it raised")
-    skipped = with_runs(result, final_loss=2.4, skipped=np.ones(400, bool)).sentence
+    skipped = with_runs(result, final_loss=2.4, skipped=400).sentence
     assert "400 of 400 steps are skipped" in skipped
 
 
@@ -132,11 +136,7 @@ def test_executor_and_checkpoint_change_nothing(result: StorageResult, tmp_path:
     again = run(config, checkpoint=file)
     for found in (first, again):
         for a, b in zip(found.outcomes["SGD, lr 0.01"], result.outcomes["SGD, lr 0.01"], strict=True):
-            assert [losses_of(r) for r in a.runs] == [losses_of(r) for r in b.runs]
-
-
-def losses_of(result: TrainingResult) -> list[float]:
-    return [float(loss) for loss in result.losses]
+            assert [r.losses for r in a.runs] == [r.losses for r in b.runs]
 
 
 def test_json(result: StorageResult) -> None:

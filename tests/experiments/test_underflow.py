@@ -14,9 +14,9 @@ from precision_lab.experiments import underflow
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.training.loop import Snapshot, TrainingConfig, train
 
-SMALL = UnderflowConfig(steps=60, batches=3, loss_scale_exponents=(0, 3, 10, 16, 24, 32))
+SMALL = UnderflowConfig(transformer_steps=2, steps=60, batches=3, loss_scale_exponents=(0, 3, 10, 16, 24, 32))
 STAGES = ("start", "middle", "end")
-DIVERGING = UnderflowConfig(optimizer="sgd", learning_rate=1e38, steps=12, batches=2)
+DIVERGING = UnderflowConfig(transformer_steps=2, optimizer="sgd", learning_rate=1e38, steps=12, batches=2)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def test_the_result_tells_its_stages(result: UnderflowResult) -> None:
 
 
 def test_the_smallest_run() -> None:
-    config = UnderflowConfig(hidden=(), steps=3, batches=1, batch_size=4, loss_scale_exponents=(0,), formats=("fp16",))
+    config = UnderflowConfig(
+        transformer_steps=2, hidden=(), steps=3, batches=1, batch_size=4, loss_scale_exponents=(0,), formats=("fp16",)
+    )
     found = run(config)
     assert [stage.steps for stage in found.stages] == [range(0, 1), range(1, 2), range(2, 3)]
     assert found.unscaled("end", "weight gradients", "fp16").count == 65 * 10  # 64 pixels and a bias for each digit
@@ -134,7 +136,12 @@ def test_every_field_reaches_the_training(result: UnderflowResult, field: str) -
 
 def test_formats_and_exponents_in_the_order_asked() -> None:
     config = UnderflowConfig(
-        hidden=(4,), steps=6, batches=1, formats=("bf16", "e5m3", "fp16"), loss_scale_exponents=(3, 0, -2)
+        transformer_steps=2,
+        hidden=(4,),
+        steps=6,
+        batches=1,
+        formats=("bf16", "e5m3", "fp16"),
+        loss_scale_exponents=(3, 0, -2),
     )
     conversions = run(config).conversions["end"]["weight gradients"]
     assert tuple(conversions) == ("bf16", "e5m3", "fp16")
@@ -168,7 +175,9 @@ def test_the_best_loss_scale_loses_the_fewest(result: UnderflowResult) -> None:
 
 
 def test_the_smallest_of_the_best_whatever_the_order() -> None:
-    config = UnderflowConfig(hidden=(4,), steps=6, batches=1, formats=("bf16",), loss_scale_exponents=(5, 0, 9, -1))
+    config = UnderflowConfig(
+        transformer_steps=2, hidden=(4,), steps=6, batches=1, formats=("bf16",), loss_scale_exponents=(5, 0, 9, -1)
+    )
     found = run(config)
     best = found.best_loss_scale("start", "weight gradients", "bf16")
     assert (best.flushed + best.overflowed, best.loss_scale) == (0, 0.5)
@@ -195,7 +204,7 @@ def test_the_same_seed_gives_the_same_result(result: UnderflowResult) -> None:
 
 def test_json(result: UnderflowResult) -> None:
     found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert found.keys() == {"experiment", "config", "final_loss", "test_accuracy", "stages"}
+    assert found.keys() == {"experiment", "config", "final_loss", "test_accuracy", "stages", "transformer"}
     assert found["experiment"] == "underflow"
     assert found["config"] == json.loads(json.dumps(vars(SMALL)))
     assert [stage["name"] for stage in found["stages"]] == [*STAGES]
@@ -222,9 +231,11 @@ def test_json(result: UnderflowResult) -> None:
 
 def test_progress() -> None:
     seen: list[tuple[int, int]] = []
-    config = UnderflowConfig(hidden=(4,), steps=9, batches=2, formats=("fp16",), loss_scale_exponents=(0,))
+    config = UnderflowConfig(
+        transformer_steps=2, hidden=(4,), steps=9, batches=2, formats=("fp16",), loss_scale_exponents=(0,)
+    )
     run(config, progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(step, 9) for step in range(1, 10)]
+    assert seen == [(step, 11) for step in range(1, 12)]
 
 
 def test_no_configuration_is_the_documented_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +297,7 @@ def test_bad_configurations_are_refused_at_once(options: dict[str, Any], needle:
 
 def test_what_only_the_data_can_tell_is_refused_before_the_first_step() -> None:
     seen: list[int] = []
-    config = UnderflowConfig(steps=60, batches=3, batch_size=10**6)
+    config = UnderflowConfig(transformer_steps=2, steps=60, batches=3, batch_size=10**6)
     with pytest.raises(ValueError, match="batch_size must lie in") as caught:
         run(config, progress=lambda *_: seen.append(1))
     assert str(caught.value).isprintable()
@@ -300,7 +311,7 @@ def test_what_only_the_data_can_tell_is_refused_before_the_first_step() -> None:
 def test_the_stages_do_not_overlap(steps: int, batches: int) -> None:
     """Either the configuration is refused, in its own words, or it can be run."""
     try:
-        config = UnderflowConfig(hidden=(4,), steps=steps, batches=batches)
+        config = UnderflowConfig(transformer_steps=2, hidden=(4,), steps=steps, batches=batches)
     except ValueError as error:
         assert "batches" in str(error)  # noqa: PT017
         return
@@ -337,3 +348,20 @@ def test_a_run_that_diverges_is_json() -> None:
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["final_loss"] is None
     assert plain["stages"][-1]["loss"] is None
+
+
+def test_the_transformer_is_looked_at_over_its_whole_training() -> None:
+    config = UnderflowConfig(transformer_steps=40, hidden=(4,), steps=3, batches=1)
+    assert config.transformer().histogram_steps == (2, 6, 10, 14, 18, 22, 26, 30, 34, 38)
+    few = run(replace(config, transformer_steps=2))
+    training = train(replace(config, transformer_steps=2).transformer())
+    assert len(training.histograms) == 2
+    # every tensor that is no parameter: the embedding is one of them, a weight is not
+    names = [name for name in training.histograms[0] if name not in training.parameters]
+    assert "layer1.qkv" in names
+    assert "layer1.qkv.weight" not in names
+    counts = [of_step[name].count for of_step in training.histograms.values() for name in names]
+    assert few.transformer.count == sum(counts)
+    assert few.transformer.zero > 0.05 * few.transformer.count  # ReLU and the causal mask
+    with pytest.raises(ValueError, match="transformer_steps must be an integer of at least 1"):
+        replace(config, transformer_steps=0)

@@ -1,0 +1,154 @@
+"""What does each way of storing cost in bytes, and what do several devices save?
+
+The ledgers of all storage configurations for models of three sizes; nothing is trained here. What each of them costs in
+loss is the question of `storage`.
+
+What to look for
+----------------
+*A master copy eats what narrow weights save.* 16 bytes per parameter with Adam, in fp32 everywhere as well as in 16
+bits with a float32 master copy (Rajbhandari et al. 2020, section 3.1); `megatron_bf16` takes 18. Only where
+*everything* is narrow does the sum fall: 8 bytes, 10 with Kahan's compensation or Collage's second word, 12 with both
+of Collage's.
+
+*Dividing saves more than rounding.* On 8 ranks ZeRO-3 leaves 2 of the 16 bytes on each, with no rounding at all; what
+it costs is traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from precision_lab.analysis.plain import plain, tuples
+from precision_lab.training.memory import MemoryLedger, ledgers
+from precision_lab.training.storage import CONFIGURATIONS
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Which models, and how they are trained.
+
+    Attributes
+    ----------
+    sizes : tuple of (str, int)
+        Models and their numbers of parameters; the last is the one that the tables and the figure show.
+    optimizer : str
+        One of `training.memory.NAMED_OPTIMIZERS`.
+    configurations : tuple of str
+        Names of `CONFIGURATIONS` or texts.
+    ranks : int
+        Data-parallel ranks, for ZeRO.
+
+    """
+
+    sizes: tuple[tuple[str, int], ...] = (
+        ("GPT-2, 124 million", 124_000_000),
+        ("GPT-2 XL, 1.5 billion", 1_500_000_000),
+        ("7 billion", 7_000_000_000),
+    )
+    optimizer: str = "adamw"
+    configurations: tuple[str, ...] = tuple(CONFIGURATIONS)
+    ranks: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.sizes or not self.configurations:
+            raise ValueError("sizes and configurations must have at least one member")
+        if type(self.ranks) is not int or self.ranks < 1:
+            raise ValueError(f"ranks must be an integer of at least 1, got {self.ranks!r}")
+
+    @classmethod
+    def quick(cls) -> Self:
+        """Return the same: it takes no time."""
+        return cls()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `plain` described."""
+        return cls(**{key: tuples(value) for key, value in data.items()})
+
+
+@dataclass(frozen=True)
+class MemoryResult:
+    """What the experiment found.
+
+    Attributes
+    ----------
+    config : MemoryConfig
+        What was asked.
+    ledgers : dict of str to dict of str to MemoryLedger
+        Per size and configuration.
+
+    """
+
+    config: MemoryConfig
+    ledgers: dict[str, dict[str, MemoryLedger]]
+
+    @property
+    def shown(self) -> dict[str, MemoryLedger]:
+        """The ledgers of the last size."""
+        return self.ledgers[self.config.sizes[-1][0]]
+
+    @property
+    def answer(self) -> str:
+        """What came out, in a line."""
+        size, found = self.config.sizes[-1][0], list(self.shown.items())
+        asked = [x for x in found if x[0] in ("fp32", "master_bf16", "collage_plus", "pure_bf16")] or found
+        each = ", ".join(
+            f"{name} {ledger.bytes_per_parameter} bytes a parameter ({ledger.total / 2**30:.0f} GiB)"
+            for name, ledger in asked
+        )
+        name, first = asked[0]
+        ranks, share = self.config.ranks, first.per_rank(self.config.ranks, 3) / 2**30
+        return (
+            f"{size} parameters with {self.config.optimizer}: {each}; ZeRO-3 leaves {share:.0f} GiB of {name} "
+            f"on each of {ranks} ranks"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "experiment": "memory",
+            "config": plain(self.config),
+            "ledgers": {
+                size: {name: ledger.to_dict(self.config.ranks) for name, ledger in found.items()}
+                for size, found in self.ledgers.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the result that `to_dict` described; raises ValueError."""
+        try:
+            found = {
+                size: {name: MemoryLedger.from_dict(ledger) for name, ledger in rows.items()}
+                for size, rows in data["ledgers"].items()
+            }
+            return cls(MemoryConfig.from_dict(data["config"]), found)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no result of the memory experiment: {error!r}") from error
+
+
+def run(config: MemoryConfig | None = None, *, progress: Callable[[int, int], None] | None = None) -> MemoryResult:
+    """Make the ledgers.
+
+    Parameters
+    ----------
+    config : MemoryConfig, optional
+        Default: those of the documentation.
+    progress : callable, optional
+        Called with the number of sizes done and of all sizes.
+
+    Raises
+    ------
+    ValueError
+        As `ledgers`.
+
+    """
+    config = config or MemoryConfig()
+    found = {}
+    for done, (name, parameters) in enumerate(config.sizes, start=1):
+        found[name] = ledgers(config.configurations, config.optimizer, parameters)
+        if progress is not None:
+            progress(done, len(config.sizes))
+    return MemoryResult(config, found)

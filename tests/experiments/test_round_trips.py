@@ -1,0 +1,173 @@
+"""Every result is read back from its JSON: the same dictionary, and the same figures to the byte."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
+from precision_lab.analysis.swamping import UpdateReport, WeightGaps, update_report
+from precision_lab.claims import Arithmetic, ClaimsConfig
+from precision_lab.experiments.accumulation import AccumulationConfig
+from precision_lab.experiments.hyperparameters import SETTINGS, HyperparametersConfig
+from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig
+from precision_lab.experiments.memory import MemoryConfig
+from precision_lab.experiments.storage import Setting, StorageExperimentConfig
+from precision_lab.experiments.swamping import SwampingConfig
+from precision_lab.experiments.underflow import UnderflowConfig
+from precision_lab.presentation import plots, tables
+from precision_lab.presentation.collection import EXPERIMENTS
+from precision_lab.training.loop import StepUpdates
+
+mpl.use("Agg")
+
+SMALL: dict[str, Any] = {
+    "underflow": UnderflowConfig(hidden=(8,), steps=30, batches=2, transformer_steps=2),
+    "swamping": SwampingConfig(hidden=(8,), steps=30, batches=2, most_terms=2**12),
+    "accumulation": AccumulationConfig(exponents=(2, 9), seeds=2, shown=1201, hidden=4),
+    "loss_scaling": LossScalingConfig(
+        hidden=(8,),
+        steps=20,
+        factors=(-20, 0),
+        products=(-24, 0, 24),
+        starts=(0, 40),
+        window=5,
+        accident_steps=130,
+        accidents=(Accident("gradients 2^12 times larger", 5, loss_factor=2.0**12), Accident("ramp", 26, growth=4.0)),
+    ),
+    "storage": StorageExperimentConfig(
+        configurations=("pure_bf16", "pure_fp16", "collage_plus"),
+        settings=(Setting("sgd", 0.01), Setting("adam", 1e-3)),
+        seeds=2,
+        steps=60,
+        hidden=(8,),
+        section_steps=20,
+        sections=("ablation", "accumulation"),
+    ),
+    "hyperparameters": HyperparametersConfig(settings=SETTINGS[::2]),
+    "memory": MemoryConfig(sizes=(("small", 1000), ("odd", 1001)), configurations=("fp32", "collage_plus"), ranks=3),
+    "claims": ClaimsConfig(
+        ("fp16-1e-7", "bf16-chopped", "four-times-four"), Arithmetic("toward_zero", subnormals=False)
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(EXPERIMENTS))
+def case(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    """The name and the result of an experiment."""
+    name: str = request.param
+    return name, EXPERIMENTS[name].find(EXPERIMENTS[name].call)(SMALL[name])
+
+
+def read_back(name: str, result: Any) -> Any:
+    return EXPERIMENTS[name].find(EXPERIMENTS[name].result).from_dict(json.loads(json.dumps(result.to_dict())))
+
+
+def picture(figure: Figure) -> bytes:
+    figure.set_layout_engine("none")  # it takes most of the time, and has nothing to do with the numbers
+    figure.set_dpi(50)
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def test_every_experiment_is_here() -> None:
+    assert list(SMALL) == list(EXPERIMENTS)
+
+
+def test_a_dictionary_is_read_and_written_again(case: tuple[str, Any]) -> None:
+    name, result = case
+    written = result.to_dict()
+    data = json.loads(json.dumps(written, allow_nan=False))
+    assert data == written  # nothing that JSON changes: no tuples, no keys that are numbers
+    assert data["experiment"] == name
+    again = read_back(name, result)
+    assert again.to_dict() == data
+    assert again.config == result.config == SMALL[name]
+    assert data["config"] == plain(SMALL[name])
+
+
+def test_tables_and_the_answer_are_the_same(case: tuple[str, Any]) -> None:
+    name, result = case
+    again = read_back(name, result)
+    shown = getattr(tables, EXPERIMENTS[name].tables)
+    assert shown(again) == shown(result)
+    assert again.answer == result.answer
+    assert result.answer.count("\n") == 0
+
+
+def test_figures_are_the_same_bytes(case: tuple[str, Any]) -> None:
+    name, result = case
+    again = read_back(name, result)
+    for draw in EXPERIMENTS[name].figures.values():
+        drawn = picture(getattr(plots, draw)(result))
+        assert picture(getattr(plots, draw)(again)) == drawn
+        assert len(drawn) > 5000
+
+
+def test_something_else_is_refused(case: tuple[str, Any]) -> None:
+    name, result = case
+    read = EXPERIMENTS[name].find(EXPERIMENTS[name].result).from_dict
+    for wrong in (
+        {},
+        {"config": 3},
+        {**result.to_dict(), "config": {"steps": []}},
+        dict.fromkeys(result.to_dict()),
+    ):
+        with pytest.raises(ValueError, match=r"this is no|not a|must be"):
+            read(wrong)
+
+
+def test_quick_asks_the_same() -> None:
+    for experiment in EXPERIMENTS.values():
+        quick, full = experiment.configuration(quick=True), experiment.configuration()
+        assert type(quick) is type(full)
+        assert list(plain(quick)) == list(plain(full))
+    storage = EXPERIMENTS["storage"]
+    assert storage.configuration(quick=True).settings == storage.configuration().settings
+    assert storage.configuration(quick=True).sections == storage.configuration().sections
+
+
+# ---- the parts ----
+
+
+def test_update_reports_keep_their_exact_sums() -> None:
+    rng = np.random.default_rng(5)
+    weights, updates = rng.normal(size=200), 10.0 ** rng.uniform(-9, 1, 200)
+    updates[:3] = 0, np.nan, 1e-300
+    report = update_report(weights, updates, "bf16")
+    again = UpdateReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again == report
+    assert report.sums[0] > 2**1000  # in units of 2^-1074: more than a float holds
+    assert UpdateReport.from_dict(UpdateReport.empty("fp16").to_dict()) == UpdateReport.empty("fp16")
+    negative = update_report([1.0], [-1e-3], "bf16") + update_report([1.0], [5e-3], "bf16")
+    assert UpdateReport.from_dict(negative.to_dict()) == negative
+    with pytest.raises(ValueError, match="no report"):
+        UpdateReport.from_dict({"format": "bf16"})
+
+
+def test_gaps_of_weights_keep_their_ties_and_infinities() -> None:
+    for fmt in ("bf16", "fp6_e2m3fn", "fp8_e5m2"):
+        gaps = WeightGaps.of(np.array([0.0, 1, 1.125, -1.25, 7.5, -7.5, 3e-5, np.nan]), fmt)
+        again = WeightGaps.from_dict(json.loads(json.dumps(gaps.to_dict())))
+        assert again == gaps
+        assert [again.frozen(2.0**k) for k in range(-9, 3)] == [gaps.frozen(2.0**k) for k in range(-9, 3)]
+    with pytest.raises(ValueError, match="no gaps"):
+        WeightGaps.from_dict({"gaps": []})
+
+
+def test_plain_data() -> None:
+    assert plain({"a": (1, (2.5, "x")), 3: StepUpdates(1, 2.0, 3.0)}) == {"a": [1, [2.5, "x"]], "3": [1, 2.0, 3.0]}
+    assert plain(Accident("a", 3)) == {"name": "a", "steps": 3, "loss_factor": 1.0, "growth": 1.0}
+    assert tuples([1, [2, []]]) == (1, (2, ()))
+    assert (finite_or_none(np.inf), number_or(None, np.inf), number_or(0.0, np.inf)) == (None, np.inf, 0.0)
+    assert counted([]) == uncounted([]) == ranges([]) == []
+    assert counted([1.0, 1.0, 2.0, 1.0]) == [1.0, 2, 2.0, 1, 1.0, 1]
+    assert uncounted([1.0, 2, 2.0, 1]) == [1.0, 1.0, 2.0]
+    assert ranges([3, 4, 6]) == [[3, 5], [6, 7]]

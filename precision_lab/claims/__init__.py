@@ -1,0 +1,185 @@
+"""What people say about mixed precision, and what is left of it when it is computed.
+
+The statements are those of five public texts: two forum threads, a chapter of a textbook, an encyclopaedic article
+and a lesson. Each is put in our words, and each has a check that computes the numbers it is about with this package:
+by rounding, by counting, from the memory ledger, from small trainings on handwritten digits. The verdict follows from
+the numbers by a criterion in the check; nothing is written down in advance.
+
+- **holds**: the numbers bear it out.
+- **holds only if ...**: it is true under a condition that the source does not state: on the numbers, on the recipe.
+- **does not hold**: there is a counterexample to what is said of all, or the effect is another one.
+- **cannot be tested here**: it is about hardware or models that are not at hand; the reason says what would test it.
+
+A verdict is asked of an `Arithmetic`. The default is that of IEEE 754: ties to even, gradual underflow. On hardware
+that flushes subnormals 1e-7 *is* zero in fp16, and with truncation bf16 *is* fp32 with its low bits chopped off: ask
+for these, and the verdicts that depend on them change. The trainings always round ties to even.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from precision_lab.analysis.plain import plain
+from precision_lab.claims import formats, gradients, memory, scaling, training, updates
+from precision_lab.claims.claim import Arithmetic, Claim, Judgement, Outcome, Verdict
+
+__all__ = [
+    "CLAIMS",
+    "Arithmetic",
+    "Claim",
+    "ClaimsConfig",
+    "ClaimsResult",
+    "Judgement",
+    "Outcome",
+    "Verdict",
+    "judge",
+    "run",
+]
+
+CLAIMS: Mapping[str, Claim] = {
+    claim.key: claim for subject in (formats, gradients, scaling, updates, training, memory) for claim in subject.CLAIMS
+}
+"""All claims by key, those on one subject together."""
+
+
+def judge(
+    keys: Iterable[str] | None = None,
+    *,
+    arithmetic: Arithmetic | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Judgement, ...]:
+    """Check claims.
+
+    Parameters
+    ----------
+    keys : iterable of str, optional
+        Of `CLAIMS`; default: all.
+    arithmetic : Arithmetic, optional
+        Default: ties to even, with subnormals.
+    progress : callable, optional
+        Called with the number of claims checked and of all asked for.
+
+    Returns
+    -------
+    tuple of Judgement
+        In the order of `keys`.
+
+    Raises
+    ------
+    ValueError
+        Unknown keys; the message names the most similar ones.
+
+    """
+    asked = list(dict.fromkeys(CLAIMS if keys is None else keys))
+    for key in asked:
+        if key not in CLAIMS:
+            raise ValueError(f"no claim is called {key!r}; {_similar(key)}")
+    found = []
+    for key in asked:
+        found.append(Judgement(CLAIMS[key], CLAIMS[key].check(arithmetic or Arithmetic())))
+        if progress is not None:
+            progress(len(found), len(asked))
+    return tuple(found)
+
+
+def _similar(key: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, CLAIMS, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(CLAIMS)}"
+
+
+@dataclass(frozen=True)
+class ClaimsConfig:
+    """Which claims are judged, and in which arithmetic.
+
+    Attributes
+    ----------
+    keys : tuple of str
+        Of `CLAIMS`.
+    arithmetic : Arithmetic
+        How is rounded, but for the trainings.
+
+    """
+
+    keys: tuple[str, ...] = tuple(CLAIMS)
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
+
+    @classmethod
+    def quick(cls) -> Self:
+        """Return the claims that need next to no training."""
+        subjects = ("Formats and casts", "Loss scaling", "Speed", "Memory")
+        return cls(tuple(key for key, claim in CLAIMS.items() if claim.subject in subjects))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `plain` described."""
+        return cls(tuple(data["keys"]), Arithmetic(**data["arithmetic"]))
+
+
+@dataclass(frozen=True)
+class ClaimsResult:
+    """The verdicts.
+
+    Attributes
+    ----------
+    config : ClaimsConfig
+        What was asked.
+    judgements : tuple of Judgement
+        In the order of `config.keys`.
+
+    """
+
+    config: ClaimsConfig
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def verdicts(self) -> dict[Outcome, int]:
+        """How many claims got which verdict."""
+        counts = Counter(judgement.verdict.outcome for judgement in self.judgements)
+        return {outcome: counts[outcome] for outcome in Outcome}
+
+    @property
+    def by_subject(self) -> dict[str, dict[Outcome, int]]:
+        """As `verdicts`, subject by subject."""
+        found = Counter((judgement.claim.subject, judgement.verdict.outcome) for judgement in self.judgements)
+        subjects = dict.fromkeys(judgement.claim.subject for judgement in self.judgements)
+        return {subject: {outcome: found[subject, outcome] for outcome in Outcome} for subject in subjects}
+
+    @property
+    def answer(self) -> str:
+        """What came out, in a line."""
+        said = ("hold", "hold only under a condition", "do not hold", "cannot be tested here")
+        counts = ", ".join(f"{count} {words}" for count, words in zip(self.verdicts.values(), said, strict=True))
+        return f"of {len(self.judgements)} common statements {counts}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types: what was asked, how many claims got which verdict, each with its evidence."""
+        return {
+            "experiment": "claims",
+            "config": plain(self.config),
+            "verdicts": {outcome.value: count for outcome, count in self.verdicts.items()},
+            "by_subject": {
+                subject: {outcome.value: count for outcome, count in found.items()}
+                for subject, found in self.by_subject.items()
+            },
+            "claims": [judgement.to_dict() for judgement in self.judgements],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the result that `to_dict` described; raises ValueError."""
+        try:
+            found = tuple(Judgement.from_dict(CLAIMS[one["key"]], one) for one in data["claims"])
+            return cls(ClaimsConfig.from_dict(data["config"]), found)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no result of the claims: {error!r}") from error
+
+
+def run(config: ClaimsConfig | None = None, *, progress: Callable[[int, int], None] | None = None) -> ClaimsResult:
+    """Judge claims, as `judge`; the default is all of them."""
+    config = config or ClaimsConfig()
+    return ClaimsResult(config, judge(config.keys, arithmetic=config.arithmetic, progress=progress))

@@ -1,0 +1,237 @@
+"""What a claim is, what a verdict is, and the arithmetic that both are asked of."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+
+from precision_lab.analysis.plain import finite_or_none, number_or
+from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.rounding import Array, RoundingMode, code_dtype, decode, get_mode, round_to
+
+FORUM_FP32 = "forum thread “Why to keep parameters in float32, why not in (b)float16?”"
+FORUM_BF16 = "forum thread “Bfloat16 training”"
+CHAPTER = "textbook chapter 10.11, “Mixed precision training”"
+ARTICLE = "ZeroEntropy, “Mixed-Precision Training”"
+LESSON = "lesson “Deriving the fixes”"
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How numbers are rounded where a check rounds them.
+
+    Attributes
+    ----------
+    mode : str
+        A rounding mode of `round_to`, all but ``stochastic``: a verdict is not drawn by lot.
+    subnormals : bool
+        False: subnormal results become zero.
+
+    Raises
+    ------
+    ValueError
+        Another mode.
+
+    """
+
+    mode: str = "ties_to_even"
+    subnormals: bool = True
+
+    def __post_init__(self) -> None:
+        mode = get_mode(self.mode)
+        if mode is RoundingMode.STOCHASTIC:
+            raise ValueError(f"mode of claims must be one of {', '.join(DETERMINISTIC_MODES)}; got {mode.value!r}")
+        object.__setattr__(self, "mode", mode.value)
+
+    def round(self, x: Any, fmt: object) -> Array:
+        """Round every element once; float32 and float64 stay what they are, the rest counts as float64."""
+        return np.asarray(round_to(x, fmt, self.mode, subnormals=self.subnormals))
+
+    def one(self, x: float, fmt: object) -> float:
+        """Round one number."""
+        return float(self.round([x], fmt)[0])
+
+    def flushed_up_to(self, fmt: object) -> float:
+        """Return the largest float64 that becomes zero, found by bisection; 0 if no other does."""
+        return self._last(lambda x: self.one(x, fmt) == 0)
+
+    def finite_up_to(self, fmt: object) -> float:
+        """Return the largest float64 that stays finite, found by bisection."""
+        return self._last(lambda x: math.isfinite(self.one(x, fmt)))
+
+    def below_one_up_to(self, fmt: object) -> float:
+        """Return the largest float64 that does not become 1 or more, found by bisection."""
+        return self._last(lambda x: self.one(x, fmt) < 1)
+
+    @staticmethod
+    def _last(holds: Callable[[float], bool]) -> float:
+        """Return the largest finite float64, not negative, for which something monotone still holds."""
+        low, high = 0, 0x7FF0_0000_0000_0000  # bit patterns, in the order of the values; infinity
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if holds(float(np.int64(middle).view(np.float64))) else (low, middle)
+        return float(np.int64(low).view(np.float64))
+
+
+DETERMINISTIC_MODES = tuple(mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC)
+"""The accepted values of `Arithmetic.mode`."""
+
+
+class Outcome(StrEnum):
+    """What a referee says of a claim."""
+
+    HOLDS = "holds"
+    ONLY_IF = "holds only if ..."
+    FAILS = "does not hold"
+    UNTESTED = "cannot be tested here"
+
+
+class _Words(string.Formatter):
+    """As `str.format`, but 1e-7 is written so; the format ``power`` writes powers of two as such."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        significand, exponent = math.frexp(value)
+        if format_spec == "power" and significand == 0.5:
+            return f"2^{exponent - 1}"
+        text = str(super().format_field(value, ".3g" if format_spec == "power" else format_spec))
+        return re.sub(r"e([+-])0*(\d)", lambda found: f"e{found[1].strip('+')}{found[2]}", text)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes
+    ----------
+    outcome : Outcome
+        The verdict.
+    words : str
+        The reason, with a ``{name}`` or ``{name:format}`` for each number: there is no number in it that was not
+        computed.
+    evidence : mapping of str to float
+        The numbers.
+    condition_words : str
+        Likewise, what comes after "only if"; empty for other outcomes.
+
+    """
+
+    outcome: Outcome
+    words: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    condition_words: str = ""
+
+    @property
+    def reason(self) -> str:
+        """One or two sentences."""
+        return _Words().format(self.words, **self.evidence)
+
+    @property
+    def condition(self) -> str:
+        """Under which condition the claim holds; empty if it holds, or does not."""
+        return _Words().format(self.condition_words, **self.evidence)
+
+
+def holds(words: str, /, **evidence: float) -> Verdict:
+    """Return the verdict that a claim holds."""
+    return Verdict(Outcome.HOLDS, words, evidence)
+
+
+def only_if(condition: str, words: str, /, **evidence: float) -> Verdict:
+    """Return the verdict that a claim holds under a condition that its source does not state."""
+    return Verdict(Outcome.ONLY_IF, words, evidence, condition)
+
+
+def fails(words: str, /, **evidence: float) -> Verdict:
+    """Return the verdict that a claim does not hold."""
+    return Verdict(Outcome.FAILS, words, evidence)
+
+
+def untested(words: str, /, **evidence: float) -> Verdict:
+    """Return the verdict that no run here could tell; the words say what would."""
+    return Verdict(Outcome.UNTESTED, words, evidence)
+
+
+Check: TypeAlias = Callable[[Arithmetic], Verdict]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that people make about mixed precision.
+
+    Attributes
+    ----------
+    key : str
+        Its name on the command line.
+    subject : str
+        What it is about.
+    text : str
+        The statement, in our words.
+    source : str
+        Who says so, and where.
+    check : callable
+        Computes the verdict under an arithmetic.
+
+    """
+
+    key: str
+    subject: str
+    text: str
+    source: str
+    check: Check
+
+
+def stated(key: str, subject: str, text: str, source: str) -> Callable[[Check], Claim]:
+    """Make a claim of the function that checks it."""
+    return lambda check: Claim(key, subject, text, source, check)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim and its verdict."""
+
+    claim: Claim
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        claim, verdict = self.claim, self.verdict
+        return {
+            "key": claim.key,
+            "subject": claim.subject,
+            "claim": claim.text,
+            "source": claim.source,
+            "verdict": verdict.outcome.value,
+            "condition": verdict.condition,
+            "reason": verdict.reason,
+            "evidence": {name: finite_or_none(float(value)) for name, value in verdict.evidence.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, claim: Claim, data: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` described, the numbers in its words as they were written."""
+        words, condition = (data[name].replace("{", "{{").replace("}", "}}") for name in ("reason", "condition"))
+        evidence = {name: number_or(value, math.nan) for name, value in data["evidence"].items()}
+        return cls(claim, Verdict(Outcome(data["verdict"]), words, evidence, condition))
+
+
+def share(part: Any, whole: Any = None) -> float:
+    """Return the mean of a boolean array, or part / whole; 0 of nothing."""
+    if whole is None:
+        return float(np.mean(part)) if np.size(part) else 0.0
+    return float(part) / float(whole) if whole else 0.0
+
+
+def positive_values(fmt: object) -> Array:
+    """Return all finite positive values of a format of at most 16 bits, ascending, in float64."""
+    asked: FloatFormat = get_format(fmt)
+    codes = np.arange(1, 2 ** (asked.bits - 1), dtype=code_dtype(asked))
+    values = np.asarray(decode(codes, asked), np.float64)
+    found: Array = np.sort(values[np.isfinite(values)])
+    return found

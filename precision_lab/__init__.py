@@ -50,8 +50,10 @@ from precision_lab.numerics.rounding import (
     round_to,
     spacing,
 )
+from precision_lab.presentation.html import attach as _attach_html
 from precision_lab.training.loop import TrainingConfig, TrainingResult, train
 from precision_lab.training.memory import MemoryLedger, memory
+from precision_lab.training.preflight import PreflightReport, preflight
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.sweep import sweep
 
@@ -70,6 +72,7 @@ __all__ = [
     "LossScalePlan",
     "MemoryLedger",
     "NoLossScale",
+    "PreflightReport",
     "RoundingMode",
     "ScaleTrace",
     "ScanResult",
@@ -104,6 +107,7 @@ __all__ = [
     "memory",
     "neighbours",
     "plan_loss_scale",
+    "preflight",
     "read_tensors",
     "replay",
     "round_to",
@@ -115,3 +119,5 @@ __all__ = [
     "train",
     "update_report",
 ]
+
+_attach_html()  # in notebooks objects show themselves; nothing is drawn before one does

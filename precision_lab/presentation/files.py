@@ -66,10 +66,10 @@ def check_writable(path: str | Path) -> None:
         raise _LeaveItError
 
 
-def write_json(data: Any, path: str | Path) -> None:
-    """Write plain JSON (no NaN) atomically; raises OutputError."""
+def write_json(data: Any, path: str | Path, *, indent: int | None = 1) -> None:
+    """Write plain JSON (no NaN) atomically, for people or, without indentation, in one line; raises OutputError."""
     with replacing(path) as new:
-        new.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(data, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def make_folder(path: str | Path) -> Path:

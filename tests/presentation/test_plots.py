@@ -49,7 +49,7 @@ def _close_figures() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def result() -> UnderflowResult:
-    return run(UnderflowConfig(steps=60, batches=3))
+    return run(UnderflowConfig(transformer_steps=2, steps=60, batches=3))
 
 
 @pytest.fixture(scope="module")
@@ -509,7 +509,9 @@ class TestUnderflowFigure:
             assert box.y1 <= height
 
     def test_other_formats_first(self) -> None:
-        config = UnderflowConfig(steps=12, batches=2, formats=("fp8_e5m2", "e6m9"), loss_scale_exponents=(0, 8))
+        config = UnderflowConfig(
+            transformer_steps=2, steps=12, batches=2, formats=("fp8_e5m2", "e6m9"), loss_scale_exponents=(0, 8)
+        )
         figure = underflow_figure(run(config))
         figure.draw_without_rendering()
         assert "Loss scaling in fp8_e5m2, end" in [ax.get_title(loc="left") for ax in figure.axes]

@@ -39,7 +39,7 @@ def test_number(value: float | None, text: str) -> None:
 
 
 def test_every_table_is_rectangular() -> None:
-    result = run(UnderflowConfig(steps=30, batches=2))
+    result = run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
     for table in (
         tables.formats_table(FORMATS.values()),
         tables.sources_table(FORMATS.values()),
@@ -55,7 +55,7 @@ def test_every_table_is_rectangular() -> None:
 
 
 def test_the_table_of_underflow_says_what_the_result_holds() -> None:
-    result = run(UnderflowConfig(steps=30, batches=2))
+    result = run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
     (table,) = tables.underflow_tables(result)
     assert len(table.rows) == 3 * len(GROUPS)
     first = result.unscaled("start", "weight gradients", "fp16")

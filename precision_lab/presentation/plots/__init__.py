@@ -15,8 +15,16 @@ from precision_lab.presentation.plots.accumulation import (
     plot_running_sums,
     plot_sum_errors,
 )
+from precision_lab.presentation.plots.claims import claims_figure, plot_verdicts
+from precision_lab.presentation.plots.comparison import comparison_figure, plot_both_losses, plot_distances
+from precision_lab.presentation.plots.formats import plot_number_line, plot_spacing
 from precision_lab.presentation.plots.histograms import plot_exponent_histogram, scan_figure
-from precision_lab.presentation.plots.hyperparameters import hyperparameters_figure, plot_betas, plot_severities
+from precision_lab.presentation.plots.hyperparameters import (
+    hyperparameters_figure,
+    plot_betas,
+    plot_severities,
+    usual_settings_figure,
+)
 from precision_lab.presentation.plots.loss_scaling import (
     loss_scale_figure,
     plot_loss_scale,
@@ -32,15 +40,18 @@ from precision_lab.presentation.plots.loss_scaling_runs import (
     plot_recovery,
     plot_search,
 )
+from precision_lab.presentation.plots.memory import memory_figure, plot_memory, plot_ranks
 from precision_lab.presentation.plots.storage import (
+    descent_quality_figure,
     plot_bytes,
+    plot_descent_curves,
     plot_final_losses,
     plot_learning_curves,
     plot_lost_updates,
     storage_figure,
     training_figure,
 )
-from precision_lab.presentation.plots.style import FATE_COLORS, SUFFIXES, check_figure_path, save_figure
+from precision_lab.presentation.plots.style import FATE_COLORS, SUFFIXES, check_figure_path, save_figure, say_quick
 from precision_lab.presentation.plots.swamping import (
     plot_descent_quality,
     plot_frozen_fraction,
@@ -49,40 +60,60 @@ from precision_lab.presentation.plots.swamping import (
     swamping_figure,
     swamping_scan_figure,
 )
-from precision_lab.presentation.plots.underflow import plot_flushed_table, underflow_figure
+from precision_lab.presentation.plots.underflow import (
+    gradient_histogram_figure,
+    plot_flushed_table,
+    plot_gradient_histogram,
+    underflow_figure,
+)
 
 __all__ = [
     "FATE_COLORS",
     "SUFFIXES",
     "accumulation_figure",
     "check_figure_path",
+    "claims_figure",
+    "comparison_figure",
+    "descent_quality_figure",
+    "gradient_histogram_figure",
     "hyperparameters_figure",
     "loss_scale_figure",
     "loss_scaling_figure",
+    "memory_figure",
     "plot_accident",
     "plot_betas",
+    "plot_both_losses",
     "plot_bytes",
+    "plot_descent_curves",
     "plot_descent_quality",
+    "plot_distances",
     "plot_exponent_histogram",
     "plot_final_losses",
     "plot_flushed_table",
     "plot_frozen_fraction",
+    "plot_gradient_histogram",
     "plot_learning_curves",
     "plot_loss_scale",
     "plot_loss_scale_plan",
     "plot_loss_scale_windows",
     "plot_lost_updates",
+    "plot_memory",
+    "plot_number_line",
     "plot_outcomes",
     "plot_product_errors",
+    "plot_ranks",
     "plot_recovery",
     "plot_running_sums",
     "plot_scale_trace",
     "plot_search",
     "plot_severities",
+    "plot_spacing",
     "plot_stopping_sums",
     "plot_sum_errors",
     "plot_update_ratios",
+    "plot_verdicts",
     "save_figure",
+    "say_quick",
     "scale_trace_figure",
     "scan_figure",
     "storage_figure",
@@ -90,4 +121,5 @@ __all__ = [
     "swamping_scan_figure",
     "training_figure",
     "underflow_figure",
+    "usual_settings_figure",
 ]

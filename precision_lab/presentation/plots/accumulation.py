@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
@@ -51,13 +50,12 @@ def plot_running_sums(result: AccumulationResult, *, ax: Axes | None = None, tit
     """
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
-        terms = result.config.terms(result.config.shown, 0)
-        counts = np.arange(1, terms.size + 1)
-        ax.plot(counts, np.cumsum(terms), color=PALE, linewidth=5, alpha=0.5, label="exact")
+        counts = result.config.counts
+        ax.plot(counts, result.exact, color=PALE, linewidth=5, alpha=0.5, label="exact")
         for name in _RUNNING:
             trace = result.running[name]
             dashes = (0, (3, 3)) if name == "fp32 accumulator" else "-"  # it lies on Kahan's
-            ax.plot(counts, trace.partial_sums, color=WAY_COLORS[name], linewidth=1.5, linestyle=dashes, label=name)
+            ax.plot(counts, trace.values, color=WAY_COLORS[name], linewidth=1.5, linestyle=dashes, label=name)
             if trace.stagnates_after is not None:
                 ax.annotate(
                     f"stops at {trace.result:,.0f} after {trace.stagnates_after:,} terms",
@@ -67,7 +65,7 @@ def plot_running_sums(result: AccumulationResult, *, ax: Axes | None = None, tit
                     fontsize=SMALL,
                     arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": INK},
                 )
-        ax.set_xlim(0, terms.size)
+        ax.set_xlim(0, result.config.shown)
         ax.set_ylim(0, None)
         ax.set_xlabel("number of terms n")
         ax.set_ylabel("running sum")

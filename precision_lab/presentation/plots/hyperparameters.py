@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from precision_lab.analysis.hyperparameters import HyperparameterAudit, Severity, stored_rates
+from precision_lab.experiments.hyperparameters import HyperparametersResult
 from precision_lab.numerics.formats import get_format
 from precision_lab.presentation.plots.style import INK, PALE, SMALL, dress, style, styled
 
@@ -196,4 +197,39 @@ def hyperparameters_figure(audits: Sequence[HyperparameterAudit]) -> Figure:
         plot_severities(audits, ax=left)
         formats = dict.fromkeys([get_format("fp32"), *(a.format for a in audits)])
         plot_betas(list(formats), betas=betas, ax=right, title="The stairs end where beta becomes 1")
+    return figure
+
+
+def usual_settings_figure(result: HyperparametersResult) -> Figure:
+    """Draw what the constants of the usual settings become: a table for each, and the stairs of beta.
+
+    Parameters
+    ----------
+    result : HyperparametersResult
+        What to draw.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A figure that pyplot does not know of; `save_figure` writes it.
+
+    """
+    settings = list(result.audits.items())
+    asked = [audits[0].hyperparameters for _, audits in settings]
+    betas = sorted({found[beta] for found in asked for beta in ("beta1", "beta2", "momentum") if found.get(beta)})
+    with style():
+        figure = Figure(figsize=(15, 9.5), dpi=110, layout="constrained")
+        figure.suptitle("Which of an optimizer's usual constants survive", x=0.01, ha="left")
+        columns = figure.add_gridspec(1, 2, width_ratios=[1, 0.95])
+        # the tables fill the left column from above, the rest of them the right one, over the stairs
+        half = -(-len(settings) // 2)
+        left = columns[0].subgridspec(half, 1, height_ratios=[len(a[0].findings) + 3 for _, a in settings[:half]])
+        rest = [len(a[0].findings) + 3 for _, a in settings[half:]]
+        right = columns[1].subgridspec(len(rest) + 1, 1, height_ratios=[*rest, 22])
+        cells = [*(left[i] for i in range(half)), *(right[i] for i in range(len(rest)))]
+        for cell, (name, audits) in zip(cells, settings, strict=True):
+            plot_severities(audits, ax=figure.add_subplot(cell), title=name)
+        formats = [get_format("fp32"), *(audit.format for audit in settings[0][1])]
+        panel = figure.add_subplot(right[len(rest)])
+        plot_betas(list(dict.fromkeys(formats)), betas=betas, ax=panel, title="The stairs end where beta becomes 1")
     return figure

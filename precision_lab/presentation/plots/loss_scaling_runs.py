@@ -20,6 +20,7 @@ from precision_lab.presentation.plots.style import (
     PALE,
     SMALL,
     dress,
+    plain_ticks,
     power,
     powers_between,
     size_in_inches,
@@ -90,13 +91,15 @@ def plot_recovery(result: LossScalingResult, *, ax: Axes | None = None, title: s
         ax.axhline(target.final_loss, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="float32")
         ax.axhline(target.initial_loss, color=PALE, linewidth=0.8, linestyle=":", label="untrained")
         ax.set_yscale("log")
+        ax.set_ylim(top=2 * ax.get_ylim()[1])  # room for the words
+        plain_ticks(ax.yaxis, *ax.get_ylim())
         low, high = min(result.config.products), max(result.config.products)
         ax.set_xlim(low - 1, high + 1)
         powers = powers_between(low, high, size_in_inches(ax)[0] / 0.45)
         ax.xaxis.set_major_locator(FixedLocator([float(k) for k in powers]))
         ax.xaxis.set_major_formatter(FixedFormatter([power(k) for k in powers]))
         ax.set_xlabel(f"c · S, what {result.config.format} sees of the loss's factor")
-        ax.set_ylabel("final training loss")
+        ax.set_ylabel("final training loss (cross-entropy, nats)")
         if (plateau := result.plateau(least)) is not None:
             ax.axvspan(plateau[0] - 0.5, plateau[1] + 0.5, color=SAFE, alpha=0.08, linewidth=0, label="_plateau")
             ax.text(
@@ -170,9 +173,9 @@ def plot_accident(
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
         ax.axvspan(begin, begin + length, color=PALE, alpha=0.15, linewidth=0)
+        view = slice(max(0, begin - 5), begin + 2 * length + 20)
         for name in rules or runs:
-            _plot_scale(ax, runs[name], name, 1.0)
-        view = slice(begin - 5, begin + 2 * length + 20)
+            _plot_scale(ax, runs[name], name, 1.0, view)
         ax.set_xlim(view.start, view.stop)
         shown = np.concatenate([runs[name].loss_scales[view] for name in rules or runs])
         _power_ticks(ax, math.log2(shown.min()) - 1, math.log2(shown.max()) + 1)
@@ -222,11 +225,12 @@ def _draw_outcome(ax: Axes, column: int, row: int, run: ScaledRun, begin: int) -
     ax.text(column, row + 0.24, lost + how, ha="center", va="center", fontsize=SMALL, color="white" if white else OWN)
 
 
-def _plot_scale(ax: Axes, run: ScaledRun, label: str, factor: float) -> None:
-    """Draw log2 of factor * S over the steps, a cross at each that was skipped."""
+def _plot_scale(ax: Axes, run: ScaledRun, label: str, factor: float, view: slice = slice(None)) -> None:
+    """Draw log2 of factor * S over the steps of the view, a cross at each that was skipped."""
     scales = np.log2(run.loss_scales * factor)
-    (line,) = ax.plot(scales, drawstyle="steps-post", label=label, linewidth=1.5)
-    steps = np.flatnonzero(run.skipped)
+    steps = np.arange(scales.size)[view]
+    (line,) = ax.plot(steps, scales[view], drawstyle="steps-post", label=label, linewidth=1.5)
+    steps = steps[run.skipped[view]]
     ax.plot(
         steps,
         scales[steps],

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from precision_lab.experiments.storage import Outcome, StorageResult
-from precision_lab.presentation.plots.style import FATE_COLORS, INK, SMALL, dress, style, styled
+from precision_lab.presentation.plots.style import FATE_COLORS, INK, SMALL, dress, plain_ticks, style, styled
 
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
 KEEPS, LOSES, BREAKS = "#009E73", FATE_COLORS["flushed"], "#222222"
 
 
@@ -51,7 +52,7 @@ def plot_final_losses(outcomes: Sequence[Outcome], *, ax: Axes | None = None, ti
     with styled(ax) as ax:
         dress(ax, title=title, grid="x")
         control = [run.final_loss for run in outcomes[0].runs]
-        ax.axvspan(min(control), max(control) * 1.0001, color=KEEPS, alpha=0.2, linewidth=0, label="_control")
+        ax.axvspan(min(control), max(control), color=KEEPS, alpha=0.2, linewidth=1, label="_control")
         finite = [run.final_loss for o in outcomes for run in o.runs if math.isfinite(run.final_loss)]
         right = max(finite) * 2
         for row, outcome in enumerate(outcomes):
@@ -65,53 +66,62 @@ def plot_final_losses(outcomes: Sequence[Outcome], *, ax: Axes | None = None, ti
         ax.set_yticks(range(len(outcomes)), [outcome.label for outcome in outcomes])
         ax.set_ylim(len(outcomes) - 0.4, -0.6)
         ax.tick_params(axis="y", length=0)
-        ax.set_xlabel("final training loss, one dot a seed")
+        ax.set_xlabel(f"final loss ({_loss(outcomes)})")
+        ax.set_ylabel("storage")
     return ax
 
 
 def _loss_axis(ax: Axes, low: float, high: float) -> None:
-    """Make the x axis logarithmic where the losses differ by much, with at most four labels."""
+    """Make the x axis logarithmic where the losses differ by much, with a few labels."""
     if low <= 0 or high < 1.5 * low:
-        ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.margins(x=0.15)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.ticklabel_format(axis="x", useOffset=False)
         return
     ax.set_xscale("log")
-    decades = math.log10(high / low)
-    step = max(1, math.ceil(decades / 4))
-    marks = [m * 10.0**k for k in range(-12, 13) for m in ((1, 2, 5) if decades < 1.2 else (1,)) if k % step == 0]
-    ticks = [tick for tick in marks if low / 1.6 <= tick <= high * 1.6]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(ax.xaxis, low / 1.6, high * 1.6, 4)
 
 
-def plot_learning_curves(
-    outcomes: Sequence[Outcome], *, window: int = 100, ax: Axes | None = None, title: str | None = None
-) -> Axes:
-    """Draw the batch loss over the steps, averaged over `window` steps, of the first seed.
+def _loss(outcomes: Sequence[Outcome]) -> str:
+    """Name the loss, with its unit."""
+    return "squared error" if outcomes[0].runs[0].config.model == "least_squares" else "cross-entropy, nats"
 
-    Parameters
-    ----------
-    outcomes : sequence of Outcome
-        What to draw.
-    window : int
-        Steps that are averaged.
-    ax, title
-        As in `plot_final_losses`.
 
+def plot_learning_curves(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Draw the batch loss over the steps, means of blocks, of the first seed; parameters as in `plot_final_losses`."""
+    with styled(ax) as ax:
+        dress(ax, title=title, grid="both")
+        for i, outcome in enumerate(outcomes):
+            run = outcome.runs[0]
+            ax.plot(run.middles, run.losses, label=outcome.label, linewidth=1.4, linestyle=LINES[i // 7 % len(LINES)])
+        ax.set_yscale("log")
+        drawn = [loss for o in outcomes for loss in o.runs[0].losses if 0 < loss < math.inf]
+        if drawn:
+            plain_ticks(ax.yaxis, min(drawn) / 1.2, max(drawn) * 1.2)
+        ax.set_xlabel("step")
+        ax.set_ylabel(f"batch loss ({_loss(outcomes)})")
+        ax.legend(loc="upper right", fontsize=SMALL)
+    return ax
+
+
+def plot_descent_curves(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Draw the effective descent quality over the steps of the first seed (the curves of Collage, Yu et al. 2024).
+
+    1 is the whole step, 0 is standstill: <d, u> / ||u||^2, pooled over blocks of steps. Parameters as in
+    `plot_final_losses`.
     """
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
-        for outcome in outcomes:
-            losses = outcome.runs[0].losses
-            width = max(1, min(window, len(losses) // 4))
-            blocks = len(losses) // width
-            means = losses[: blocks * width].reshape(blocks, width).mean(axis=1)
-            ax.plot((np.arange(blocks) + 0.5) * width, means, label=outcome.label, linewidth=1.4)
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), label="_whole step")
+        for i, outcome in enumerate(outcomes):  # curves that lie on each other: the first are the widest
+            run, line = outcome.runs[0], LINES[i % len(LINES)]
+            width = max(1.3, 5 - 1.2 * i)
+            ax.plot(run.middles, run.edq_ratios, label=outcome.label, linewidth=width, linestyle=line)
+        drawn = [edq for o in outcomes for edq in o.runs[0].edq_ratios if math.isfinite(edq)]
+        ax.set_ylim(min([0.0, *drawn]), max([1.0, *drawn]) + 0.05)
         ax.set_xlabel("step")
-        ax.set_ylabel("batch loss")
-        ax.legend(loc="upper right", fontsize=SMALL)
+        ax.set_ylabel("effective descent quality, <d,u>/||u||²")
+        ax.legend(loc="center right", fontsize=SMALL)
     return ax
 
 
@@ -164,7 +174,8 @@ def plot_lost_updates(outcomes: Sequence[Outcome], *, ax: Axes | None = None, ti
         ax.set_ylim(len(outcomes) - 0.4, -0.6)
         ax.tick_params(axis="y", length=0)
         ax.set_xlim(0, 1.55 * np.nanmax([1.0, *(o.edq_ratio for o in outcomes)]))  # room for the legend
-        ax.set_xlabel("share of non-zero updates; ratio")
+        ax.set_xlabel("share of non-zero updates; ratio <d,u>/||u||²")
+        ax.set_ylabel("storage")
         ax.legend(loc="center right", fontsize=SMALL)
     return ax
 
@@ -191,7 +202,7 @@ def storage_figure(result: StorageResult) -> Figure:
         figure = Figure(figsize=(14, 13), dpi=110, layout="constrained")
         figure.suptitle(
             f"Where are the numbers kept? The digits MLP stored in {len(first)} ways\n"
-            "green: keeps float32's result, orange: loses, black: breaks; band: float32's spread over the seeds",
+            "green: keeps float32's result, orange: loses, black: breaks; a dot a seed, band: float32's spread",
             x=0.01,
             ha="left",
             fontsize=11,
@@ -203,6 +214,7 @@ def storage_figure(result: StorageResult) -> Figure:
             plot_final_losses(result.outcomes[setting], ax=panel, title=setting)
             if column:
                 panel.set_yticklabels([])
+                panel.set_ylabel("")
         middle = rows[1].subgridspec(1, 3)
         curves = [o for o in first if o.label in _CURVES] or list(first)
         plot_learning_curves(curves, ax=figure.add_subplot(middle[0]), title=settings[0])
@@ -211,7 +223,33 @@ def storage_figure(result: StorageResult) -> Figure:
         if result.sections:
             bottom = rows[2].subgridspec(1, len(result.sections))
             for column, (name, outcomes) in enumerate(result.sections.items()):
-                plot_final_losses(outcomes, ax=figure.add_subplot(bottom[column]), title=_SECTION_TITLES[name])
+                panel = figure.add_subplot(bottom[column])
+                plot_final_losses(outcomes, ax=panel, title=_SECTION_TITLES[name])
+                if column:
+                    panel.set_ylabel("")
+    return figure
+
+
+_DESCENT = ("master_bf16", "bf16_kahan", "collage_light", "collage_plus", "pure_bf16", "bf16_stochastic")
+
+
+def descent_quality_figure(result: StorageResult) -> Figure:
+    """Draw the curves of effective descent quality of Collage (Yu et al. 2024) in miniature, a panel a setting."""
+    with style():
+        figure = Figure(figsize=(4.6 * len(result.outcomes), 4.4), dpi=120, layout="constrained")
+        figure.suptitle(
+            "A classic in miniature: effective descent quality, after Collage (Yu et al. 2024)", x=0.01, ha="left"
+        )
+        panels = figure.subplots(1, len(result.outcomes), squeeze=False)[0]
+        for i, (panel, (name, outcomes)) in enumerate(zip(panels, result.outcomes.items(), strict=True)):
+            shown = sorted((o for o in outcomes if o.label in _DESCENT), key=lambda o: _DESCENT.index(o.label))
+            plot_descent_curves(shown or outcomes, ax=panel, title=name)
+            if i:
+                panel.set_ylabel("")
+                panel.get_legend().remove()
+        top = max(panel.get_ylim()[1] for panel in panels)
+        for panel in panels:
+            panel.set_ylim(0, top)
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
@@ -12,7 +13,9 @@ from typing import Literal, TypeAlias
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from precision_lab.presentation.files import replacing
 
@@ -45,6 +48,9 @@ def style() -> Iterator[None]:
     """Put the style of the lab in force, and matplotlib's defaults for the rest, whatever the user's own are."""
     with as_file(files("precision_lab.presentation.plots") / "lab.mplstyle") as path, matplotlib.rc_context(fname=path):
         yield
+        interactive = matplotlib.is_interactive()
+    # in a notebook the first figure loads the backend, and this switch with it: without it no second figure is shown
+    matplotlib.interactive(interactive)
 
 
 @contextmanager
@@ -103,6 +109,21 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     undated = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
     with replacing(Path(path)) as new, style(), _layout_restored(figure):
         figure.savefig(new, format=suffix[1:], metadata=undated)
+        if suffix == ".svg":
+            _shorten(new)
+
+
+def _shorten(path: Path) -> None:
+    """Leave out of an SVG what nobody sees: the indentation, and digits of places behind the second."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"(?<=translate\()[^)]*", lambda places: re.sub(r"(\.\d\d)\d+", r"\1", places[0]), text)
+    path.write_text(re.sub(r"(?m)^ +", "", text), encoding="utf-8")
+
+
+def say_quick(figure: Figure) -> None:
+    """Add to the title of a figure that the numbers are those of a quick run."""
+    title = figure._suptitle  # type: ignore[attr-defined]  # there is no other way to its text and its place
+    title.set_text(f"{title.get_text()} (quick run)")
 
 
 @contextmanager
@@ -131,6 +152,20 @@ def powers_between(low: float, high: float, room: float) -> list[int]:
     while (high - low) / step > max(room, 1):
         step *= 2
     return list(range(math.ceil(low / step) * step, math.floor(high) + 1, step))
+
+
+def plain_ticks(axis: Axis, low: float, high: float, most: int = 5) -> None:
+    """Label a logarithmic axis with 1, 2, 5, 10 ... if so many fit between the limits, else with powers of ten."""
+    decades = math.log10(high / low)
+    step = max(1, math.ceil(decades / most))
+    factors = (1, 2, 5) if 3 * decades <= most else (1, 3) if 2 * decades <= most else (1,)
+    marks = [m * 10.0**k for k in range(-30, 31) for m in factors if k % step == 0]
+    ticks = [tick for tick in marks if low <= tick <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(
+        FixedFormatter([f"{t:g}" if 1e-4 <= t < 1e5 else f"$10^{{{math.log10(t):.0f}}}$" for t in ticks])
+    )
+    axis.set_minor_formatter(NullFormatter())
 
 
 def size_in_inches(ax: Axes) -> tuple[float, float]:

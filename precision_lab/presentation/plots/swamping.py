@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from precision_lab.analysis.swamping import UpdateReport, WeightGaps, swamping_thresholds
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
@@ -156,11 +157,11 @@ def plot_frozen_fraction(
                 linewidth=1.8,
                 label=name,
             )
-        ax.set_xscale("log", base=10)
+        ax.set_xscale("log", base=2)
         ax.set_xlim(edges[0], edges[-1])
+        _powers(ax.xaxis, min(exponents), max(exponents) + 1, size_in_inches(ax)[0] / 0.5)
         ax.set_ylim(0, 118 if marks else 104)
         ax.set_yticks(range(0, 101, 20))
-        ax.xaxis.set_minor_locator(NullLocator())
         for i, (name, size) in enumerate((marks or {}).items()):
             ax.axvline(size, color=INK, linewidth=0.8, linestyle=":", label=f"_{name}")
             _say(ax, size, 103 + 7 * (i % 2), name)
@@ -203,20 +204,27 @@ def plot_stopping_sums(sums: Sequence[RunningSum], *, ax: Axes | None = None, ti
                     place: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
                     ax.annotate(_value(s.end.value), (last, s.end.value), fontsize=SMALL, **place)
                 said.add(s.end.value)
-        ax.set_xscale("log")
+        ax.set_xscale("log", base=2)
+        ax.set_xlim(1, last)
+        _powers(ax.xaxis, 0, math.log2(last), size_in_inches(ax)[0] / 0.5)
         if counting:
-            ax.set_yscale("log")
+            ax.set_yscale("log", base=2)
             ax.margins(y=0.08)
-            ax.yaxis.set_minor_locator(NullLocator())
+            _powers(ax.yaxis, 0, math.log2(max(s.end.value for s in sums if math.isfinite(s.end.value))) + 1, 10)
         else:
             ax.set_ylim(bottom=0)
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlim(1, last)
         ax.set_xlabel("terms added one by one")
         ax.set_ylabel("running sum")
         ax.legend(loc="upper left")
     return ax
+
+
+def _powers(axis: Axis, low: float, high: float, room: float) -> None:
+    """Put ticks at powers of two on a logarithmic axis from 2^low to 2^high."""
+    ticks = powers_between(low, high, room)
+    axis.set_major_locator(FixedLocator([2.0**k for k in ticks]))
+    axis.set_major_formatter(FixedFormatter([power(k) for k in ticks]))
+    axis.set_minor_locator(NullLocator())
 
 
 def _value(value: float) -> str:

@@ -8,13 +8,24 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.experiments.underflow import GROUPS, UnderflowResult
 from precision_lab.numerics.formats import get_format
 from precision_lab.presentation.plots.histograms import Limits, Ruler, Span, drop_lines, plot_exponent_histogram
 from precision_lab.presentation.plots.loss_scaling import plot_loss_scale
-from precision_lab.presentation.plots.style import FATE_COLORS, INK, dress, percent_label, style, styled
+from precision_lab.presentation.plots.style import (
+    FATE_COLORS,
+    INK,
+    PALE,
+    Fate,
+    dress,
+    percent_label,
+    percent_of,
+    style,
+    styled,
+)
 
 
 def plot_flushed_table(result: UnderflowResult, *, ax: Axes | None = None, title: str | None = None) -> Axes:
@@ -109,6 +120,96 @@ def underflow_figure(result: UnderflowResult) -> Figure:
             if column and (legend := curves.get_legend()) is not None:
                 legend.remove()  # its neighbour has the same
         plot_flushed_table(result, ax=figure.add_subplot(grid[2]), title="Flushed at S = 1, % of non-zero")
+    return figure
+
+
+def plot_gradient_histogram(
+    histogram: ExponentHistogram, fmt: object = "fp16", *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
+    """Draw a histogram of gradients as Micikevicius et al. did (2018, figure 3): zeros apart, regions named.
+
+    Parameters
+    ----------
+    histogram : ExponentHistogram
+        What to draw.
+    fmt : str, dtype or FloatFormat
+        The format whose regions are named: what becomes zero in it, what subnormal, what is kept, and where it has
+        values that nothing uses.
+    ax : matplotlib.axes.Axes, optional
+        Default: those of a new pyplot figure.
+    title : str, optional
+        Title of the axes.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
+    """
+    limits = Limits.of(get_format(fmt), 1)
+    low = min(histogram.first_exponent, math.floor(limits.flush)) - 1
+    with styled(ax) as ax:
+        plot_exponent_histogram(
+            histogram,
+            formats=(limits.format,),
+            exponents=(low, math.ceil(limits.overflow) + 2),
+            ruler=False,
+            ax=ax,
+            title=title,
+        )
+        if (legend := ax.get_legend()) is not None:
+            legend.remove()  # its shares stand with the names
+        top = ax.get_ylim()[1]
+        ax.set_ylim(0, 1.35 * top)  # room for the names
+        for box in (box for bars in ax.containers if bars.get_label() == "_zero" for box in bars.get_children()):
+            box.set(clip_path=Rectangle((0, 0), 1, 1 / 1.35, transform=ax.transAxes))
+        c = histogram.conversion(limits.format)
+        used = max(limits.normal, min(histogram.exponents.stop, limits.overflow))
+        regions: list[tuple[float, float, str, Fate | None, int]] = [
+            (low, limits.flush, f"becomes zero in {limits.format}", "flushed", c.flushed),
+            (limits.flush, limits.normal, "becomes subnormal", "subnormal", c.subnormal),
+            (limits.normal, used, "is kept", "kept", c.kept),
+            (used, limits.overflow, f"unused range of {limits.format}", None, 0),
+        ]
+        for left, right, name, fate, n in regions:
+            if left < right:
+                color = PALE if fate is None else FATE_COLORS[fate]
+                ax.plot([left + 0.1, right - 0.1], [1.06 * top] * 2, color=color, linewidth=3, label=f"_{name}")
+                share = "" if fate is None else f"\n{percent_label(percent_of(n, c.nonzero))} % of non-zero"
+                ax.text((left + right) / 2, 1.1 * top, name + share, ha="center", va="bottom", fontsize=8.5)
+    return ax
+
+
+def gradient_histogram_figure(result: UnderflowResult) -> Figure:
+    """Draw the classic of Micikevicius et al. in miniature: the activation gradients of a transformer with ReLU.
+
+    Parameters
+    ----------
+    result : UnderflowResult
+        What to draw.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A figure that pyplot does not know of; `save_figure` writes it.
+
+    """
+    found, fmt = result.transformer, result.config.formats[0]
+    zero = percent_label(percent_of(found.zero, found.count))
+    with style():
+        figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained")
+        figure.suptitle(
+            "A classic in miniature: activation gradients, after Micikevicius et al. 2018, figure 3",
+            x=0.01,
+            ha="left",
+        )
+        plot_gradient_histogram(
+            found,
+            fmt,
+            ax=figure.add_subplot(),
+            title=f"A small transformer with ReLU over {result.config.transformer_steps} steps: {zero} % of "
+            f"{found.count:,} gradients are exactly zero",
+        )
     return figure
 
 

@@ -10,6 +10,7 @@ from precision_lab.experiments.loss_scaling import LossScalingResult, ScaledRun
 from precision_lab.experiments.storage import Outcome, StorageResult
 from precision_lab.experiments.swamping import SwampingResult
 from precision_lab.experiments.underflow import GROUPS, UnderflowResult
+from precision_lab.presentation.collection import Finished
 from precision_lab.presentation.tables.table import Table, number, percent, percent_or_more, power_of_two
 from precision_lab.presentation.tables.tensors import fates_text
 
@@ -197,3 +198,14 @@ def swamping_tables(result: SwampingResult) -> tuple[Table, ...]:
         frozenset({3, 4}),
     )
     return updates, sums
+
+
+def summary_table(finished: Sequence[Finished], *, quick: bool) -> Table:
+    """One row an experiment: what came out, what it took, and whether it was run or reused."""
+    return Table(
+        "What came out" + (" (quick run: fewer steps, seeds and configurations)" if quick else ""),
+        ("experiment", "what came out", "seconds", ""),
+        tuple((one.name, one.answer, f"{one.seconds:.1f}", "reused" if one.reused else "run") for one in finished),
+        frozenset({2}),
+        prose=frozenset({1}),
+    )

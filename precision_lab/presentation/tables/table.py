@@ -37,12 +37,21 @@ class Table:
     note: str = ""
     prose: frozenset[int] = frozenset()
 
+    def _repr_html_(self) -> str:
+        """Show itself in a notebook."""
+        from precision_lab.presentation.html import table_html
+
+        return table_html(self)
+
 
 def percent(share: float) -> str:
     """Write a share as a percentage of two decimals; only nothing looks like 0, only all of it like 100.
 
+    Examples
+    --------
     >>> percent(0.0), percent(1e-7), percent(0.12345), percent(0.99999999), percent(1.0)
     ('0', '<0.01', '12.35', '>99.99', '100')
+
     """
     if share in (0, 1):
         return "100" if share else "0"
@@ -56,8 +65,11 @@ def percent(share: float) -> str:
 def percent_or_more(share: float) -> str:
     """Write a share that may exceed 100 % with three significant digits.
 
+    Examples
+    --------
     >>> percent_or_more(0.00164), percent_or_more(40.96), percent_or_more(float("inf"))
     ('0.164', '4.1e+03', 'inf')
+
     """
     return f"{100 * share:.3g}"
 
@@ -70,8 +82,11 @@ def number(value: float | None) -> str:
 def power_of_two(value: float) -> str:
     """Write a power of two as such, anything else as it is.
 
+    Examples
+    --------
     >>> power_of_two(65536), power_of_two(2.0**-24), power_of_two(448)
     ('2^16', '2^-24', '448')
+
     """
     mantissa, exponent = math.frexp(value)
     return f"2^{exponent - 1}" if mantissa == 0.5 else f"{value:.6g}"
@@ -80,8 +95,11 @@ def power_of_two(value: float) -> str:
 def bytes_text(size: float) -> str:
     """Write a number of bytes in the largest binary unit that it fills.
 
+    Examples
+    --------
     >>> bytes_text(16), bytes_text(2048), bytes_text(7e9 * 16)
     ('16 B', '2 KiB', '104 GiB')
+
     """
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":

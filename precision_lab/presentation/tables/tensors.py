@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scaling import LossScalePlan, ScaleTrace, TensorPlans
+from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.scan import ScanResult
 from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult
 from precision_lab.analysis.swamping import UpdateReport, WeightGaps
@@ -197,6 +198,16 @@ def _changes_table(trace: ScaleTrace, most: int = 40) -> Table:
         rows.insert(most // 2, ("…", "", f"{len(changes) - len(shown):,} more", "", ""))
     columns = ("after step", "max |gradient|", "", "S", "next S")
     return Table(f"Where {trace.scaler.framework} moved the loss scale", columns, tuple(rows), frozenset({0, 1, 3, 4}))
+
+
+def recording_text(recording: Recording) -> str:
+    """Say in a line what a recording covers."""
+    made = f"{recording.steps:,} step{'' if recording.steps == 1 else 's'} of {recording.model}"
+    steps = f"{made}, the gradients of {recording.recorded_steps:,} are counted"
+    skipped = f"; {recording.skipped_steps:,} more were skipped by the loss scaler" if recording.skipped_steps else ""
+    unchanged = sum(tensor.unchanged for tensor in recording.tensors)
+    stood = f"; {unchanged:,} weights with a gradient stood still" if unchanged else ""
+    return f"{steps}{skipped}{stood}."
 
 
 def _names(infos: Iterable[TensorInfo]) -> list[str]:

@@ -1,0 +1,103 @@
+"""Tables of a pre-flight."""
+
+from __future__ import annotations
+
+from precision_lab.analysis.hyperparameters import Severity
+from precision_lab.presentation.tables.table import Table, bytes_text, number, percent
+from precision_lab.presentation.tables.tensors import loss_scale_tables
+from precision_lab.training.preflight import Candidate, PreflightReport, Standstill, Way
+from precision_lab.training.storage import StorageConfig
+
+
+def preflight_tables(report: PreflightReport) -> tuple[Table, ...]:
+    """One row a configuration, cheapest first; one a tensor; one a number of the optimizer; the loss scale, if any."""
+    tables = [_candidates(report), _tensors(report)]
+    if findings := _findings(report):
+        tables.append(findings)
+    if report.gradients is not None:
+        tables += loss_scale_tables(report.gradients)
+    return tuple(tables)
+
+
+def _candidates(report: PreflightReport) -> Table:
+    def row(candidate: Candidate) -> tuple[str, ...]:
+        return (
+            ("> " if candidate is report.cheapest else "") + candidate.name,
+            f"{candidate.ledger.bytes_per_parameter}",
+            bytes_text(candidate.ledger.total),
+            percent(report.total[candidate.way].fraction),
+            str(candidate.outcome),
+            "; ".join(candidate.reasons) or "–",
+        )
+
+    asked = ", ".join(f"{name} {value:g}" for name, value in report.hyperparameters.items())
+    frozen = "frozen %" if report.sizes else "lost updates %"
+    return Table(
+        f"What keeps all that fp32 keeps: {report.parameters:,} weights, {report.optimizer}, {asked}",
+        ("storage", "bytes/parameter", "total", frozen, "verdict", "why"),
+        tuple(map(row, report.candidates)),
+        frozenset({1, 2, 3}),
+        note=f"Cheapest first. Updates: {report.updates}."
+        + (" Frozen: such an update moves the weight neither way." if report.sizes else ""),
+        prose=frozenset({5}),
+    )
+
+
+def _tensors(report: PreflightReport) -> Table:
+    asked = report.asked or (report.cheapest.name, "pure_bf16")
+    ways = tuple(dict.fromkeys((*(report[name].way for name in asked), Way(StorageConfig().updated))))
+    order = sorted(range(len(report.tensors)), key=lambda i: -report.tensors[i].standstill[ways[0]].fraction)
+
+    def cells(standstill: dict[Way, Standstill]) -> tuple[str, ...]:
+        return tuple(percent(standstill[way].fraction) for way in ways)
+
+    rows = tuple(
+        (
+            report.labels[i],
+            t.info.dtype,
+            f"{t.info.count:,}",
+            number(t.histogram.min_nonzero),
+            number(t.histogram.max_abs),
+            *cells(dict(t.standstill)),
+        )
+        for i, t in ((i, report.tensors[i]) for i in order)
+    )
+    what = "Frozen weights" if report.sizes else "Lost updates"
+    worst = " With a second word (kahan, collage): in the worst case." if any(way.two_words for way in ways) else ""
+    return Table(
+        f"{what} in percent, by how a new weight is stored",
+        ("tensor", "dtype", "elements", "min nonzero", "max", *map(str, ways)),
+        rows,
+        frozenset(range(2, 5 + len(ways))),
+        totals=("total", "", f"{report.parameters:,}", "", "", *cells(report.total)),
+        note=f"Updates: {report.updates}." + worst,
+    )
+
+
+def _findings(report: PreflightReport) -> Table | None:
+    """Return the numbers that a configuration that was asked about does not keep to 1 %."""
+    rows = [
+        (
+            name,
+            found.role,
+            found.format.name,
+            found.finding.expression,
+            f"{found.finding.exact:.7g}",
+            f"{found.finding.stored:.9g}",
+            str(found.finding.severity),
+            found.finding.consequence,
+            found.finding.advice or "–",
+        )
+        for name in report.asked
+        for found in report[name].findings
+        if found.finding.severity is not Severity.OK
+    ]
+    if not rows:
+        return None
+    return Table(
+        "Numbers of the optimizer that change by more than 1 % where they are stored",
+        ("storage", "role", "format", "number", "asked", "stored", "severity", "what follows", "what helps"),
+        tuple(rows),
+        frozenset({4, 5}),
+        prose=frozenset({7, 8}),
+    )

@@ -1,0 +1,203 @@
+"""From results to a file of HTML: templates filled, data embedded, everything else forbidden.
+
+What comes from a user's file, above all the names of tensors, is text: jinja2 escapes it in HTML, `embed` in JSON, and
+the scripts write it as text. Should all of that fail, the policy of the page runs only the scripts whose hashes it has.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from precision_lab import __version__
+from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
+from precision_lab.analysis.scan import ScanResult
+from precision_lab.numerics.formats import get_format
+from precision_lab.presentation.files import replacing
+from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
+from precision_lab.presentation.report.sections import colophon, hero, sections
+
+_FIRST_SCRIPT = "theme.js"  # before anything is drawn
+_SCRIPTS = ("fates.js", "chart.js", "explorer.js", "numbers.js", "tensors.js", "start.js")
+
+_SCAN_COLUMNS = (
+    ("label", "tensor", "Name of the tensor"),
+    ("", "histogram", ""),
+    ("count", "elements", "Number of elements"),
+    ("lost", "lost %", "Flushed or overflowed, of the nonzero finite elements"),
+    ("flushed", "flushed %", "Flushed to zero, of the nonzero finite elements"),
+    ("subnormal", "subnormal %", "Subnormal in the format, of the nonzero finite elements"),
+    ("overflowed", "overflowed %", "Overflowed, of the nonzero finite elements"),
+    ("zero", "zero %", "Zero already, of all elements"),
+    ("nonfinite", "inf, NaN", "Infinite or NaN already"),
+    ("min", "min nonzero", "Smallest magnitude that is not zero"),
+    ("max", "max", "Largest finite magnitude"),
+    ("dtype", "stored as", "dtype and shape in the file"),
+)
+
+
+def write_report(results: Mapping[str, Any], path: str | os.PathLike[str], *, figures: Mapping[str, str]) -> None:
+    """Write all experiments as one page that needs nothing else.
+
+    Parameters
+    ----------
+    results : mapping
+        What results.json holds: ``experiments`` (by name what `to_dict` gave; what is missing is left out), and as far
+        as they are there ``answers`` (a line for each experiment), ``versions``, ``machine`` and ``quick``.
+    path : path-like
+        Where to; written whole or not at all.
+    figures : mapping of str to str
+        Text of SVG files by the names that `EXPERIMENTS` gives them; those that are missing are left out.
+
+    Raises
+    ------
+    OutputError
+        Nothing can be written there.
+
+    """
+    experiments = results["experiments"]
+    stages = experiments.get("underflow", {}).get("stages", [])
+    asked = [get_format(fmt) for fmt in experiments.get("underflow", {}).get("config", {}).get("formats", ["fp16"])]
+    formats = menu(asked)
+    cuts = cuts_of(formats)
+    groups: list[dict[str, Any]] = []
+    headings: list[tuple[str, list[dict[str, Any]]]] = []
+    for stage in stages:
+        for group, found in stage["groups"].items():
+            options = []
+            for name, histogram in [("all together", found["histogram"]), *found["tensors"].items()]:
+                label = f"{stage['name']}, {group}: {name}"
+                options.append({"index": len(groups), "text": label, "chosen": False})
+                cells = histogram_data(ExponentHistogram.from_dict(histogram), cuts)
+                groups.append({"label": label, "histogram": cells})
+            headings.append((f"{stage['name']}, {group}", options))
+    chosen = headings[-1][1][0] if headings else None  # the gradients near the end, where most is lost
+    if chosen is not None:
+        chosen["chosen"] = True
+    data = {
+        "formats": [format_data(fmt, cuts) for fmt in formats],
+        "groups": groups,
+        "chosen": chosen["index"] if chosen else 0,
+        "k": 0,
+    }
+    _write(
+        "report.html.j2",
+        path,
+        data,
+        title="precision_lab: what happens to numbers in 16 bits or fewer",
+        hero=hero(experiments),
+        sections=sections(results, {name: svg_source(text) for name, text in figures.items()}),
+        groups=headings,
+        quick=bool(results.get("quick")),
+        colophon=colophon(results),
+    )
+
+
+def write_scan_page(result: ScanResult, path: str | os.PathLike[str]) -> None:
+    """Write the tensors of some files as one page: a table to search and sort, and a histogram to ask.
+
+    Parameters
+    ----------
+    result : ScanResult
+        What `scan` found. Its formats come first in the menu, its loss scale is where the slider starts.
+    path : path-like
+        Where to; written whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        Nothing can be written there.
+
+    """
+    formats = menu(result.formats)
+    cuts = cuts_of(formats)
+    labels = result.labels
+    groups = [
+        {"label": label, "histogram": histogram_data(tensor.histogram, cuts)}
+        for label, tensor in zip(labels, result.tensors, strict=True)
+    ]
+    total = result.total
+    groups.append({"label": "All tensors together", "histogram": histogram_data(total, cuts)})
+    data = {
+        "formats": [format_data(fmt, cuts) for fmt in formats],
+        "groups": groups,
+        "chosen": len(groups) - 1,
+        "k": log2_of_power_of_two(result.loss_scale),
+        "tensors": [
+            {"label": label, "dtype": tensor.info.dtype, "shape": "×".join(map(str, tensor.info.shape)) or "scalar"}
+            for label, tensor in zip(labels, result.tensors, strict=True)
+        ],
+    }
+    files = list(dict.fromkeys(tensor.info.file.name for tensor in result.tensors))
+    heading = files[0] if len(files) == 1 else f"the tensors of {len(files)} files"
+    count = len(result.tensors)
+    _write(
+        "scan.html.j2",
+        path,
+        data,
+        title=f"precision_lab scan: {heading}",
+        heading=heading,
+        size=f"{count:,} tensor{'s' if count != 1 else ''}, {total.count:,} elements",
+        columns=_SCAN_COLUMNS,
+        skipped=[f"{info.file.name}: {info.name}: {info.skipped}" for info in result.skipped],
+    )
+
+
+def svg_source(svg: str) -> str:
+    """Return an SVG as the address of an image: apart from the page, its names meet with no others."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def embed(data: Any) -> Markup:
+    """Return JSON that can stand in a script element: nothing in it ends the element, or starts another."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # plain ASCII, so U+2028 and the like are escaped
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("precision_lab.presentation.report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _source(name: str) -> str:
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _write(template: str, path: str | os.PathLike[str], data: Any, **shown: Any) -> None:
+    style, first = _source("page.css"), _source(_FIRST_SCRIPT)
+    script = "\n".join(map(_source, _SCRIPTS))
+    policy = (
+        f"default-src 'none'; script-src {_hash(first)} {_hash(script)}; style-src {_hash(style)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            policy=policy,
+            style=Markup(style),
+            first_script=Markup(first),
+            script=Markup(script),
+            data=embed(data),
+            version=__version__,
+            **shown,
+        )
+    )
+    with replacing(os.fspath(path)) as new:
+        # names of files may hold what no encoding can write
+        new.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

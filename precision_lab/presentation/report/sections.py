@@ -1,0 +1,186 @@
+"""What a report says and shows of each experiment: results in, text and tables out.
+
+Nothing is worked out here: every figure is one that the results hold, or the share of two counts that they hold.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from precision_lab.experiments.storage import times
+from precision_lab.presentation import tables
+from precision_lab.presentation.collection import EXPERIMENTS
+from precision_lab.presentation.tables import Table, number, percent
+from precision_lab.training.loop import MODELS
+
+Results: TypeAlias = Mapping[str, Any]
+
+QUESTIONS: dict[str, str] = {
+    "storage": "Why keep the parameters in fp32?",
+    "underflow": "Which gradients would each format lose?",
+    "loss_scaling": "Which loss scale saves a training in fp16?",
+    "swamping": "Would the weights stand still?",
+    "accumulation": "How much of a sum survives?",
+    "hyperparameters": "Do the optimizer's constants survive?",
+    "memory": "How many bytes does each way of storing take?",
+    "claims": "What of the folklore is true?",
+}
+"""The question of each experiment, in the order of the page."""
+
+_ASKED = {
+    "pure_bf16": "bf16 alone",
+    "master_bf16": "bf16, fp32 master copy",
+    "fp32": "fp32, the control",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment on the page.
+
+    Attributes
+    ----------
+    name, question, answer : str
+        Its name, what it asks, and what came out in a line (empty where nobody said).
+    figures : tuple of dict
+        ``source`` and ``text`` of each image.
+    tables : tuple of Table
+        The first is shown, the others are folded up.
+    lesson : tuple of list of (str, str)
+        Paragraphs: pieces of text, each with its style, ``em``, ``code`` or nothing.
+
+    """
+
+    name: str
+    question: str
+    answer: str
+    figures: tuple[dict[str, str], ...]
+    tables: tuple[Table, ...]
+    lesson: tuple[list[tuple[str, str]], ...]
+
+
+def sections(results: Results, figures: Mapping[str, str]) -> list[Section]:
+    """Return what there is, an experiment each, with the tables that the command line shows."""
+    experiments = results["experiments"]
+    answers = results.get("answers", {})
+    made = []
+    for name in (name for name in QUESTIONS if name in experiments):
+        experiment, question = EXPERIMENTS[name], QUESTIONS[name]
+        result = experiment.find(experiment.result).from_dict(experiments[name])
+        shown = tuple(
+            {"source": figures[figure], "text": f"{question} ({figure.replace('_', ' ')})"}
+            for figure in experiment.figures
+            if figure in figures
+        )
+        found = getattr(tables, experiment.tables)(result)
+        made.append(Section(name, question, answers.get(name, ""), shown, found, lesson(experiment.module)))
+    return made
+
+
+# --- the answer of the first screen ---
+
+
+def hero(experiments: Results) -> dict[str, Any] | None:
+    """Return the answer to "Can I store my parameters in bf16?", None where nobody has tried it."""
+    outcomes: Mapping[str, Any] = experiments.get("storage", {}).get("outcomes", {})
+    by_label = {setting: {o["label"]: o for o in found} for setting, found in outcomes.items()}
+    if not by_label or not all(found.keys() >= _ASKED.keys() for found in by_label.values()):
+        return None
+    keeps = {label: [found[label]["keeps"] for found in by_label.values()] for label in next(iter(by_label.values()))}
+    alone, mastered = keeps["pure_bf16"], keeps["master_bf16"]
+    verdict = "Yes, here." if all(alone) else "Not on their own." if not any(alone) else "Not always."
+    ends = list(dict.fromkeys((next(iter(by_label)), list(by_label)[-1])))  # the first optimizer and the last
+    shown = [by_label[setting] for setting in ends]
+    reason = "In bf16 alone, " + "; ".join(map(_sentence, ends, shown)) + ". "
+    taken = (" and ".join(f"{found[label]['bytes_per_parameter']:g}" for found in shown) for label in _ASKED)
+    pure, master, control = taken
+    reason += f"That takes {pure} bytes per parameter, fp32 {control}. "
+    if all(mastered):
+        reason += f"With an fp32 master copy of the weights, {master} bytes, the result is fp32's."
+    else:
+        reason += f"Even with an fp32 master copy of the weights, {master} bytes, not every run gets fp32's result."
+    others = [label for label, kept in keeps.items() if all(kept) and label not in _ASKED]
+    return {
+        "verdict": verdict,
+        "reason": reason,
+        "caption": _runs_text(experiments["storage"]["config"]),
+        "settings": list(by_label),
+        "rows": [
+            {"label": label, "meaning": meaning, "cells": [_hero_cell(found[label]) for found in by_label.values()]}
+            for label, meaning in _ASKED.items()
+        ],
+        "others": f"What kept fp32's result under every optimizer besides: {', '.join(others)}." if others else "",
+    }
+
+
+def _sentence(setting: str, found: Mapping[str, Any]) -> str:
+    """Say what becomes of a training in bf16 alone under one optimizer."""
+    pure = found["pure_bf16"]
+    return (
+        f"{setting.replace(', lr', ' at lr')} loses {_lost(pure)} % of its updates and ends at a loss of "
+        f"{_loss(pure)}, where fp32 gets to {_loss(found['fp32'])}"
+    )
+
+
+def _loss(outcome: Results) -> str:
+    loss = outcome["final_loss"]
+    return "inf or NaN" if loss is None else number(loss)
+
+
+def _lost(outcome: Results) -> str:
+    lost = outcome["lost_of_nonzero"]
+    return "–" if lost is None else percent(lost)
+
+
+def _hero_cell(outcome: Results) -> dict[str, Any]:
+    ratio = outcome["ratio"]
+    loses = "not fp32's result" if ratio is None else f"{times(ratio)} fp32's"
+    return {
+        "verdict": "the control" if outcome["label"] == "fp32" else "as good as fp32" if outcome["keeps"] else loses,
+        "loss": _loss(outcome),
+        "keeps": outcome["keeps"],
+        "lost": f"{_lost(outcome)} % lost",
+        "bytes": f"{outcome['bytes_per_parameter']:g} bytes",
+    }
+
+
+def _runs_text(config: Results) -> str:
+    seeds = config["seeds"]
+    return (
+        f"Final loss, share of the updates that are lost, bytes per parameter. {config['model']} on "
+        f"{config['dataset'] or MODELS[config['model']]}, "
+        f"{config['steps']:,} steps, {seeds} seed{'s' if seeds != 1 else ''}."
+    )
+
+
+# --- prose ---
+
+
+def lesson(module: str) -> tuple[list[tuple[str, str]], ...]:
+    """Return the docstring of an experiment's module in paragraphs, without its first line."""
+    text = importlib.import_module(module).__doc__ or ""
+    paragraphs = [" ".join(part.split()) for part in re.sub(r"\n[-=]{3,}\n", "\n\n", text).split("\n\n")]
+    return tuple(list(_pieces(paragraph)) for paragraph in paragraphs[1:] if paragraph)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Split a paragraph at its `code` and *emphasis*."""
+    end = 0
+    for found in re.finditer(r"``(?P<double>[^`]+)``|`(?P<code>[^`]+)`|(?<!\S)\*(?P<em>\S[^*]*)\*(?!\w)", text):
+        yield "", text[end : found.start()]
+        yield ("em", found["em"]) if found["em"] else ("code", found["double"] or found["code"])
+        end = found.end()
+    yield "", text[end:]
+
+
+def colophon(results: Results) -> list[tuple[str, str]]:
+    """Return what the figures were made with, as names and values."""
+    found: list[tuple[str, str]] = []
+    for part in ("versions", "machine"):
+        value = results.get(part, {})
+        found += [(str(k), str(v)) for k, v in value.items()] if isinstance(value, Mapping) else [(part, str(value))]
+    return found

@@ -1,0 +1,319 @@
+"""The pages as files: what they hold, that they need nothing else, that names are text. The browser comes after."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from precision_lab import claims
+from precision_lab.analysis.histogram import CLASSES, ExponentHistogram
+from precision_lab.experiments import memory
+from precision_lab.experiments.storage import times
+from precision_lab.numerics.formats import FORMATS, get_format
+from precision_lab.presentation.collection import EXPERIMENTS
+from precision_lab.presentation.files import OutputError
+from precision_lab.presentation.report import write_report, write_scan_page
+from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
+from precision_lab.presentation.report.pages import embed
+from precision_lab.presentation.report.sections import QUESTIONS, hero, lesson, sections
+from precision_lab.presentation.tables import ledgers_tables, percent
+from tests.conftest import CommandLine
+from tests.presentation.pages import FIGURE, HOSTILE, results, scanned, small_scan, thousand_tensors, thresholds
+
+
+class Page(HTMLParser):
+    """Elements, ids and the data of a page; what is no text raises."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.inside = ""
+        self.data: Any = None
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script" and self.elements[-1][1].get("type") == "application/json":
+            self.data = json.loads(data)
+        elif self.inside not in ("script", "style"):
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def prose(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(results(), path, figures={"storage": FIGURE, "gradient_histogram": FIGURE})
+    return Page(path)
+
+
+@pytest.fixture(scope="module")
+def scan_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    path = tmp_path_factory.mktemp("scan") / "scan.html"
+    write_scan_page(small_scan(), path)
+    return Page(path)
+
+
+# ---- needs nothing else ----
+
+
+@pytest.mark.parametrize("name", ["report", "scan_page"])
+def test_a_page_is_one_file(name: str, request: pytest.FixtureRequest) -> None:
+    page = request.getfixturevalue(name)
+    for tag, attributes in page.elements:
+        for attribute in ("src", "href", "srcset", "action", "data", "poster"):
+            if attribute in attributes:
+                assert attributes[attribute].startswith(("#", "data:")), (tag, attributes)
+        assert not [key for key in attributes if key.startswith("on") or key == "style"], (tag, attributes)
+    assert not {"iframe", "object", "embed", "form", "base"} & {tag for tag, _ in page.elements}
+    assert "@import" not in page.text
+    assert "url(" not in page.text
+    assert len(page.all("script")) == 3
+    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+
+
+@pytest.mark.parametrize("name", ["report", "scan_page"])
+def test_every_id_occurs_once_and_every_reference_is_there(name: str, request: pytest.FixtureRequest) -> None:
+    page = request.getfixturevalue(name)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in page.elements:
+        named = [attributes.get(key, "") for key in ("for", "aria-labelledby", "aria-describedby")]
+        targets = {target for names in named for target in names.split()}
+        if tag == "a":
+            targets.add(attributes["href"].removeprefix("#"))
+        assert targets <= set(ids), (tag, attributes)
+
+
+# ---- the report ----
+
+
+def test_the_first_screen_answers_with_numbers_of_the_results(report: Page) -> None:
+    assert report.prose.index("Can I store my parameters in bf16?") < report.prose.index("All questions")
+    first = report.prose[: report.prose.index("All questions")]
+    for outcomes in results()["experiments"]["storage"]["outcomes"].values():
+        for outcome in outcomes:
+            if outcome["label"] in ("fp32", "pure_bf16", "master_bf16"):
+                kept = f"{times(outcome['ratio'])} fp32's" if not outcome["keeps"] else "as good as fp32"
+                verdict = "the control" if outcome["label"] == "fp32" else kept
+                assert f"{outcome['final_loss']:.3g} {verdict} {percent(outcome['lost_of_nonzero'])} % lost" in first
+                assert f"{outcome['bytes_per_parameter']:g} bytes" in first
+    assert "quick runs" in first
+
+
+def outcome(label: str, *, keeps: bool, loss: float | None = 0.25) -> dict[str, Any]:
+    found = {"final_loss": loss, "lost_of_nonzero": 0.5, "keeps": keeps, "ratio": None if loss is None else 3.0}
+    return {"label": label, "bytes_per_parameter": 4.0, **found}
+
+
+@pytest.mark.parametrize(
+    ("keeps", "verdict"),
+    [((True, True), "Yes, here."), ((True, False), "Not always."), ((False, False), "Not on their own.")],
+)
+def test_the_verdict_follows_the_results(keeps: tuple[bool, bool], verdict: str) -> None:
+    outcomes = {
+        setting: [
+            outcome("fp32", keeps=True),
+            outcome("master_bf16", keeps=True),
+            outcome("pure_bf16", keeps=kept),
+            outcome("collage_plus", keeps=True),
+        ]
+        for setting, kept in zip(("SGD, lr 0.01", "Adam, lr 0.1"), keeps, strict=True)
+    }
+    config = {"model": "mlp", "dataset": "", "steps": 10, "seeds": 1}
+    answer = hero({"storage": {"outcomes": outcomes, "config": config}})
+    assert answer is not None
+    assert answer["verdict"] == verdict
+    assert [cell["keeps"] for cell in answer["rows"][0]["cells"]] == list(keeps)
+    assert "the result is fp32's" in answer["reason"]
+    assert answer["others"].endswith("besides: collage_plus.")
+    outcomes["Adam, lr 0.1"][1] = outcome("master_bf16", keeps=False, loss=None)
+    answer = hero({"storage": {"outcomes": outcomes, "config": config}})
+    assert answer is not None
+    assert "not every run" in answer["reason"]
+    assert answer["rows"][1]["cells"][1]["loss"] == "inf or NaN"
+    assert answer["rows"][1]["cells"][1]["verdict"] == "not fp32's result"
+
+
+def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
+    experiments = {"underflow": results()["experiments"]["underflow"]}
+    write_report({"experiments": experiments}, tmp_path / "one.html", figures={})
+    one = Page(tmp_path / "one.html")
+    assert "bf16?" not in one.prose
+    assert [section["id"] for section in one.all("section") if "id" in section] == [
+        "loss-scale",
+        "numbers",
+        "underflow",
+    ]
+    write_report({"experiments": {}}, tmp_path / "none.html", figures={})
+    assert Page(tmp_path / "none.html").data["groups"] == []
+
+
+def test_every_experiment_has_a_question_and_a_place() -> None:
+    """Tables and figures are those of the command line; nothing else is asked of a new experiment but a question."""
+    assert QUESTIONS.keys() == EXPERIMENTS.keys()
+    config = memory.MemoryConfig()
+    found = {
+        "claims": claims.run(claims.ClaimsConfig(("fp16-1e-7",))).to_dict(),
+        "memory": memory.run(config).to_dict(),
+    }
+    shown = {section.name: section for section in sections({"experiments": found}, {"memory": "data:x", "gone": "y"})}
+    assert list(shown) == ["memory", "claims"]
+    assert "1e-7" in shown["claims"].tables[0].rows[0][0]
+    assert shown["memory"].tables == ledgers_tables(memory.run(config))
+    assert [figure["source"] for figure in shown["memory"].figures] == ["data:x"]
+
+
+def test_answers_figures_tables_and_lessons_are_in_their_sections(report: Page) -> None:
+    assert "Not without a master copy." in report.prose
+    assert "fp16 <b>flushes</b> some & keeps others." in report.prose  # as text
+    assert "<i>a</i> & b" in report.prose
+    images = report.all("img")
+    assert [image["alt"] for image in images] == [
+        f"{QUESTIONS['storage']} (storage)",
+        f"{QUESTIONS['underflow']} (gradient histogram)",
+    ]
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
+    assert "The share" not in report.prose
+    for title in ("SGD, lr 0.01", "Sums of n numbers from [0, 1)"):
+        assert title in report.prose
+
+
+def test_the_lesson_is_the_docstring() -> None:
+    paragraphs = lesson("precision_lab.experiments.storage")
+    assert ("code", "pure_bf16") in paragraphs[2]
+    assert ("em", "It is the update that is lost.") in paragraphs[2]
+    joined = ["".join(text for _, text in paragraph) for paragraph in paragraphs]
+    assert "What to look for" in joined
+    assert not any("`" in text or "---" in text for text in joined)
+    scale = ["".join(text for _, text in paragraph) for paragraph in lesson("precision_lab.experiments.loss_scaling")]
+    assert any("only the product c * S decides" in text for text in scale)  # a product is no emphasis
+
+
+# ---- the scan page ----
+
+
+def test_names_are_text(scan_page: Page) -> None:
+    labels = [tensor["label"] for tensor in scan_page.data["tensors"]]
+    assert labels[-len(HOSTILE) :] == list(HOSTILE)
+    assert "onerror" not in {key for _, attributes in scan_page.elements for key in attributes}
+    assert "integers <b>" in scan_page.prose
+    assert "</script><script>document" not in scan_page.text
+    assert "\u2028" not in scan_page.text
+
+
+def test_embedded_json_cannot_end_its_element() -> None:
+    data = {"</script>": ["<!--", "&lt;", "\u2028\u2029", "]]>", "\ud800"]}
+    assert not {"<", ">", "&", "\u2028", "\u2029"} & set(embed(data))
+    assert json.loads(embed(data)) == data
+    with pytest.raises(ValueError, match="JSON"):
+        embed(float("nan"))
+
+
+def test_a_file_of_a_name_that_no_encoding_can_write(tmp_path: Path) -> None:
+    result = scanned({"w": np.ones(1, np.float32)})
+    info = result.tensors[0].info
+    object.__setattr__(info, "file", Path("bad\udcff<x>.npz"))
+    write_scan_page(result, tmp_path / "scan.html")
+    assert "<x>" not in (tmp_path / "scan.html").read_text(encoding="utf-8")
+
+
+def test_a_thousand_tensors_are_small_enough_to_send(tmp_path: Path) -> None:
+    write_scan_page(thousand_tensors(), tmp_path / "scan.html")
+    assert (tmp_path / "scan.html").stat().st_size < 5 * 2**20
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        write_scan_page(small_scan(), tmp_path / "no" / "scan.html")
+
+
+def test_nothing_scanned(tmp_path: Path) -> None:
+    write_scan_page(scanned({}), tmp_path / "scan.html")
+    assert "0 tensors, 0 elements" in Page(tmp_path / "scan.html").prose
+
+
+# ---- what the scripts are given answers as the histogram does ----
+
+
+def count_below(data: list[Any], place: tuple[int, int], k: int) -> int:
+    """The rule of fates.js, in Python."""
+    exponent, cells = place
+    return sum(
+        sum(row) if e < exponent - k else sum(row[:cells]) if e == exponent - k else 0
+        for e, row in enumerate(data[5], start=data[4])
+    )
+
+
+def test_merged_classes_still_answer_every_format_exactly() -> None:
+    formats = menu([get_format("e6m9"), get_format("e3m0")])
+    cuts = cuts_of(formats)
+    assert len(cuts) < 16 < CLASSES
+    histogram = ExponentHistogram.of(thresholds())
+    data = histogram_data(histogram, cuts)
+    assert data[:2] == [histogram.zero, histogram.nonfinite]
+    assert sum(map(sum, data[5])) == histogram.nonzero
+    for fmt in formats:
+        places = format_data(fmt, cuts)["places"]
+        for k in range(25):
+            c = histogram.conversion(fmt, 2.0**k)
+            flushed = count_below(data, places["flush"], k)
+            small = count_below(data, places["normal"], k) if places["normal"] else flushed
+            overflowed = histogram.nonzero - count_below(data, places["overflow"], k)
+            assert (flushed, small - flushed, overflowed) == (c.flushed, c.subnormal, c.overflowed), (fmt, k)
+
+
+def test_the_menu_begins_with_what_was_asked_for() -> None:
+    asked = [get_format("e6m9"), get_format("bf16")]
+    assert [fmt.name for fmt in menu(asked)][:3] == ["e6m9", "bf16", "fp32"]
+    assert len(menu(asked)) == len(FORMATS) + 1
+
+
+def test_nothing_is_packed_to_nothing() -> None:
+    assert histogram_data(ExponentHistogram.empty(), [1, 2]) == [0, 0, None, None, 0, []]
+
+
+# ---- the command ----
+
+
+def test_scan_writes_a_page(command_line: CommandLine, tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {HOSTILE[0].replace("/", ""): np.array([2**-30, 1], np.float32), "b": np.zeros(1)}
+    np.savez(tmp_path / "gradients.npz", **arrays)
+    page = tmp_path / "page.html"
+    finished = command_line("scan", tmp_path / "gradients.npz", "-f", "bf16", "--loss-scale", "16", "--html", page)
+    assert finished.status == 0, finished.err
+    data = Page(page).data
+    assert (data["formats"][0]["name"], data["k"], len(data["tensors"])) == ("bf16", 4, 2)
+    assert re.search("What each format would do to gradients.npz", Page(page).prose)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_scan_says_before_the_work_that_a_page_cannot_be_written(command_line: CommandLine, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(1, np.float32))
+    finished = command_line("scan", tmp_path / "x.npy", "--html", tmp_path / "no" / "page.html")
+    assert finished.status != 0
+    assert "cannot write" in finished.err
+    assert finished.out == ""

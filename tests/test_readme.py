@@ -1,4 +1,4 @@
-"""Every snippet of the README is run: Python as a doctest, commands in a folder with a gradient file."""
+"""Every snippet of the README and of docs/ is run: Python as a doctest, commands in a folder with a gradient file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from tests.conftest import CommandLine
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").rglob("*.md"))}
+WITH_PYTHON = [REPOSITORY / "README.md", *(path for path, text in PAGES.items() if ">>> " in text)]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    text = "\n".join([README, *PAGES.values()])
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[str]:
@@ -30,13 +33,16 @@ def commands() -> list[str]:
 
 def test_there_are_snippets_and_all_are_of_a_kind_that_is_run() -> None:
     assert set(re.findall(r"^```(\w+)$", README, flags=re.MULTILINE)) == {"console", "python"}
-    assert len(blocks("python")) >= 5
+    for text in PAGES.values():
+        assert set(re.findall(r"^```(\w+)$", text, flags=re.MULTILINE)) <= {"console", "python", "text"}
+    assert len(blocks("python")) >= 8
     assert len(commands()) >= 5
 
 
-def test_python_snippets_print_what_the_readme_says() -> None:
-    result = doctest.testfile(str(REPOSITORY / "README.md"), module_relative=False, verbose=False)
-    assert result.attempted >= 10
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.name)
+def test_python_snippets_print_what_is_said(path: Path) -> None:
+    result = doctest.testfile(str(path), module_relative=False, verbose=False)
+    assert result.attempted >= 8
     assert result.failed == 0
 
 

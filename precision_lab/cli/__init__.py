@@ -7,8 +7,10 @@ import sys
 
 import click
 
+from precision_lab.cli.claims import claims
 from precision_lab.cli.experiments import report, underflow
 from precision_lab.cli.numbers import formats, inspect, verify
+from precision_lab.cli.preflight import preflight
 from precision_lab.cli.tensors import accumulation, loss_scale, scan, swamping
 from precision_lab.cli.training import hyperparameters, memory, train
 
@@ -22,13 +24,14 @@ def app() -> None:
     precision-lab inspect 1e-7                          one number in every format
     precision-lab scan gradients.safetensors            what each format would do to your tensors
     precision-lab loss-scale gradients.safetensors      which loss scale they need
+    precision-lab preflight model.safetensors           in which formats it can be trained
     precision-lab report                                the experiments, with figures
     """
 
 
 for command in (
     *(formats, inspect, scan, loss_scale, accumulation, swamping),
-    *(hyperparameters, memory, train, underflow, report, verify),
+    *(hyperparameters, memory, preflight, train, claims, underflow, report, verify),
 ):
     app.add_command(command)
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from precision_lab.cli.options import output_option
-from precision_lab.cli.show import progress_bar, show
+from precision_lab.cli.show import progress_bars, show
 from precision_lab.cli.workers import workers
 
-_EXPERIMENTS = ("underflow", "swamping", "accumulation", "loss_scaling", "storage")  # modules of `experiments`
-_PARALLEL = ("storage",)  # experiments whose runs are spread over processes
+if TYPE_CHECKING:
+    from precision_lab.presentation.collection import Finished
+
+
+KINDS = ("png", "svg")  # of every figure
+
+
+def _known(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no experiment; their list is loaded when one is given."""
+    from precision_lab.presentation.collection import EXPERIMENTS
+
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise click.BadParameter(f"{name!r} is no experiment; choose from {', '.join(EXPERIMENTS)}", ctx, param)
+    return names
 
 
 @click.command()
@@ -23,47 +38,138 @@ def underflow(output: Path, steps: int, seed: int) -> None:
     """Which gradients would each format lose?
 
     Trains a small network in float32 on handwritten digits and asks at the start, in the middle and near convergence.
-    Writes underflow.png and underflow.json.
+    Writes underflow and gradient_histogram (.png and .svg), and underflow.json, which `report` reuses.
     """
     from precision_lab.experiments.underflow import UnderflowConfig
 
-    _run_experiment("underflow", output, UnderflowConfig(steps=steps, seed=seed))
+    pictures = _pictures(["underflow"])
+    _check(output, "underflow.json", *pictures)
+    (finished,) = _collect({"underflow": UnderflowConfig(steps=steps, seed=seed)}, output)
+    _show_tables(finished)
+    _draw([finished], output, quick=False)
+    click.echo(f"wrote {', '.join(str(output / file) for file in ('underflow.json', *pictures))}")
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(_EXPERIMENTS), metavar="[EXPERIMENT]...")
-@output_option
-def report(names: tuple[str, ...], output: Path) -> None:
+@click.argument("names", nargs=-1, callback=_known, metavar="[EXPERIMENT]...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for figures and JSON.  [default: figures; figures/quick for --quick]",
+)
+@click.option("--quick", is_flag=True, help="Fewer steps, seeds and configurations: under a minute on two cores.")
+@click.option("--workers", "processes", type=int, metavar="N", help="Processes; default: one per core.")
+def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: int | None) -> None:
     """Run every experiment, or those that are named.
 
-    Prints the tables and writes EXPERIMENT.png and EXPERIMENT.json for each: underflow, swamping, accumulation,
-    loss_scaling, storage.
+    Prints their tables and a line for each, and writes the figures (.png and .svg), results.json, with all numbers,
+    configurations, versions and the machine, and report.html, all of it on one page that needs no network. A finished
+    experiment is kept in DIR and not run again until something that it depends on has changed: an interrupted report
+    goes on where it stopped.
 
     \b
     precision-lab report
-    precision-lab report underflow -o results
+    precision-lab report --quick -o results
+    precision-lab report underflow storage -o results
     """
-    for name in names or _EXPERIMENTS:
-        _run_experiment(name, output)
+    from precision_lab.presentation.collection import EXPERIMENTS, kept, results
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.report import write_report
+    from precision_lab.presentation.tables import summary_table
+
+    output = output or Path("figures/quick" if quick else "figures")
+    chosen = list(dict.fromkeys(names)) or list(EXPERIMENTS)
+    pictures = _pictures(chosen)
+    _check(output, "results.json", "report.html", *(f"{name}.json" for name in chosen), *pictures)
+    configs = {name: experiment.configuration(quick=quick) for name, experiment in EXPERIMENTS.items()}
+    found = {one.name: one for one in _collect({name: configs[name] for name in chosen}, output, processes)}
+    finished = [found[name] for name in chosen]
+    for one in finished:
+        _show_tables(one)
+    _draw(finished, output, quick=quick)
+    others = [kept(name, output, config) for name, config in configs.items() if name not in found]
+    everything = results([*finished, *filter(None, others)], quick=quick)
+    write_json(everything, output / "results.json", indent=None)
+    drawn = [output / picture for picture in _pictures(everything["experiments"]) if picture.endswith(".svg")]
+    svgs = {file.stem: file.read_text(encoding="utf-8") for file in drawn if file.exists()}
+    write_report(everything, output / "report.html", figures=svgs)
+    show(summary_table(finished, quick=quick))
+    click.echo(f"wrote {output / 'report.html'}, results.json and {len(pictures)} figures in {output}")
 
 
-def _run_experiment(name: str, output: Path, config: object = None) -> None:
-    """Run a module of `experiments`; its figure and its tables go by its name."""
-    from precision_lab.presentation import plots, tables
-    from precision_lab.presentation.files import check_writable, make_folder, write_json
+def _check(folder: Path, *names: str) -> None:
+    """Make the folder, and raise before the work if a file cannot be written there."""
+    from precision_lab.presentation.files import check_writable, make_folder
 
-    experiment = importlib.import_module(f"precision_lab.experiments.{name}")
-    picture, data = make_folder(output) / f"{name}.png", output / f"{name}.json"
-    check_writable(picture)
-    check_writable(data)
-    with progress_bar(name.replace("_", " ").capitalize()) as progress:
-        if name in _PARALLEL:
-            with workers(None) as executor:
-                result = experiment.run(config, executor=executor, progress=progress)
-        else:
-            result = experiment.run(config, progress=progress)
-    for table in getattr(tables, f"{name}_tables")(result):
+    make_folder(folder)
+    for name in names:
+        check_writable(folder / name)
+
+
+def _collect(configs: Mapping[str, Any], folder: Path, processes: int | None = None) -> list[Finished]:
+    """Take what is kept, run the rest, all at once, with a progress bar for each."""
+    from precision_lab.presentation import collection
+
+    found = {name: collection.kept(name, folder, config) for name, config in configs.items()}
+    finished = [one for one in found.values() if one is not None]
+    missing = {name: configs[name] for name, one in found.items() if one is None}
+    if not missing:
+        return finished
+    alone = len(missing) == 1 and not any(collection.EXPERIMENTS[name].spread for name in missing)
+    with (
+        progress_bars({name: name.replace("_", " ").capitalize() for name in missing}) as bars,
+        _progress_of_processes(bars) as queue,
+        workers(1 if alone else processes, collection.listen, queue) as executor,
+    ):
+        return finished + list(collection.run(missing, folder, executor=executor, progress=bars))
+
+
+@contextmanager
+def _progress_of_processes(bars: Callable[[str, int, int], None]) -> Iterator[Any]:
+    """Give a queue whose (name, done, of how many) move the bars."""
+    from multiprocessing import get_context
+    from threading import Event, Thread
+
+    queue, over = get_context("spawn").SimpleQueue(), Event()
+
+    def read() -> None:
+        while not over.wait(0.1):
+            while not queue.empty():
+                bars(*queue.get())
+
+    Thread(target=read, daemon=True).start()  # nobody waits for it: a process that is ended may leave half a message
+    try:
+        yield queue
+    finally:
+        over.set()
+
+
+def _pictures(names: Iterable[str]) -> list[str]:
+    """Return the files of the figures of experiments."""
+    from precision_lab.presentation.collection import EXPERIMENTS
+
+    return [f"{picture}.{kind}" for name in names for picture in EXPERIMENTS[name].figures for kind in KINDS]
+
+
+def _show_tables(finished: Finished) -> None:
+    from precision_lab.presentation import tables
+    from precision_lab.presentation.collection import EXPERIMENTS
+
+    for table in getattr(tables, EXPERIMENTS[finished.name].tables)(finished.result):
         show(table)
-    plots.save_figure(getattr(plots, f"{name}_figure")(result), picture)
-    write_json(result.to_dict(), data)
-    click.echo(f"wrote {picture} and {data}")
+
+
+def _draw(finished: Sequence[Finished], folder: Path, *, quick: bool) -> None:
+    """Draw every figure, as PNG and as SVG."""
+    from precision_lab.presentation import plots
+    from precision_lab.presentation.collection import EXPERIMENTS
+
+    for one in finished:
+        for picture, name in EXPERIMENTS[one.name].figures.items():
+            figure = getattr(plots, name)(one.result)
+            if quick and EXPERIMENTS[one.name].configuration(quick=True) != EXPERIMENTS[one.name].configuration():
+                plots.say_quick(figure)
+            for kind in KINDS:
+                plots.save_figure(figure, folder / f"{picture}.{kind}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 _WIDE = 200  # columns where nobody sees them: a pipe or a file
 
+
+_VERDICTS = {
+    "holds": "green",
+    "holds only if ...": "yellow",
+    "does not hold": "bold red",
+    "cannot be tested here": "cyan",
+}
 
 _PROSE = 30  # columns in which sentences can still be read
 
@@ -69,7 +76,9 @@ def _parts(table: Table, width: int) -> list[list[int]]:
 
 
 def _cell(heading: str, cell: str) -> Text:
-    """Colour the fields of a code (sign, exponent, significand) and severities."""
+    """Colour the fields of a code (sign, exponent, significand), severities and verdicts."""
+    if heading == "verdict":
+        return Text(cell, style=_VERDICTS.get(cell, ""))
     if heading == "severity":
         return Text(cell, style={"note": "cyan", "warning": "yellow", "fatal": "bold red"}.get(cell, ""))
     if heading != "bits":
@@ -89,6 +98,19 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None] | None
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def progress_bars(descriptions: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a callable (which, done, of how many) that moves one of several bars; it does nothing off a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda which, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks = {which: bars.add_task(text, total=None) for which, text in descriptions.items()}
+        yield lambda which, done, total: bars.update(tasks[which], completed=done, total=total)
 
 
 def check_outputs(data: Path | None, figure: Path | None = None) -> None:

@@ -8,6 +8,7 @@ import click
 
 from precision_lab.cli.options import dtype_option, figure_option, formats_option, json_option
 from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, show
+from precision_lab.cli.workers import dask_option, executor, workers_option
 
 
 @click.command()
@@ -16,42 +17,69 @@ from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, sho
 @click.option("-s", "--loss-scale", type=float, default=1.0, metavar="S", help="A power of two; default 1.")
 @json_option
 @figure_option
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Write a page to search, sort and ask: one file.",
+)
 @dtype_option
+@workers_option
+@dask_option
 def scan(
     files: tuple[Path, ...],
     chosen: tuple[str, ...],
     loss_scale: float,
     data: Path | None,
     figure: Path | None,
+    page: Path | None,
     dtype: str | None,
+    processes: int | None,
+    dask: str | None,
 ) -> None:
     """Say what each format would do to tensors.
 
     How many elements of every tensor would be flushed to zero, become subnormal or overflow. A FILE is .safetensors,
-    .npz, .npy, or a folder of them. Memory does not grow with the files.
+    .npz, .npy, .pt or .pth (which need torch, and nothing in them is run), a folder of them, or the .json of a run that
+    precision_lab.torch.GradientRecorder saved. Memory does not grow with the files. Large ones may be counted by
+    several processes or a cluster; the counts are the same.
 
     \b
     precision-lab scan model.safetensors -f fp16 -f bf16 --figure histogram.png
     precision-lab scan gradients.npz --loss-scale 65536 --json counts.json
+    precision-lab scan model.safetensors --html model.html
+    precision-lab scan /shared/checkpoint --dask tcp://scheduler:8786
     """
+    from precision_lab.analysis.recording import is_recording, read_recording
     from precision_lab.analysis.scan import DEFAULT_FORMATS
     from precision_lab.analysis.scan import scan as scan_files
+    from precision_lab.analysis.swamping_scan import recorded_updates
     from precision_lab.presentation.files import write_json
-    from precision_lab.presentation.tables import scan_table
+    from precision_lab.presentation.tables import recording_text, scan_table, updates_table
 
     check_outputs(data, figure)
-    with progress_bar("Scanning") as progress:
-        result = scan_files(
-            files, formats=chosen or DEFAULT_FORMATS, loss_scale=loss_scale, dtype=dtype, progress=progress
-        )
+    check_outputs(page)
+    asked = chosen or DEFAULT_FORMATS
+    with executor(processes, dask) as pool, progress_bar("Scanning") as progress:
+        result = scan_files(files, formats=asked, loss_scale=loss_scale, dtype=dtype, executor=pool, progress=progress)
     show(scan_table(result))
     say_skipped(result.skipped)
+    for file, recording in ((file, read_recording(file)) for file in files if is_recording(file)):
+        updates = recorded_updates(recording, file)
+        if updates.tensors:
+            show(updates_table(updates))
+        click.echo(f"{file.name}: {recording_text(recording)}")
     if data is not None:
         write_json(result.to_dict(), data)
     if figure is not None:
         from precision_lab.presentation.plots import save_figure, scan_figure
 
         save_figure(scan_figure(result), figure)
+    if page is not None:
+        from precision_lab.presentation.report import write_scan_page
+
+        write_scan_page(result, page)
 
 
 @click.command("loss-scale")

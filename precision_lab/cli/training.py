@@ -8,7 +8,7 @@ import click
 
 from precision_lab.cli.options import figure_option, formats_option, json_option
 from precision_lab.cli.show import check_outputs, progress_bar, show
-from precision_lab.cli.workers import workers
+from precision_lab.cli.workers import dask_option, executor
 
 _STORAGE_HELP = "A name such as pure_bf16, or weights=bf16,master=fp32 ...; as often as you like."
 
@@ -114,6 +114,7 @@ def memory(
 @click.option("--batch", type=int, default=64, show_default=True, metavar="N", help="Examples per step.")
 @click.option("--seeds", type=int, default=3, show_default=True, metavar="N", help="Runs of each, seeds 0, 1, ...")
 @click.option("--workers", "processes", type=int, metavar="N", help="Processes; default: one per core.")
+@dask_option
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="Keep finished runs, and go on.")
 @json_option
 @figure_option
@@ -127,6 +128,7 @@ def train(
     batch: int,
     seeds: int,
     processes: int | None,
+    dask: str | None,
     checkpoint: Path | None,
     data: Path | None,
     figure: Path | None,
@@ -156,8 +158,8 @@ def train(
         batch_size=batch,
         sections=(),
     )
-    with workers(processes) as executor, progress_bar("Training") as progress:
-        result = run(config, executor=executor, checkpoint=checkpoint, progress=progress)
+    with executor(processes, dask, default=None) as pool, progress_bar("Training") as progress:
+        result = run(config, executor=pool, checkpoint=checkpoint, progress=progress)
     for table in storage_tables(result):
         show(table)
     if data is not None:

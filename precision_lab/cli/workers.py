@@ -1,21 +1,35 @@
-"""Processes for the long work, which Ctrl-C ends in silence."""
+"""Processes and clusters for the long work, which Ctrl-C ends in silence."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
+def _begin(begin: Callable[[Any], None] | None, argument: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if begin is not None:
+        begin(argument)
+
+
 @contextmanager
-def workers(count: int | None) -> Iterator[Executor | None]:
-    """Give an executor of so many processes, None for one; on Ctrl-C they are told to stop at once."""
+def workers(
+    count: int | None, begin: Callable[[Any], None] | None = None, argument: Any = None
+) -> Iterator[Executor | None]:
+    """Give an executor of so many processes, None for one; on Ctrl-C they are told to stop at once.
+
+    Each process calls `begin` with the argument first.
+    """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -27,7 +41,7 @@ def workers(count: int | None) -> Iterator[Executor | None]:
         return
     # Ctrl-C reaches all processes of the terminal, and is this one's to answer: the others are started while it is
     # ignored, which they inherit
-    executor = ProcessPoolExecutor(count, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    executor = ProcessPoolExecutor(count, get_context("spawn"), _begin, (begin, argument))
     answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for _ in range(count):
@@ -45,3 +59,97 @@ def workers(count: int | None) -> Iterator[Executor | None]:
         threading.excepthook = hook
         raise
     executor.shutdown()
+
+
+workers_option = click.option("--workers", "processes", type=int, metavar="N", help="Processes; default: one.")
+dask_option = click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Run on a Dask cluster, tcp://host:8786, or on one of this machine, 'local'; needs the extra distributed. "
+    "Files must be on a file system that all workers share.",
+)
+
+_ANSWER = 10  # seconds that a scheduler has to answer
+
+
+@contextmanager
+def executor(processes: int | None, dask: str | None, *, default: int | None = 1) -> Iterator[Executor | None]:
+    """Give the executor of ``--workers`` and ``--dask``: so many processes here, or a cluster; None for one process.
+
+    `default` is the number of processes where neither is given, None one for each core.
+    """
+    if dask is None:
+        with workers(default if processes is None else processes) as executor:
+            yield executor
+    elif dask == "local":
+        with _quiet_dask(), _local_cluster(processes) as address, _client(address) as executor:
+            yield executor
+    else:
+        if processes is not None:
+            raise click.UsageError("--workers is for this machine; a cluster has its own number (--dask ADDRESS)")
+        with _quiet_dask(), _client(dask) as executor:
+            yield executor
+
+
+@contextmanager
+def _quiet_dask() -> Iterator[None]:
+    """Keep its log off the terminal: what goes wrong is raised, and said once."""
+    try:
+        import distributed  # noqa: F401
+    except ImportError:
+        raise ValueError("--dask needs Dask: pip install 'precision-lab[distributed]'") from None
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed.")]:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _local_cluster(count: int | None) -> Iterator[str]:
+    """Start worker processes of one thread each, and end them."""
+    from distributed import LocalCluster
+
+    count = (os.cpu_count() or 1) if count is None else count
+    if count < 1:
+        raise ValueError(f"workers must be an integer of at least 1, got {count}")
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for `workers`
+    try:
+        cluster = LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    finally:
+        signal.signal(signal.SIGINT, answer)
+    try:
+        yield cluster.scheduler_address
+    finally:
+        cluster.close()
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Executor]:
+    """Connect to a scheduler, or say in one line that it does not answer."""
+    from distributed import Client
+    from distributed.comm.addressing import parse_address
+    from distributed.comm.registry import get_backend
+
+    try:
+        get_backend(parse_address(address)[0])  # a client would stumble over a bad one once more when it is closed
+        client = Client(address, timeout=_ANSWER, set_as_default=False)
+    except (OSError, ValueError) as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"--dask {address}: no scheduler answers ({said}); give its address as tcp://host:8786, or 'local'"
+        ) from error
+    try:
+        yield client.get_executor()
+    finally:
+        client.close(timeout=_ANSWER)

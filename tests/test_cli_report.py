@@ -1,0 +1,134 @@
+"""The command `report`: files, reuse, quick runs, the end after Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from precision_lab.cli import experiments
+from precision_lab.presentation.collection import EXPERIMENTS
+from tests.conftest import CommandLine
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_a_second_report_reuses_everything_and_changes_no_byte(command_line: CommandLine, tmp_path: Path) -> None:
+    arguments = ("report", "memory", "-o", tmp_path, "--workers", 1)
+    first = command_line(*arguments)
+    assert first.status == 0, first.err
+    files = {"memory.json", "memory.png", "memory.svg", "report.html", "results.json"}
+    assert {file.name for file in tmp_path.iterdir()} == files
+    assert len(re.findall(r"│ run +│", first.out)) == 1
+    data = json.loads((tmp_path / "results.json").read_text())
+    assert list(data["experiments"]) == ["memory"]
+    assert data["quick"] is False
+    assert data["answers"]["memory"].split(": ")[0] in first.out
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    second = command_line(*arguments)
+    assert len(re.findall(r"│ reused +│", second.out)) == 1
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert second.out.partition("What came out")[0] == first.out.partition("What came out")[0]
+    # another one: shown is what was asked for, but the results have what was finished before
+    third = command_line("report", "hyperparameters", "-o", tmp_path)
+    assert list(json.loads((tmp_path / "results.json").read_text())["experiments"]) == ["hyperparameters", "memory"]
+    assert "GiB" not in third.out
+    check_svg((tmp_path / "memory.svg").read_text())
+
+
+def check_svg(text: str) -> None:
+    """No date, nothing superfluous."""
+    assert text.startswith("<?xml")
+    assert "dc:date" not in text
+    assert not re.search(r"(?m)^ ", text)
+    assert not re.search(r"translate\([^)]*\.\d{3}", text)
+    assert "scale(0.015625)" in text  # the glyphs keep their size
+
+
+def test_quick_says_so_and_has_a_folder_of_its_own(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished = command_line("report", "--quick", "accumulation", "memory", "--workers", 1)
+    assert finished.status == 0, finished.err
+    folder = tmp_path / "figures" / "quick"
+    assert "What came out (quick run" in finished.out
+    data = json.loads((folder / "results.json").read_text())
+    assert data["quick"] is True
+    assert data["configs"]["accumulation"]["seeds"] == 3
+    assert "(quick run) -->" in (folder / "accumulation.svg").read_text()
+    assert "quick" not in (folder / "memory.svg").read_text()  # it is no smaller than the other
+
+
+def test_an_unknown_experiment_is_refused_with_the_list(command_line: CommandLine, tmp_path: Path) -> None:
+    finished = command_line("report", "alchemy", "-o", tmp_path / "new")
+    assert finished.status == 2
+    assert "'alchemy' is no experiment; choose from underflow, swamping" in finished.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_written_is_found_before_the_work(command_line: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "memory.svg").mkdir()
+    finished = command_line("report", "memory", "-o", tmp_path)
+    assert finished.status == 2
+    assert "memory.svg: cannot write" in finished.err
+    assert not (tmp_path / "memory.json").exists()
+
+
+def test_progress_of_other_processes_moves_the_bars() -> None:
+    seen: list[tuple[str, int, int]] = []
+    with experiments._progress_of_processes(lambda *at: seen.append(at)) as queue:
+        queue.put(("memory", 1, 3))
+        queue.put(("storage", 2, 3))
+        end = time.monotonic() + 30
+        while len(seen) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+    assert seen == [("memory", 1, 3), ("storage", 2, 3)]
+
+
+def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> None:
+    program = "from precision_lab.cli import main; main()"
+    command = [sys.executable, "-c", program, "report", "--quick", "storage", "memory", "-o", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 120
+    while not (tmp_path / "memory.json").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: to all processes
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip() == "precision-lab: interrupted"
+    assert out == ""
+    assert {file.name for file in tmp_path.iterdir()} == {"memory.json"}
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("a process of the group is still there")
+
+
+def test_the_gallery_is_whole() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for experiment in EXPERIMENTS.values():
+        for picture in experiment.figures:
+            assert f"](figures/{picture}.png)" in readme
+            for kind in ("png", "svg"):
+                size = (REPOSITORY / "figures" / f"{picture}.{kind}").stat().st_size
+                assert 20_000 < size < 350_000, (picture, kind)

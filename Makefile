@@ -21,7 +21,7 @@ figures: $(VENV)/.core ## Draw the gallery in figures/ from what is kept there; 
 	$(BIN)/precision-lab report >/dev/null
 
 test: check ## Linters, types, and every test that needs neither torch nor a browser
-	$(BIN)/pytest -m "not exhaustive and not ($(ELSEWHERE))"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not exhaustive and not ($(ELSEWHERE))"
 
 test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation
 	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive"

@@ -174,10 +174,10 @@ def near_midpoints(fmt: object, carrier: object = np.float32) -> Strategy:
 def hard_values(fmt: object, carrier: object = np.float32) -> Strategy:
     """Draw values of the carrier at which a cast to the format may go wrong.
 
-    Almost half are landmarks: the flush threshold, that of subnormals and that of overflow, the smallest and the
-    largest value, each with its neighbours, zeros, infinities, NaN, and something well beyond the largest. The others
-    are values of the format and ties, each as it is or the carrier's neighbour of it, with the ends of the range, of
-    binades and of the subnormals favoured, and any values of the carrier.
+    Almost half are landmarks: the flush threshold, that of subnormals and that of overflow, the smallest value, the
+    smallest normal one and the largest, each with its neighbours, zeros, infinities, NaN, and something well beyond the
+    largest. The others are values of the format and ties, each as it is or the carrier's neighbour of it, with the ends
+    of the range, of binades and of the subnormals favoured, and any values of the carrier.
 
     Parameters
     ----------
@@ -506,7 +506,8 @@ _LANDMARK: _Kind = (False, 3)
 @lru_cache(maxsize=256)
 def _landmarks(fmt: FloatFormat, carrier: _Carrier) -> tuple[float, ...]:
     ties = [fmt.flush_threshold, fmt.overflow_threshold]
-    others = [fmt.subnormal_threshold, fmt.smallest_subnormal, fmt.max, 1.5 * 2.0 ** (fmt.emax + 1)]
+    ends = [fmt.smallest_subnormal, fmt.smallest_normal, fmt.max]
+    others = [fmt.subnormal_threshold, *ends, 1.5 * 2.0 ** (fmt.emax + 1)]
     points = [0.0, *ties, *others, *ties]
     infinite = [math.inf] if carrier.fmt is None or carrier.fmt.has_infinity else []
     nan = [math.nan] if carrier.fmt is None or carrier.fmt.has_nan else []

@@ -696,7 +696,7 @@ def test_a_series_of_ones_own() -> None:
         (counting(), {"rng": -1}, "rng must be a seed"),
         (counting(), {"rng": (1, 5)}, "begins at the first term"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", None) or str(value),
 )
 def test_bad_sums_are_refused_in_one_line(series: Series, options: dict[str, Any], needle: str) -> None:
     with pytest.raises(ValueError, match=needle) as caught:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -148,13 +149,25 @@ def test_results_of_changing_dtype() -> None:
     )
 
 
+ENDED = """
+import os, signal, threading
+from precision_lab.testing.casts import check_cast
+from tests.testing.test_casts import hangs_on_three
+
+before = threading.active_count(), signal.getsignal(signal.SIGINT)
+check_cast(hangs_on_three, "fp32", "bf16", time_limit=0.3)
+assert (threading.active_count(), signal.getsignal(signal.SIGINT)) == before
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    print("no child is left")
+"""
+
+
 def test_a_process_that_hangs_is_ended() -> None:
     """Nothing is left running, and the caller's own signals and threads are as they were."""
-    before = threading.active_count(), signal.getsignal(signal.SIGINT)
-    check_cast(hangs_on_three, "fp32", "bf16", time_limit=0.3)
-    assert (threading.active_count(), signal.getsignal(signal.SIGINT)) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    done = subprocess.run([sys.executable, "-c", ENDED], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("no child is left\n", "")
 
 
 def test_in_this_process() -> None:
@@ -352,25 +365,34 @@ def test_bad_arguments(arguments: tuple[str, str], options: dict[str, Any], word
 # ---- all 2^32 ----
 
 
+SWEEP = """
+import json, resource, time
+import numpy as np
+from precision_lab.testing.casts import check_cast
+from tests.testing.test_casts import brain
+
+x = np.arange(1 << 24, dtype=np.uint32).view(np.float32)
+start = time.process_time()
+for _ in range(16):
+    brain(x)
+alone = (time.process_time() - start) * 16
+start = time.process_time()
+report = check_cast(brain, "fp32", "bf16", exhaustive=True)
+here, cast = time.process_time() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + cast.ru_maxrss
+print(json.dumps([report.to_dict(), alone, here, cast.ru_utime + cast.ru_stime, kib]))
+"""
+
+
 @pytest.mark.exhaustive
 def test_all_patterns_of_fp32() -> None:
     """As long as eight casts and ten seconds, in less than 500 MiB; in processor time, for others may use it too."""
-    x = np.arange(1 << 24, dtype=np.uint32).view(np.float32)
-    start = time.process_time()
-    for _ in range(16):
-        brain(x)
-    alone = (time.process_time() - start) * 16
-    start, children = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    report = check_cast(brain, "fp32", "bf16", exhaustive=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    here = time.process_time() - start
-    there = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
-    assert report.ok
-    assert report.exhaustive
-    assert report.checked > 2**32
+    done = subprocess.run([sys.executable, "-c", SWEEP], capture_output=True, text=True, check=True)
+    report, alone, here, there, kib = json.loads(done.stdout)
+    assert (report["ok"], report["exhaustive"]) == (True, True)
+    assert report["checked"] > 2**32
     assert max(here, there) <= 8 * alone + 10  # the two work at the same time
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + after.ru_maxrss
-    assert memory < 500 * 1024
+    assert kib < 500 * 1024
 
 
 @pytest.mark.exhaustive

@@ -66,7 +66,7 @@ def _nan_is_compared() -> Iterator[None]:
 
 
 def drawn(strategy: st.SearchStrategy[Any], count: int = 200, of: int = 0) -> list[Any]:
-    """What a seed draws."""
+    """What a seed draws: not quite the same everywhere, since Hypothesis tries the constants of the modules loaded."""
     found: list[Any] = []
 
     @seed(of)
@@ -134,7 +134,7 @@ def test_codes(fmt: FloatFormat) -> None:
 
 @some_formats
 def test_values_are_of_the_format(fmt: FloatFormat) -> None:
-    found = drawn(values(fmt))
+    found = drawn(values(fmt), 1000)
     assert {np.asarray(x).dtype for x in found} == {dtype_of(fmt)}
     assert {type(x) for x in found} == {dtype_of(fmt).type}
     numbers = [float(x) for x in found]
@@ -205,7 +205,7 @@ def test_bounds_are_drawn() -> None:
 
 @each_pair
 def test_midpoints_are_midpoints(fmt: FloatFormat, carrier: str) -> None:
-    found = drawn(midpoints(fmt, carrier=carrier))
+    found = drawn(midpoints(fmt, carrier=carrier), 1000)
     type_ = np.float64 if carrier == FP64 else dtype_of(get_format(carrier)).type
     assert {type(x) for x in found} == {type_}
     numbers = {float(x) for x in found}
@@ -285,9 +285,10 @@ def hard_classes(x: float, fmt: FloatFormat, carrier: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("fmt", "carrier"), [("bf16", "fp32"), ("fp16", FP64)])
-def test_every_hard_class_within_1000(fmt: str, carrier: str) -> None:
+def test_every_hard_class_is_drawn(fmt: str, carrier: str) -> None:
+    """Each ten times in a thousand or more often, but what is drawn differs from one machine to the next."""
     target = get_format(fmt)
-    found = {name for x in drawn(hard_values(fmt, carrier), 1000) for name in hard_classes(float(x), target, carrier)}
+    found = {name for x in drawn(hard_values(fmt, carrier), 3000) for name in hard_classes(float(x), target, carrier)}
     thresholds = ("flush threshold", "subnormal threshold", "overflow threshold")
     wanted = {
         *("positive", "negative", "0.0", "-0.0", "inf", "-inf", "nan", "tie", "above a tie", "below a tie", "value"),

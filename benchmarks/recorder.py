@@ -1,8 +1,8 @@
 """What GradientRecorder costs, as a share of the training steps that it watches (needs torch: make test-all's .venv).
 
 Plain and recorded steps of one model and optimizer take turns, so that a machine that slows down slows both; each
-figure is the ratio of the lower quartiles of single steps. On a busy machine use --threads 1, which measures the time
-of the CPU: threads of torch that wait for each other measure the neighbours.
+figure is the ratio of the lower quartiles of means of 30 steps. On a busy machine use --threads 1,
+which measures the time of the CPU: threads of torch that wait for each other measure the neighbours.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from precision_lab.torch import GradientRecorder
 
+BURST = 30  # steps: one recorded one with every=30
 SIZES = (784, 1024, 512, 10)
 BATCHES = (64, 256)
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -42,7 +43,8 @@ def recorders(model: Any, optimizer: Any) -> dict[str, tuple[Any, bool]]:
         "gradients, updates": (GradientRecorder(model, optimizer, formats=()), False),
         "and what bf16 loses of them": (GradientRecorder(model, optimizer, formats=("bf16",)), False),
         "and what bf16 and fp16 lose": (GradientRecorder(model, optimizer), False),
-        "all of it, every=10": (GradientRecorder(model, optimizer, every=10), False),
+        "gradients, every=4": (GradientRecorder(model, every=4), True),
+        "all of it, every=30": (GradientRecorder(model, optimizer, every=30), False),
     }
 
 
@@ -66,12 +68,13 @@ def measure(batch: int, name: str, seconds: float) -> tuple[int, float, dict[str
     contenders = recorders(model, optimizer)
     times: dict[str, list[float]] = {what: [] for what in ("", *contenders)}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[""]) < 100:
+    while time.perf_counter() < end or len(times[""]) < 12:
         for what, (recorder, by_hand) in contenders.items():
+            step()
+            times[""].append(sum(step() for _ in range(BURST)) / BURST)
             with recorder:
-                bursts = [step(recorder if by_hand else None) for _ in range(21)]
-            times[what] += [sum(bursts[i : i + 10]) / 10 for i in (1, 11)]  # every=10: one recorded step in each
-            times[""] += [step() for _ in range(10)]
+                step(recorder if by_hand else None)  # what is made once
+                times[what].append(sum(step(recorder if by_hand else None) for _ in range(BURST)) / BURST)
     quartiles = {what: float(np.quantile(found, 0.25)) for what, found in times.items()}
     plain = quartiles.pop("")
     parameters = sum(p.numel() for p in model.parameters())

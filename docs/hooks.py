@@ -22,7 +22,11 @@ DOCS = ROOT / "docs"
 FLOORS = ("numerics", "analysis", "training", "experiments", "claims", "presentation", "torch", "testing")
 HIDDEN = ("numerics.kernels",)  # compiled loops; what they compute is said where they are called
 EXPERIMENTS = ("underflow", "swamping", "accumulation", "loss_scaling", "storage")
-OPTIONAL = {"claims.md": "The folklore, checked", "peers.md": "Other people's casts"}  # written by the lab itself
+OPTIONAL = {  # written by the lab itself, or of what it measured
+    "claims.md": "The folklore, checked",
+    "peers.md": "Other people's casts",
+    "scaling.md": "Past one machine",
+}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -71,7 +75,7 @@ def readme(heading: str) -> str:
     found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     if found is None:
         raise ValueError(f"the README has no section {heading!r}")
-    return found[1].replace("](docs/", "](").strip()
+    return re.sub(r"\]\(notebooks/(\w+)\.ipynb\)", r"](lessons/\1.md)", found[1].replace("](docs/", "](")).strip()
 
 
 # --- experiments ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import math
 import random
@@ -12,12 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scaling import plan_loss_scale
@@ -27,6 +22,14 @@ from precision_lab.numerics.reference import decode
 from precision_lab.presentation.report import write_report, write_scan_page
 from precision_lab.presentation.tables.table import percent
 from tests.presentation.pages import FIGURE, HOSTILE, results, small_scan, thousand_tensors
+
+if importlib.util.find_spec("selenium") is not None:  # `make test` reads this file without it; the tests would fail
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.remote.webelement import WebElement
 
 pytestmark = pytest.mark.browser
 

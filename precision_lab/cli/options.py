@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,3 +36,20 @@ figure_option = click.option(
 dtype_option = click.option(
     "--dtype", metavar="D", help="What the raw |V2 items of .npy and .npz files are: bf16, fp8_e4m3fn ..."
 )
+
+
+def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of an optimizer's constants and of the length of its run."""
+    options = (
+        click.option("--optimizer", default="adamw", show_default=True, metavar="O", help="adamw, adam or sgd."),
+        click.option("--lr", type=float, metavar="X", help="Learning rate."),
+        click.option("--beta1", type=float, metavar="X", help="Of adamw and adam."),
+        click.option("--beta2", type=float, metavar="X", help="Of adamw and adam."),
+        click.option("--eps", type=float, metavar="X", help="Of adamw and adam."),
+        click.option("--weight-decay", type=float, metavar="X", help="0: none."),
+        click.option("--momentum", type=float, metavar="X", help="Of sgd."),
+        click.option("--steps", type=int, default=10_000, show_default=True, metavar="N", help="Length of the run."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

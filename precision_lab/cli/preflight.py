@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from precision_lab.cli.options import dtype_option, json_option
+from precision_lab.cli.options import dtype_option, json_option, optimizer_options
 from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, show
 
 
@@ -19,14 +19,7 @@ from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, sho
     metavar="S",
     help="What you mean to use: a name such as pure_bf16, or weights=bf16,master=fp32 ...; as often as you like.",
 )
-@click.option("--optimizer", default="adamw", show_default=True, metavar="O", help="adamw, adam or sgd.")
-@click.option("--lr", type=float, metavar="X", help="Learning rate.")
-@click.option("--beta1", type=float, metavar="X", help="Of adamw and adam.")
-@click.option("--beta2", type=float, metavar="X", help="Of adamw and adam.")
-@click.option("--eps", type=float, metavar="X", help="Of adamw and adam.")
-@click.option("--weight-decay", type=float, metavar="X", help="0: none.")
-@click.option("--momentum", type=float, metavar="X", help="Of sgd.")
-@click.option("--steps", type=int, default=10_000, show_default=True, metavar="N", help="Length of the run.")
+@optimizer_options
 @click.option("--updates", type=click.Path(path_type=Path), metavar="U", help="Updates by the names of the weights.")
 @click.option("--optimizer-state", type=click.Path(path_type=Path), metavar="O", help="Adam's moments: its updates.")
 @click.option("--gradients", type=click.Path(path_type=Path), metavar="G", help="For the loss scale; needed for sgd.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from precision_lab.cli.options import figure_option, formats_option, json_option
+from precision_lab.cli.options import figure_option, formats_option, json_option, optimizer_options
 from precision_lab.cli.show import check_outputs, progress_bar, show
 from precision_lab.cli.workers import dask_option, executor
 
@@ -15,14 +15,7 @@ _STORAGE_HELP = "A name such as pure_bf16, or weights=bf16,master=fp32 ...; as o
 
 @click.command()
 @formats_option
-@click.option("--optimizer", default="adamw", show_default=True, metavar="O", help="adamw, adam or sgd.")
-@click.option("--lr", type=float, metavar="X", help="Learning rate.")
-@click.option("--beta1", type=float, metavar="X", help="Of adamw and adam.")
-@click.option("--beta2", type=float, metavar="X", help="Of adamw and adam.")
-@click.option("--eps", type=float, metavar="X", help="Of adamw and adam.")
-@click.option("--weight-decay", type=float, metavar="X", help="0: none.")
-@click.option("--momentum", type=float, metavar="X", help="Of sgd.")
-@click.option("--steps", type=int, default=10_000, show_default=True, metavar="N", help="Length of the run.")
+@optimizer_options
 @json_option
 @figure_option
 def hyperparameters(

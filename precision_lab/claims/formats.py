@@ -22,6 +22,7 @@ from precision_lab.claims.claim import (
     share,
     stated,
 )
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 
 _claim = partial(stated, subject="Formats and casts")
@@ -199,7 +200,7 @@ def _back(arithmetic: Arithmetic, fmt: object, digits: int) -> float:
     numbers = np.arange(10 ** (digits - 1), 10**digits, max(1, 10**digits // 50_021), dtype=np.float64)
     came = []
     for power in range(-20, 21):
-        scale = 10.0**power
+        scale = float(f"1e{power}")
         came.append(np.rint(arithmetic.round(numbers * scale, fmt) / scale) == numbers)
     return share(np.concatenate(came))
 
@@ -211,7 +212,7 @@ def _digits(arithmetic: Arithmetic, fmt_name: str, claimed: int) -> Verdict:
         "claimed": claimed,
         "back": _back(arithmetic, fmt, claimed),
         "always": always,
-        "mean": math.log10(2) * fmt.precision,
+        "mean": fixed.log10(2) * fmt.precision,
     }
     words = (
         "{mean:.1f} digits by its bits. Of decimal numbers with {claimed} digits {back:.1%} come back when they are "

@@ -10,9 +10,10 @@ from functools import cache
 import numpy as np
 
 from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig, LossScalingResult, run
+from precision_lab.numerics import fixed
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.datasets import Dataset
-from precision_lab.training.loop import TrainingConfig, TrainingResult, load_data, one_thread, train
+from precision_lab.training.loop import TrainingConfig, TrainingResult, load_data, train
 from precision_lab.training.models import MLP
 from precision_lab.training.storage import StorageConfig
 
@@ -85,31 +86,29 @@ def flat(parameters: dict[str, Array]) -> Array:
 def displacement(storage: str, optimizer: str) -> float:
     """Return how far the parameters of a run have come from where they began, Euclidean."""
     end, start = flat(trained(storage, optimizer).parameters), flat(model().init(0))
-    return float(np.linalg.norm(end - start))
+    return fixed.norm(end - start)
 
 
 @cache
 def small_losses(fmt: str) -> LossScalingResult:
     """Return runs in fp32 and in a format without loss scaling, the loss multiplied by 2^-20."""
-    with one_thread():
-        return run(
-            LossScalingConfig(
-                format=fmt, steps=600, factors=(-20,), products=(-20,), starts=(0,), accident_steps=3, accidents=()
-            )
+    return run(
+        LossScalingConfig(
+            format=fmt, steps=600, factors=(-20,), products=(-20,), starts=(0,), accident_steps=3, accidents=()
         )
+    )
 
 
 @cache
 def ramp() -> LossScalingResult:
     """Return runs under every rule of loss scaling in which the learning rate doubles 26 times."""
-    with one_thread():
-        return run(
-            LossScalingConfig(
-                steps=3,
-                factors=(0,),
-                products=(0,),
-                starts=(0,),
-                accident_steps=600,
-                accidents=(Accident("learning rate doubles for 26 steps", 26, growth=2.0),),
-            )
+    return run(
+        LossScalingConfig(
+            steps=3,
+            factors=(0,),
+            products=(0,),
+            starts=(0,),
+            accident_steps=600,
+            accidents=(Accident("learning rate doubles for 26 steps", 26, growth=2.0),),
         )
+    )

@@ -21,9 +21,9 @@ from precision_lab.claims.claim import (
     share,
     stated,
 )
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import Array
-from precision_lab.training.loop import one_thread
 from precision_lab.training.models import Gradients
 from precision_lab.training.storage import FP32, StorageConfig
 
@@ -79,7 +79,7 @@ def _lifts(arithmetic: Arithmetic) -> Verdict:
 )
 def _typical(arithmetic: Arithmetic) -> Verdict:
     largest = float(np.abs(runs.gradients("start", "weight_gradients")).max())
-    highest = 2.0 ** (math.ceil(math.log2(_FP16.overflow_threshold / largest)) - 1)
+    highest = 2.0 ** (math.ceil(fixed.log2(_FP16.overflow_threshold / largest)) - 1)
     evidence = {"scale": _TYPICAL, "highest": highest, "largest": largest}
     words = (
         "The largest gradient in the first steps of the digits is {largest:.2f}. It overflows above {highest:power}: "
@@ -94,7 +94,7 @@ def _loss_gradients(storage: StorageConfig, scale: float) -> Gradients:
     """Return the gradients of a trained network on a batch of 64 examples."""
     digits = runs.data()[0]
     parameters = {name: np.asarray(array, np.float32) for name, array in runs.observed().parameters.items()}
-    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return runs.model().loss_and_gradients(
             parameters, digits.inputs[:64], digits.labels[:64], loss_scale=scale, storage=storage
         )

@@ -22,8 +22,9 @@ from precision_lab.claims.claim import (
     stated,
     untested,
 )
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
-from precision_lab.training.loop import loss_in_float64, one_thread
+from precision_lab.training.loop import loss_in_float64
 from precision_lab.training.memory import bytes_of
 from precision_lab.training.storage import FP32, StorageConfig
 
@@ -100,16 +101,15 @@ def _noise(arithmetic: Arithmetic) -> Verdict:
     parameters = {name: np.asarray(array, np.float32) for name, array in runs.trained("fp32", "sgd").parameters.items()}
 
     def gradient(rows: slice, storage: StorageConfig) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        with one_thread():
-            found = model.loss_and_gradients(parameters, digits.inputs[rows], digits.labels[rows], storage=storage)
+        found = model.loss_and_gradients(parameters, digits.inputs[rows], digits.labels[rows], storage=storage)
         return runs.flat(found.weights)
 
     full = gradient(slice(None), FP32)
     parts = [slice(first, first + batch) for first in range(0, 16 * batch, batch)]
     exact = [gradient(rows, FP32) for rows in parts]
     narrow = [gradient(rows, StorageConfig.parse("autocast_bf16")) for rows in parts]
-    noise = float(np.mean([np.linalg.norm(g - full) for g in exact]))
-    rounding = float(np.mean([np.linalg.norm(b - g) for b, g in zip(narrow, exact, strict=True)]))
+    noise = float(np.mean([fixed.norm(g - full) for g in exact]))
+    rounding = float(np.mean([fixed.norm(b - g) for b, g in zip(narrow, exact, strict=True)]))
     evidence = {
         "times": noise / rounding,
         "batch": batch,
@@ -177,13 +177,13 @@ def _bits(arithmetic: Arithmetic) -> Verdict:
     fp32, bf16 = (runs.trained(name) for name in ("fp32", "autocast_bf16"))
     again = runs.trained.__wrapped__("fp32")
     a, b = runs.flat(fp32.parameters), runs.flat(bf16.parameters)
-    moved = np.linalg.norm(a - runs.flat(runs.model().init(0)))
+    moved = fixed.norm(a - runs.flat(runs.model().init(0)))
     assert fp32.test_accuracy is not None
     assert bf16.test_accuracy is not None
     evidence = {
         "repeated": share(runs.flat(again.parameters) != a),
         "differ": share(a != b),
-        "far": float(np.linalg.norm(a - b) / moved),
+        "far": fixed.norm(a - b) / moved,
         "loss": math.ceil(100 * abs(bf16.final_loss / fp32.final_loss - 1)) / 100,
         "accuracy": abs(bf16.test_accuracy - fp32.test_accuracy),
     }

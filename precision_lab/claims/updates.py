@@ -23,6 +23,7 @@ from precision_lab.claims.claim import (
     share,
     stated,
 )
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 
 _claim = partial(stated, subject="Weights, updates, moments")
@@ -224,7 +225,7 @@ def _moments(arithmetic: Arithmetic) -> Verdict:
 )
 def _softmax(arithmetic: Arithmetic) -> Verdict:
     flushed = {f: arithmetic.flushed_up_to(f) for f in ("fp16", "bf16", "fp32")}
-    behind = {f: -math.log(last) if last else math.inf for f, last in flushed.items()}
+    behind = {f: -float(fixed.log(last)) if last else math.inf for f, last in flushed.items()}
     evidence = behind | {"one": 1 - arithmetic.below_one_up_to(_BF16)}
     words = (
         "A probability becomes zero when its logit is {fp16:.1f} behind in fp16, {bf16:.1f} in bf16, {fp32:.1f} in "

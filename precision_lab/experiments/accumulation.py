@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.analysis.sums import WAYS, sum_every_way
-from precision_lab.numerics.accumulation import AccumulationTrace, matmul, matmul_fp32_accumulate
+from precision_lab.numerics import fixed
+from precision_lab.numerics.accumulation import AccumulationTrace, matmul
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import round_to
 from precision_lab.training.datasets import digits, split
@@ -175,7 +176,7 @@ class ProductError:
     length : int
         Terms of each of its sums.
     accumulator : str
-        Format of the accumulator, or ``fp32, BLAS``.
+        Format of the accumulator.
     products_rounded : bool
         Whether each product was rounded to the accumulator's format before it was added.
     error : float
@@ -359,17 +360,15 @@ def _matrix_products(config: AccumulationConfig) -> tuple[ProductError, ...]:
     found = []
     for name, (a, b) in operands.items():
         left, right = (np.asarray(round_to(x, config.format)) for x in (a, b))
-        exact = left.astype(np.float64) @ right.astype(np.float64)
+        exact = fixed.matmul(left.astype(np.float64), right.astype(np.float64))
         length = left.shape[1]
         for accumulator in config.accumulators:
             for round_products in (False, True):
                 c = matmul(left, right, accumulator=accumulator, output=config.format, round_products=round_products)
                 found.append(ProductError(name, length, accumulator, round_products, _distance(c, exact)))
-        c = matmul_fp32_accumulate(left, right, output=config.format)
-        found.append(ProductError(name, length, "fp32, BLAS", False, _distance(c, exact)))
     return tuple(found)
 
 
 def _distance(c: Array, exact: Array) -> float:
     """Return ||c - exact|| / ||exact||; the exact product is good to float64, far beyond what is measured."""
-    return float(np.linalg.norm(c - exact) / np.linalg.norm(exact))
+    return fixed.norm(c - exact) / fixed.norm(exact)

@@ -41,6 +41,7 @@ from precision_lab.analysis.swamping import (
     stagnation,
     update_report,
 )
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import get_mode
 from precision_lab.training.loop import Snapshot, TrainingConfig, train
@@ -370,6 +371,7 @@ def _look(
 def _running_sum(config: SwampingConfig, series: Series, fmt: str, mode: str) -> RunningSum:
     """Add up, once to the end and once to each of some numbers of terms, about eight a factor of ten."""
     end = stagnation(fmt, series, mode, most=config.most_terms, rng=config.seed)
-    points = np.unique(np.geomspace(1, end.terms, 1 + math.ceil(8 * math.log10(max(end.terms, 2)))).round().astype(int))
+    number = 1 + math.ceil(8 * float(fixed.log10(max(end.terms, 2))))
+    points = np.unique(fixed.geomspace(1, end.terms, number).round().astype(int))
     values = [stagnation(fmt, series, mode, most=n, rng=config.seed).value for n in points.tolist()]
     return RunningSum(tuple(points.tolist()), tuple(values), end)

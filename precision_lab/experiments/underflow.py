@@ -28,6 +28,7 @@ from typing import Any, Self
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.training.loop import TrainingConfig, train
 
@@ -202,7 +203,7 @@ class UnderflowResult:
         text = f"near convergence {fmt} flushes {lost:.1%} of the non-zero activation gradients"
         if other in self.config.formats:
             text += f", {other} {self.unscaled(end, GROUPS[1], other).flushed_of_nonzero:.1%}"
-        return f"{text}; with a loss scale of 2^{math.log2(best.loss_scale):.0f} {fmt} loses {left:.2%}"
+        return f"{text}; with a loss scale of 2^{fixed.log2(best.loss_scale):.0f} {fmt} loses {left:.2%}"
 
     def unscaled(self, stage: str, group: str, fmt: str) -> Conversion:
         """Return the conversion without loss scaling (S = 1)."""

@@ -7,7 +7,7 @@ Python floats, which hold every value of every format; all arithmetic between th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple, TypeAlias
 
@@ -276,3 +276,98 @@ def dot(
             product = round_to(product, accumulator, mode, uniform=None if uniforms is None else next(uniforms))
         acc = add(acc, product, accumulator, mode, uniforms)
     return acc
+
+
+# ---- products, sums and elementary functions of stated bits (fixed.py) ----
+
+
+def ordered_sum(terms: Sequence[float], fmt: FloatFormat) -> float:
+    """Return acc = R(acc + x) over the terms in order, from acc = +0."""
+    return sequential_sums(terms, fmt, "ties_to_even")[-1] if len(terms) else 0.0
+
+
+def ordered_dot(a: Sequence[float], b: Sequence[float], fmt: FloatFormat) -> float:
+    """Return acc = R(acc + R(a b)) over the pairs in order, from acc = +0, for values of a format of up to 24 bits."""
+    return dot(a, b, fmt, round_products=True)
+
+
+def exp_between(x: Fraction, bits: int) -> tuple[Fraction, Fraction]:
+    """Return two numbers between which exp(x) lies, less than 2^-bits of it apart.
+
+    exp(x) = exp(x / 2^s)^(2^s) with abs(x / 2^s) below 2^-8. Taylor's series is summed in whole multiples of
+    2^-precision, each term and each of the s squarings rounded down and, for the other end, up.
+    """
+    s = max(floor_log2(abs(x)) + 9, 0) if x else 0
+    precision = bits + s + 10 + max(math.ceil(-2 * x), 0)  # exp(x) itself may be small: above 2^(2 x) here
+    one, r = 1 << precision, x / 2**s
+    low = high = one
+    term, k = (one, one), 0
+    while max(map(abs, term)) > 1:
+        k += 1
+        ends = sorted(end * r / k for end in term)
+        term = math.floor(ends[0]), math.ceil(ends[1])
+        low, high = low + term[0], high + term[1]
+    low, high = low - 1, high + 1  # all further terms together are less than the last
+    for _ in range(s):
+        low, high = low * low >> precision, -(-high * high >> precision)
+    return Fraction(low, one), Fraction(high, one)
+
+
+def _rounded_between(between: Callable[[int], tuple[Fraction, Fraction]], fmt: FloatFormat) -> float:
+    """Round, to nearest, a number that is known to lie between two others, as near as is asked for in bits."""
+    bits = 64
+    while True:
+        low, high = (round_to(end, fmt) for end in between(bits))
+        if low == high:
+            return low
+        bits *= 2
+
+
+def exp(x: float, fmt: FloatFormat) -> float:
+    """Return the exponential, rounded once to nearest, for finite x of up to 1,000 in magnitude."""
+    return 1.0 if x == 0 else _rounded_between(lambda bits: exp_between(Fraction(x), bits), fmt)
+
+
+def sigmoid(x: float, fmt: FloatFormat) -> float:
+    """Return 1 / (1 + exp(-x)), rounded once to nearest, for finite x."""
+    if x == 0:
+        return 0.5
+
+    def between(bits: int) -> tuple[Fraction, Fraction]:
+        low, high = exp_between(Fraction(-x), bits)
+        return 1 / (1 + high), 1 / (1 + low)
+
+    return _rounded_between(between, fmt)
+
+
+def tanh(x: float, fmt: FloatFormat) -> float:
+    """Return the hyperbolic tangent, 1 - 2 / (exp(2 x) + 1), rounded once to nearest, for finite x."""
+    if x == 0:
+        return x
+
+    def between(bits: int) -> tuple[Fraction, Fraction]:
+        # for small x the difference cancels as many bits as x has zeros after the point
+        low, high = exp_between(2 * Fraction(x), bits + max(-2 * floor_log2(abs(Fraction(x))), 0))
+        return 1 - 2 / (low + 1), 1 - 2 / (high + 1)
+
+    return _rounded_between(between, fmt)
+
+
+def is_log(y: float, x: float, fmt: FloatFormat) -> bool:
+    """Return whether y is log(x), rounded once to nearest: exp of the midpoints beside y lies on both sides of x."""
+    if x == 1:
+        return y == 0
+    exact, c = Fraction(x), candidates(abs(Fraction(y)), fmt)
+    if y == 0 or c.position:
+        return False
+    below = c.spacing / (4 if c.k == 2**fmt.mantissa_bits and c.spacing > fmt.smallest_subnormal else 2)
+    ends = abs(Fraction(y)) - below, abs(Fraction(y)) + c.spacing / 2
+    first, last = ends if y > 0 else (-ends[1], -ends[0])
+    bits = 64
+    while True:
+        before, after = exp_between(first, bits), exp_between(last, bits)
+        if before[1] < exact < after[0]:
+            return True
+        if exact < before[0] or exact > after[1]:
+            return False
+        bits *= 2

@@ -48,8 +48,9 @@ from precision_lab.training.comparison import (
     relative_distance,
 )
 from precision_lab.training.datasets import Dataset
-from precision_lab.training.loop import TrainingConfig, batches, load_data, one_thread
+from precision_lab.training.loop import TrainingConfig, batches, load_data
 from precision_lab.training.models import MLP, Array
+from precision_lab.training.models.places import library_products
 from precision_lab.training.optimizers import unflatten, visible_weights
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import StorageConfig
@@ -58,7 +59,11 @@ STORAGES = ("fp32", "autocast_bf16", "autocast_fp16", "pure_bf16", "pure_bf16,se
 """The storages that PyTorch has a way to say."""
 
 
-def compare_training(config: TrainingConfig) -> TrainingComparison:
+PRODUCTS = ("fixed", "blas")
+"""The accepted values of `products`."""
+
+
+def compare_training(config: TrainingConfig, *, products: str = "fixed") -> TrainingComparison:
     """Train a perceptron on the digits here and in PyTorch, side by side.
 
     Parameters
@@ -66,6 +71,9 @@ def compare_training(config: TrainingConfig) -> TrainingComparison:
     config : TrainingConfig
         Of an ``mlp`` with ReLU, its storage one of `STORAGES`, any optimizer (in PyTorch with ``foreach=False,
         fused=False``), `micro_batches` 1.
+    products : str
+        How our side sums its float32 matrix products: ``fixed``, in the stated order of every training here
+        (`precision_lab.numerics.fixed`), or ``blas``, by NumPy's BLAS, whose order is its own on each processor.
 
     Returns
     -------
@@ -74,7 +82,7 @@ def compare_training(config: TrainingConfig) -> TrainingComparison:
     Raises
     ------
     ValueError
-        The configuration is another one.
+        The configuration is another one, or `products` neither of these.
 
     """
     name = next((name for name in STORAGES if StorageConfig.parse(name) == config.storage), None)
@@ -85,7 +93,9 @@ def compare_training(config: TrainingConfig) -> TrainingComparison:
     train_part, test_part = load_data(config)
     model = config.build_model(train_part)
     assert isinstance(model, MLP)
-    with one_thread(), _one_torch_thread():
+    if products not in PRODUCTS:
+        raise ValueError(f"products must be one of {', '.join(PRODUCTS)}; got {products!r}")
+    with library_products() if products == "blas" else nullcontext(), _one_torch_thread():
         return _compare(config, name, model, train_part, test_part)
 
 

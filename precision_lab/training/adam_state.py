@@ -13,6 +13,7 @@ to be the model's, and every shape fits: a moment paired with the wrong weight w
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import numpy as np
 from precision_lab.analysis import torch_files
 from precision_lab.analysis.swamping_scan import finder, in_step
 from precision_lab.analysis.tensor_files import Chunks, TensorFileError, TensorInfo, TensorSource, list_tensors
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FloatFormat
 
 PARTS = ("exp_avg", "exp_avg_sq", "step")
@@ -122,7 +124,8 @@ def adam_updates(
         parts = state.names[name]
         step = next(iter(steps(parts["step"])), None) if "step" in parts else None
         t = 0.0 if step is None or not len(step) else float(step[0])
-        corrections = (1 - beta1**t, 1 - beta2**t) if t > 0 else (1.0, 1.0)
+        known = 1 <= t < math.inf
+        corrections = (1 - fixed.power(beta1, int(t)), 1 - fixed.power(beta2, int(t))) if known else (1.0, 1.0)
         for m, v in in_step(first(parts["exp_avg"]), second(parts["exp_avg_sq"])):
             with np.errstate(all="ignore"):
                 root = np.sqrt(v.astype(np.float64) / corrections[1]) + eps

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_lab.analysis.plain import finite_or_none
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import round_to, spacing
 from precision_lab.training.loop import TrainingConfig
@@ -249,7 +250,7 @@ def _operations(
     }
     for k in range(1, depth + 1):
         name = "logits" if k == depth else f"layer{k}.preactivation"
-        exact = below[k] @ wide[f"layer{k}.weight"] + wide[f"layer{k}.bias"]
+        exact = fixed.matmul(below[k], wide[f"layer{k}.weight"]) + wide[f"layer{k}.bias"]
         what = f"forward, layer {k}: matrix product and bias"
         yield what, name, storage.activations, _pair(ours.activations, theirs.activations, name), exact
         if k < depth:
@@ -258,12 +259,13 @@ def _operations(
 
     logits = acts["logits"]
     shifted = logits - logits.max(axis=1, keepdims=True)
-    totals = np.exp(shifted).sum(axis=1, keepdims=True)
+    exponentials = fixed.exp(shifted)
+    totals = fixed.sum(exponentials, 1, keepdims=True)
     rows = np.arange(len(labels))
-    mean = np.array([(np.log(totals[:, 0]) - shifted[rows, labels]).mean()])
+    mean = np.array([fixed.mean(fixed.log(totals[:, 0]) - shifted[rows, labels])])
     losses = np.array([ours.loss]), np.array([theirs.loss])
     yield "loss: softmax, cross-entropy, mean", LOSS, storage.sensitive, losses, mean
-    probabilities = np.exp(shifted) / totals
+    probabilities = exponentials / totals
     probabilities[rows, labels] -= 1
 
     grads = storage.weights if storage.transient_weights else storage.gradients
@@ -282,15 +284,15 @@ def _operations(
                 None,
             )
         weight, bias = f"layer{k}.weight", f"layer{k}.bias"
-        exact = below[k].T @ flowing[name]
+        exact = fixed.matmul(below[k].T, flowing[name])
         pair = _pair(ours.gradients, theirs.gradients, weight)
         yield f"backward, layer {k}: matrix product for the weights", f"gradient of {weight}", grads, pair, exact
         pair = _pair(ours.gradients, theirs.gradients, bias)
-        exact = flowing[name].sum(axis=0)
+        exact = fixed.sum(flowing[name], 0)
         yield f"backward, layer {k}: sum over the batch for the bias", f"gradient of {bias}", grads, pair, exact
         if k > 1:
             output = f"layer{k - 1}.output"
-            exact = flowing[name] @ wide[weight].T
+            exact = fixed.matmul(flowing[name], wide[weight].T)
             pair = _pair(ours.activation_gradients, theirs.activation_gradients, output)
             what = f"backward, layer {k}: matrix product for the layer below"
             yield what, f"gradient of {output}", storage.activation_gradients, pair, exact
@@ -319,6 +321,6 @@ def _wide(values: Parameters) -> dict[str, Array]:
 def relative_distance(ours: Values, theirs: Values) -> float:
     """Return ||w - w'|| / ||w|| of all parameters together; NaN where one of them is not finite."""
     with np.errstate(all="ignore"):
-        apart = math.fsum(float(np.square(a.astype(np.float64) - theirs[n]).sum()) for n, a in ours.items())
-        size = math.fsum(float(np.square(a.astype(np.float64)).sum()) for a in ours.values())
+        apart = math.fsum(float(fixed.sum(np.square(a.astype(np.float64) - theirs[n]))) for n, a in ours.items())
+        size = math.fsum(fixed.dot(wide, wide) for wide in _wide(ours).values())
     return math.sqrt(apart / size) if size and math.isfinite(apart) else math.nan

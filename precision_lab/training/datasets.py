@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from precision_lab.numerics import fixed
+
 _DIGITS_SOURCE = (
     "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, "
     "doi:10.24432/C50P49 (CC BY 4.0); the 1,797 images of the test part, as scikit-learn distributes them"
@@ -132,7 +134,7 @@ def linear_regression(features: int = 10, count: int = 1000, *, noise: float = 0
     rng = np.random.default_rng(seed)
     weights = rng.uniform(0.0, 100.0, features)
     inputs = rng.standard_normal((count, features)).astype(np.float32)
-    labels = inputs.astype(np.float64) @ weights + noise * rng.standard_normal(count)
+    labels = fixed.matmul(inputs.astype(np.float64), weights[:, np.newaxis])[:, 0] + noise * rng.standard_normal(count)
     return Dataset(inputs, labels.astype(np.float32), "linear regression", f"drawn from the seed {seed}")
 
 

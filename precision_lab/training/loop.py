@@ -8,20 +8,18 @@ storage alone start from the same parameters and see the same batches.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.plain import counted, uncounted
+from precision_lab.numerics import fixed
 from precision_lab.numerics.codec import codec
 from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
 from precision_lab.training.models import MLP, Array, Gradients, LeastSquares, Model, Parameters, Transformer
@@ -504,9 +502,9 @@ class _Sums:
             self.nonzero += int(np.count_nonzero(moving))
             self.lost += int(np.count_nonzero(still & moving))
             self.unchanged += int(np.count_nonzero(still))
-            self.by_step.append(StepUpdates(step, float(u @ u), float(d @ u)))
+            self.by_step.append(StepUpdates(step, fixed.dot(u, u), fixed.dot(d, u)))
             self.intended += self.by_step[-1].intended
-            self.effective += float(d @ d)
+            self.effective += fixed.dot(d, d)
             self.product += self.by_step[-1].product
         self.ratios += ExponentHistogram.of(ratio[moving & (before != 0)])
 
@@ -561,10 +559,9 @@ def batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[npt.
 def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = None) -> TrainingResult:
     """Train a model.
 
-    The same configuration gives the same bits on one machine with one NumPy; another BLAS may sum in another order.
-    BLAS is held to one thread: small products are no faster with more, and the bits must not depend on how many there
-    are.
-    A run goes on to its last step even when its values are no longer finite, unless its loss scale has come to an end.
+    The same configuration gives the same bits on every machine: products, sums and elementary functions are those of
+    `precision_lab.numerics.fixed`. A run goes on to its last step even when its values are no longer finite, unless its
+    loss scale has come to an end.
 
     Parameters
     ----------
@@ -583,36 +580,6 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         If `config.batch_size` exceeds the size of the training part.
 
     """
-    with one_thread():
-        return _train(config, progress)
-
-
-_lock = threading.Lock()
-_under_way = 0
-_limit: threadpool_limits | None = None
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Hold BLAS to one thread until the last of those that asked for it is done: the limit is the process's.
-
-    Ask in the main thread if the runs are in others: OpenBLAS ignores some requests of threads.
-    """
-    global _under_way, _limit
-    with _lock:
-        if not _under_way:
-            _limit = threadpool_limits(limits=1, user_api="blas")
-        _under_way += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _under_way -= 1
-            if not _under_way and _limit is not None:
-                _limit.restore_original_limits()
-
-
-def _train(config: TrainingConfig, progress: Callable[[int], None] | None) -> TrainingResult:
     train_part, test_part = load_data(config)
     model = config.build_model(train_part)
     schedule = batches(len(train_part.labels), config.batch_size, config.steps, config.seed)

@@ -54,6 +54,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from precision_lab.numerics import fixed
 from precision_lab.numerics.codec import Codec, codec, stored_dtype
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import Array, round_to
@@ -371,8 +372,8 @@ def _adam(
         v = second.compute("mean_square_32", np.float32(optimizer.beta2), rest, v, g)
     kept["second_moment"] = second.encode(v)
 
-    step_size = np.float32(-learning_rate / (1 - optimizer.beta1**step))
-    correction = np.float32((1 - optimizer.beta2**step) ** 0.5)
+    step_size = np.float32(-learning_rate / (1 - fixed.power(optimizer.beta1, step)))
+    correction = np.float32(math.sqrt(1 - fixed.power(optimizer.beta2, step)))
     epsilon = _rounded(optimizer.epsilon, storage.second_moment)
     return second.compute("adam_direction_32", step_size, correction, epsilon, m, v)
 

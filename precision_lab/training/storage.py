@@ -59,7 +59,8 @@ class StorageConfig:
         The optimizer's running averages (momentum of SGD: the first). Default: the format of what is updated. In text
         ``moments`` stands for both.
     accumulator : FloatFormat
-        Of the sums in matrix products: fp32 is left to BLAS, in any other each step is rounded. Default fp32.
+        Of the sums in matrix products. fp32, the default: float32 products and sums in a stated order (see `product` in
+        models/places.py); in any other format the product is exact and each sum rounded.
     sensitive : FloatFormat
         Softmax, layer norm and loss: each of their results. Default fp32.
     operands, gradient_operands : FloatFormat or None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from precision_lab.numerics.spread import completed
-from precision_lab.training.loop import TrainingConfig, TrainingResult, one_thread, train
+from precision_lab.training.loop import TrainingConfig, TrainingResult, train
 
 
 class CheckpointError(ValueError):
@@ -69,7 +69,7 @@ def sweep(
             progress(len(found), len(places))
 
     tell()
-    with one_thread(), _appending(checkpoint) as file:
+    with _appending(checkpoint) as file:
         for key, data in _results(missing, executor):
             if checkpoint is not None and file is not None:
                 _write(file, data, checkpoint)

@@ -10,6 +10,7 @@ import pytest
 
 from precision_lab.analysis.sums import WAYS, sum_every_way
 from precision_lab.experiments.accumulation import AccumulationConfig, AccumulationResult, run
+from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import matmul
 from precision_lab.numerics.rounding import is_representable, round_to
 from precision_lab.training.datasets import digits, split
@@ -63,7 +64,7 @@ def test_products_are_those_of_the_network(result: AccumulationResult) -> None:
     data, _ = split(digits())
     a = np.asarray(round_to(data.inputs, "bf16"))
     b = np.asarray(round_to(MLP((64, 8, 10)).init()["layer1.weight"], "bf16"))
-    exact = a.astype(np.float64) @ b.astype(np.float64)
+    exact = fixed.matmul(a.astype(np.float64), b.astype(np.float64))
     c = matmul(a, b, accumulator="bf16", output="bf16")
     first = result.products[0]
     assert (first.product, first.accumulator, first.products_rounded, first.length) == (
@@ -72,7 +73,7 @@ def test_products_are_those_of_the_network(result: AccumulationResult) -> None:
         False,
         64,
     )
-    assert first.error == np.linalg.norm(c - exact) / np.linalg.norm(exact)
+    assert first.error == fixed.norm(c - exact) / fixed.norm(exact)
 
 
 def test_a_longer_sum_loses_more_and_a_wide_accumulator_nothing(result: AccumulationResult) -> None:
@@ -83,8 +84,7 @@ def test_a_longer_sum_loses_more_and_a_wide_accumulator_nothing(result: Accumula
     )
     for product in ("activations", "weight gradient"):
         assert error[product, "fp32", False] < 2**-8
-        assert error[product, "fp32, BLAS", False] == pytest.approx(error[product, "fp32", False], rel=1e-3)
-    assert len(result.products) == 2 * (2 * len(SMALL.accumulators) + 1)
+    assert len(result.products) == 2 * 2 * len(SMALL.accumulators)
 
 
 def test_json(result: AccumulationResult) -> None:

@@ -12,6 +12,7 @@ import pytest
 from matplotlib import pyplot
 
 from precision_lab import TrainingConfig, get_format
+from precision_lab.numerics import fixed
 from precision_lab.presentation.plots import comparison_figure, plot_both_losses, plot_distances
 from precision_lab.presentation.tables import comparison_tables
 from precision_lab.training.comparison import (
@@ -119,10 +120,17 @@ def test_differences_come_in_the_order_of_the_computation() -> None:
         *(f"first_moment of {name}" for name in names),
         *(f"weights of {name}" for name in names),
     ]
-    # what is called exact is: our float32 results are nearly always it, theirs, all one step off, hardly ever
-    for difference in found:
-        if difference.ours_right is not None and difference.theirs_right is not None:
-            assert difference.ours_right + difference.theirs_right >= 0.5 * difference.differing, difference
+    # what is called exact is: whoever gives it is right everywhere
+    flowing, weight = ours.activation_gradients["logits"], ours.parameters["layer2.weight"]
+    exact = fixed.matmul(flowing.astype(np.float64), weight.astype(np.float64).T).astype(np.float32)
+    below = next(difference for difference in found if difference.value == "gradient of layer1.output")
+    mine = ours.activation_gradients["layer1.output"]
+    assert below.ours_right == np.count_nonzero(mine == exact)
+    right = replace(theirs, activation_gradients={**theirs.activation_gradients, "layer1.output": exact})
+    found = first_differences(0, ours, right, CONFIG, inputs, labels, 1.0)
+    below = next(difference for difference in found if difference.value == "gradient of layer1.output")
+    assert (below.ours_right, below.theirs_right) == (0, below.differing)
+    assert below.differing == np.count_nonzero(mine != exact)
     (skipped,) = first_differences(0, ours, replace(ours, buffers={}), CONFIG, inputs, labels, 1.0)
     assert skipped.operation == "loss scale: whether the step is made"
     assert (skipped.ours, skipped.theirs) == (1, 0)

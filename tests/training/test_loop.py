@@ -6,9 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.numerics.rounding import is_representable
@@ -292,55 +289,6 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
 
 def test_a_storage_may_be_given_as_text() -> None:
     assert TrainingConfig(storage="pure_bf16").storage == CONFIGURATIONS["pure_bf16"]  # type: ignore[arg-type]
-
-
-# ---- threads ----
-
-
-def test_blas_has_one_thread_until_the_last_of_overlapping_runs_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run that ends first must not lift the limit for the other."""
-    calls: list[str] = []
-
-    class Limit:
-        def __init__(self, *, limits: int, user_api: str) -> None:
-            calls.append(f"{user_api}={limits}")
-
-        def restore_original_limits(self) -> None:
-            calls.append("restored")
-
-    monkeypatch.setattr(loop, "threadpool_limits", Limit)
-    second_began, first_over = threading.Event(), threading.Event()
-
-    def first(_: int) -> None:
-        assert second_began.wait(30)
-
-    def second(_: int) -> None:
-        second_began.set()
-        assert first_over.wait(30)
-        calls.append("step")
-
-    with ThreadPoolExecutor(2) as executor:
-        runs = [executor.submit(train, TINY, progress=progress) for progress in (first, second)]
-        runs[0].result()
-        first_over.set()
-        runs[1].result()
-    assert calls == ["blas=1", *["step"] * TINY.steps, "restored"]
-    with pytest.raises(ValueError, match="batch_size must lie in"):
-        train(TrainingConfig(batch_size=5000))
-    assert calls[-2:] == ["blas=1", "restored"]
-
-
-def test_a_run_leaves_the_threads_of_blas_as_they_were() -> None:
-    train(TINY)  # loads what there is
-    seen: list[set[int]] = []
-    with threadpool_limits(2, "blas"):
-        train(TINY, progress=lambda _: seen.append(blas_threads()))
-        assert blas_threads() == {2}
-    assert seen == [{1}] * TINY.steps
-
-
-def blas_threads() -> set[int]:
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
 # ---- under a storage ----
@@ -718,12 +666,3 @@ def test_a_text_that_cannot_be_used(tmp_path: Path, content: bytes | None, words
         path.write_bytes(content)
     with pytest.raises(ValueError, match=words):
         load_data(TrainingConfig(model="transformer", dataset=str(path), activation="gelu"))
-
-
-def test_the_bits_do_not_depend_on_the_threads_of_blas() -> None:
-    config = TrainingConfig(model="transformer", activation="gelu", hidden=(16,), steps=3, batch_size=64)
-    found = []
-    for threads in (1, 2):
-        with threadpool_limits(limits=threads, user_api="blas"):
-            found.append(train(config).losses.tolist())
-    assert found[0] == found[1]

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from precision_lab.training import sweep as module
 from precision_lab.training.loop import TrainingConfig, TrainingResult, train
@@ -140,21 +139,6 @@ def test_every_executor_gives_the_same_bits(
     assert table(sweep(CONFIGS, checkpoint=path)) == expected
 
 
-def test_blas_has_one_thread_in_each_thread_of_an_executor(monkeypatch: pytest.MonkeyPatch) -> None:
-    train(SMALL)  # loads what there is
-    seen = []
-
-    def watched(config: TrainingConfig) -> TrainingResult:
-        seen.extend([library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"])
-        return train(config)
-
-    monkeypatch.setattr(module, "train", watched)
-    with threadpool_limits(2, "blas"), ThreadPoolExecutor(2) as executor:
-        sweep(CONFIGS[:4], executor=executor)
-    assert seen
-    assert set(seen) == {1}
-
-
 def test_a_run_that_fails_ends_the_sweep_and_keeps_what_was_done(runs: list[TrainingConfig], tmp_path: Path) -> None:
     path, bad = tmp_path / "runs.jsonl", replace(SMALL, batch_size=1439)
     with pytest.raises(ValueError, match="batch_size must lie in"):
@@ -172,7 +156,7 @@ def test_a_run_that_fails_ends_the_sweep_and_keeps_what_was_done(runs: list[Trai
 def test_a_configuration_that_was_pickled_gives_the_same_bits(
     twin: Callable[[TrainingConfig], TrainingConfig], name: str
 ) -> None:
-    """Formats are compared with `is` where it matters for speed: in the sums of matrix products, fp32 means BLAS."""
+    """Formats are compared with `is` where it matters for speed: an accumulator of fp32 has loops of its own."""
     config = replace(SMALL, storage=CONFIGURATIONS[name])
     other = twin(config)
     assert other == config

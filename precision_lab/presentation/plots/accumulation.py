@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullL
 
 from precision_lab.analysis.sums import WAYS
 from precision_lab.experiments.accumulation import AccumulationResult
+from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.style import (
     INK,
     MARKERS,
@@ -129,7 +130,7 @@ def plot_sum_errors(
         _terms_axis(ax, result)
         ax.set_yscale("log")
         ax.set_ylim(floor / 1.5, 300)  # room for the legend
-        ax.yaxis.set_major_locator(FixedLocator([10.0**k for k in range(math.ceil(math.log10(floor)), 1)]))
+        ax.yaxis.set_major_locator(FixedLocator([float(f"1e{k}") for k in range(math.ceil(fixed.log10(floor)), 1)]))
         ax.yaxis.set_major_formatter(FuncFormatter(_in_percent))
         ax.set_ylabel("relative error of the sum")
         ax.legend(loc="upper left", ncols=2)

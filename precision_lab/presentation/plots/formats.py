@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import decode, spacing
 from precision_lab.presentation.plots.style import FATE_COLORS, dress, power, powers_between, styled
@@ -91,7 +92,7 @@ def plot_spacing(
         for fmt in map(get_format, formats):
             held = values[(values >= fmt.smallest_subnormal) & (values <= fmt.max)]
             gaps = np.asarray(spacing(held, fmt), np.float64)
-            ax.step(np.log2(held), np.log2(gaps), where="post", label=fmt.name)
+            ax.step(fixed.log2(held), fixed.log2(gaps), where="post", label=fmt.name)
         low, high = ax.get_ylim()
         for axis, first, last in ((ax.xaxis, *exponents), (ax.yaxis, low, high)):
             ticks = powers_between(first, last, 8)

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.scan import ScanResult
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,
@@ -55,13 +56,13 @@ class Limits:
     @classmethod
     def of(cls, fmt: FloatFormat, loss_scale: float) -> Limits:
         k = log2_of_power_of_two(loss_scale)
-        top = math.log2(fmt.overflow_threshold) - k
+        top = fixed.log2(fmt.overflow_threshold) - k
         threshold = fmt.overflow_threshold / loss_scale
         if 1 <= threshold < 10**6:
             end = f"{threshold:,.6g}"
         else:
             end = power(round(top)) if abs(top - round(top)) < 0.01 else f"$2^{{{top:.2f}}}$"
-        return cls(fmt, math.log2(fmt.flush_threshold) - k, fmt.emin - k, top, end)
+        return cls(fmt, fixed.log2(fmt.flush_threshold) - k, fmt.emin - k, top, end)
 
     def fate(self, exponent: int) -> Fate:
         """Return what becomes of the binade [2^exponent, 2^(exponent+1)), at its low end if it is divided."""

@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from precision_lab.analysis.hyperparameters import HyperparameterAudit, Severity, stored_rates
 from precision_lab.experiments.hyperparameters import HyperparametersResult
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.presentation.plots.style import INK, PALE, SMALL, dress, style, styled
 
@@ -61,13 +62,13 @@ def plot_betas(
         raise ValueError("there are no formats to draw")
     if wrong := [beta for beta in betas if not 0 < beta < 1]:
         raise ValueError(f"betas must be in (0, 1), got {wrong[0]!r}")
-    asked = np.logspace(0, _DECADES, 200 * _DECADES + 1)
+    asked = fixed.geomspace(1, 10**_DECADES, 200 * _DECADES + 1)
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
         ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.set_xlim(1, 10.0**_DECADES)
-        ax.set_ylim(1, 10 ** (_DECADES / _LANE))
+        ax.set_xlim(1, 10**_DECADES)
+        ax.set_ylim(1, _ten_to(_DECADES / _LANE))
         ax.plot([1, 10**_DECADES], [1, 10**_DECADES], color=PALE, linewidth=0.8, linestyle=":", label="_as asked")
         for place, spec in enumerate(formats):
             fmt = get_format(spec)
@@ -77,7 +78,7 @@ def plot_betas(
             if not lost.any():
                 continue
             first, height = asked[lost][0], 1 - (1 - _LANE) * (place + 1) / (len(formats) + 1)
-            ends = [1 / rates[~lost][-1] if (~lost).any() else 1.0, 10 ** (_DECADES / _LANE * height)]
+            ends = [1 / rates[~lost][-1] if (~lost).any() else 1.0, _ten_to(_DECADES / _LANE * height)]
             ax.plot([first, first], ends, color=line.get_color(), linewidth=0.8, linestyle=":", label="_rise")
             across = {"color": line.get_color(), "linewidth": 3, "solid_capstyle": "butt"}
             ax.plot([first, 10**_DECADES], [ends[1]] * 2, label=f"_{fmt.name} without end", **across)  # type: ignore[arg-type]
@@ -94,13 +95,17 @@ def plot_betas(
     return ax
 
 
+def _ten_to(x: float) -> float:
+    return float(fixed.exp(x * 2.302585092994046))  # log 10
+
+
 def _window_ticks(ax: Axes) -> None:
     decades = range(_DECADES + 1)
-    powers = [10.0**d for d in decades]
+    powers = [float(10**d) for d in decades]
     steps = [f"{10**d:,}" if d < 4 else f"$10^{{{d}}}$" for d in decades]
     betas = {1: "0.9", 3: "0.999", 5: "1 - $10^{-5}$", 7: "1 - $10^{-7}$"}
     below = [f"{step}\n{betas.get(d, '')}" for d, step in zip(decades, steps, strict=True)]
-    lane = 10 ** (_DECADES * (1 + 1 / _LANE) / 2)
+    lane = _ten_to(_DECADES * (1 + 1 / _LANE) / 2)
     for axis, places, labels in ((ax.xaxis, powers, below), (ax.yaxis, [*powers[:-1], lane], [*steps[:-1], "endless"])):
         axis.set_major_locator(FixedLocator(places))
         axis.set_major_formatter(FixedFormatter(labels))

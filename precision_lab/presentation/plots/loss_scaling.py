@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNL
 
 from precision_lab.analysis.histogram import Conversion
 from precision_lab.analysis.loss_scaling import LossScalePlan, ScaleTrace, TensorPlans
+from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,
     INK,
@@ -116,8 +117,8 @@ def plot_loss_scale_plan(plan: LossScalePlan, *, ax: Axes | None = None, title: 
     ax = plot_loss_scale(plan.conversions, ax=ax, title=title)
     if plan.recommended is not None:
         scale = plan.recommended.loss_scale
-        left, right = (math.log2(x) for x in ax.get_xlim())
-        to_the_right = math.log2(scale) < (left + right) / 2
+        left, right = (fixed.log2(x) for x in ax.get_xlim())
+        to_the_right = fixed.log2(scale) < (left + right) / 2
         ax.set_ylim(top=2500)  # room for a second line above the curves
         ax.axvline(scale, color=_SAVES_TEXT, linewidth=1, linestyle=":", label="_recommended")
         ax.annotate(
@@ -161,7 +162,7 @@ def plot_loss_scale_windows(
 
     """
     rows = [*plans.tensors[:most], ("all together", plans.total)]
-    chosen = math.log2(plans.loss_scale)
+    chosen = fixed.log2(plans.loss_scale)
     ends = [
         tuple(_exponent(s, none) for s, none in ((p.smallest_sufficient, 127.0), (p.largest_safe, -126.0)))
         for _, p in rows
@@ -213,7 +214,7 @@ def loss_scale_figure(plans: TensorPlans) -> Figure:
         windows = plot_loss_scale_windows(
             plans, ax=figure.add_subplot(grid[1]), title="The loss scales that save every element", most=most
         )
-        ends = [*windows.get_xlim(), *(math.log2(x) for x in curves.get_xlim())]
+        ends = [*windows.get_xlim(), *(fixed.log2(x) for x in curves.get_xlim())]
         low, high = min(ends), max(ends)
         curves.set_xlim(2.0**low, 2.0**high)
         windows.set_xlim(low, high)
@@ -245,9 +246,9 @@ def plot_scale_trace(trace: ScaleTrace, *, ax: Axes | None = None, title: str | 
         The axes drawn on.
 
     """
-    scales = [math.log2(s) for s in trace.loss_scales]
-    threshold = math.log2(trace.format.overflow_threshold)
-    limits = [threshold - math.log2(m) if 0 < m < math.inf else math.nan for m in trace.max_abs]
+    scales = [fixed.log2(s) for s in trace.loss_scales]
+    threshold = fixed.log2(trace.format.overflow_threshold)
+    limits = [threshold - fixed.log2(m) if 0 < m < math.inf else math.nan for m in trace.max_abs]
     lost = [step for step, skipped in enumerate(trace.skipped) if skipped]
     if title is None:
         title = f"{trace.scaler.framework}: {len(lost):,} of {trace.steps:,} steps skipped"
@@ -312,11 +313,11 @@ def scale_trace_figure(traces: Sequence[ScaleTrace]) -> Figure:
 
 
 def _exponent(scale: float | None, none: float) -> float:
-    return none if scale is None else math.log2(scale)
+    return none if scale is None else fixed.log2(scale)
 
 
 def _scale(scale: float) -> str:
-    return "1" if scale == 1 else power(math.log2(scale))
+    return "1" if scale == 1 else power(fixed.log2(scale))
 
 
 def _legend_above(ax: Axes, handles: dict[str, Any]) -> None:
@@ -336,7 +337,7 @@ def _power_ticks(ax: Axes, which: Literal["x", "y"], low: float, high: float) ->
 
 
 def _scale_axes(ax: Axes, curves: Sequence[Conversion]) -> None:
-    scales = [math.log2(c.loss_scale) for c in curves]
+    scales = [fixed.log2(c.loss_scale) for c in curves]
     low, high = min(scales), max(scales)
     ax.set_xscale("log", base=2)
     ax.set_xlim(2.0 ** (low - 0.7), 2.0 ** (high + 0.7))
@@ -347,8 +348,8 @@ def _scale_axes(ax: Axes, curves: Sequence[Conversion]) -> None:
     ax.set_xlabel("loss scale S")
 
     most = max(max(c.nonzero for c in curves), 1)
-    decade = min(max(math.floor(2 - math.log10(most)), -6), 1)  # no share but 0 is below 10^decade %
-    ticks = [0.0, *(10.0**d for d in range(decade, 3))]
+    decade = min(max(math.floor(2 - fixed.log10(most)), -6), 1)  # no share but 0 is below 10^decade %
+    ticks = [0.0, *(float(f"1e{d}") for d in range(decade, 3))]
     ax.set_yscale("symlog", linthresh=ticks[1], linscale=0.6)
     ax.set_ylim(-0.75 * ticks[1], 400)  # room for what is said above and below the curves
     ax.yaxis.set_major_locator(FixedLocator(ticks))
@@ -366,8 +367,8 @@ def _window(ax: Axes, curves: Sequence[Conversion], label: str | None, earlier: 
     low, high = min(safe), max(safe)
     ax.axvspan(low, high, color=_SAVES, alpha=0.08, linewidth=0, label="_window")
     of = "" if label is None else f"{label}: "
-    text = f"{of}nothing overflows up to {power(math.log2(high))}"
-    narrow = high < curves[-1].loss_scale and math.log2(high / low) < 0.4 * math.log2(curves[-1].loss_scale / low)
+    text = f"{of}nothing overflows up to {power(fixed.log2(high))}"
+    narrow = high < curves[-1].loss_scale and fixed.log2(high / low) < 0.4 * fixed.log2(curves[-1].loss_scale / low)
     ax.text(
         high if narrow else math.sqrt(low * high),
         0.985 - 0.06 * earlier,
@@ -382,12 +383,12 @@ def _window(ax: Axes, curves: Sequence[Conversion], label: str | None, earlier: 
 
 def _mark_scales(ax: Axes, curves: Sequence[Conversion]) -> None:
     """Mark S = 1, and of the scales that flush and overflow the fewest that closest to it."""
-    best = min(curves, key=lambda c: (c.flushed + c.overflowed, abs(math.log2(c.loss_scale))))
+    best = min(curves, key=lambda c: (c.flushed + c.overflowed, abs(fixed.log2(c.loss_scale))))
     one = next((c for c in curves if c.loss_scale == 1), None)
     middle = math.sqrt(curves[0].loss_scale * curves[-1].loss_scale)
     if one is not None and one is not best:
         _mark(ax, one, "_S=1", f"S = 1: {_lost(one)}", side="left" if middle >= 1 else "right")
-    text = f"S = {1 if best is one else power(math.log2(best.loss_scale))} loses least: {_lost(best)}"
+    text = f"S = {1 if best is one else power(fixed.log2(best.loss_scale))} loses least: {_lost(best)}"
     _mark(ax, best, "_best", text, side="left" if best.loss_scale <= middle else "right")
 
 

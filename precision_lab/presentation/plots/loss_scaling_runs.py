@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from precision_lab.experiments.loss_scaling import LossScalingResult, ScaledRun
+from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,
     INK,
@@ -76,7 +77,7 @@ def plot_recovery(result: LossScalingResult, *, ax: Axes | None = None, title: s
         least = min(result.config.factors)
         for start, run in result.dynamic.items():
             ax.plot(
-                [math.log2(run.loss_scales[-1] * run.factor)],
+                [fixed.log2(run.loss_scales[-1] * run.factor)],
                 [run.final_loss],
                 linestyle="none",
                 marker="*",
@@ -128,7 +129,7 @@ def plot_search(result: LossScalingResult, *, ax: Axes | None = None, title: str
             ax.axhspan(plateau[0] - 0.5, plateau[1] + 0.5, color=SAFE, alpha=0.08, linewidth=0)
         for run, start in zip(result.dynamic.values(), result.dynamic, strict=True):
             _plot_scale(ax, run, f"from S = {power(start)}", run.factor)
-        _power_ticks(ax, math.log2(min(s.min() for s in scales)) - 2, math.log2(max(s.max() for s in scales)) + 2)
+        _power_ticks(ax, fixed.log2(min(s.min() for s in scales)) - 2, fixed.log2(max(s.max() for s in scales)) + 2)
         ax.set_xlim(0, result.config.steps)
         ax.set_xlabel("step")
         ax.set_ylabel("c · S")
@@ -178,7 +179,7 @@ def plot_accident(
             _plot_scale(ax, runs[name], name, 1.0, view)
         ax.set_xlim(view.start, view.stop)
         shown = np.concatenate([runs[name].loss_scales[view] for name in rules or runs])
-        _power_ticks(ax, math.log2(shown.min()) - 1, math.log2(shown.max()) + 1)
+        _power_ticks(ax, fixed.log2(shown.min()) - 1, fixed.log2(shown.max()) + 1)
         ax.set_xlabel("step (shaded: the accident)")
         ax.set_ylabel("loss scale S")
         ax.legend(loc="best")
@@ -227,7 +228,7 @@ def _draw_outcome(ax: Axes, column: int, row: int, run: ScaledRun, begin: int) -
 
 def _plot_scale(ax: Axes, run: ScaledRun, label: str, factor: float, view: slice = slice(None)) -> None:
     """Draw log2 of factor * S over the steps of the view, a cross at each that was skipped."""
-    scales = np.log2(run.loss_scales * factor)
+    scales = fixed.log2(run.loss_scales * factor)
     steps = np.arange(scales.size)[view]
     (line,) = ax.plot(steps, scales[view], drawstyle="steps-post", label=label, linewidth=1.5)
     steps = steps[run.skipped[view]]

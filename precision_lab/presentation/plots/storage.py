@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from precision_lab.experiments.storage import Outcome, StorageResult
+from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.style import FATE_COLORS, INK, SMALL, dress, plain_ticks, style, styled
 
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
@@ -134,7 +135,7 @@ def plot_bytes(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: st
             ax.plot([outcome.bytes_per_parameter], [outcome.ratio], "o", color=_color(outcome), markersize=6)
         texts: dict[tuple[float, int], list[Any]] = {}
         for outcome in drawn:
-            near = (outcome.bytes_per_parameter, round(6 * math.log10(outcome.ratio)))
+            near = (outcome.bytes_per_parameter, round(6 * fixed.log10(outcome.ratio)))
             texts.setdefault(near, [outcome.ratio]).append(outcome.label)
         for (size, _), (ratio, *labels) in texts.items():
             # the same loss at several sizes: every other label stands above

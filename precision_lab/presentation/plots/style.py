@@ -17,6 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
+from precision_lab.numerics import fixed
 from precision_lab.presentation.files import replacing
 
 Fate: TypeAlias = Literal["kept", "subnormal", "flushed", "overflowed"]
@@ -156,14 +157,14 @@ def powers_between(low: float, high: float, room: float) -> list[int]:
 
 def plain_ticks(axis: Axis, low: float, high: float, most: int = 5) -> None:
     """Label a logarithmic axis with 1, 2, 5, 10 ... if so many fit between the limits, else with powers of ten."""
-    decades = math.log10(high / low)
+    decades = fixed.log10(high / low)
     step = max(1, math.ceil(decades / most))
     factors = (1, 2, 5) if 3 * decades <= most else (1, 3) if 2 * decades <= most else (1,)
-    marks = [m * 10.0**k for k in range(-30, 31) for m in factors if k % step == 0]
+    marks = [m * float(f"1e{k}") for k in range(-30, 31) for m in factors if k % step == 0]
     ticks = [tick for tick in marks if low <= tick <= high]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(
-        FixedFormatter([f"{t:g}" if 1e-4 <= t < 1e5 else f"$10^{{{math.log10(t):.0f}}}$" for t in ticks])
+        FixedFormatter([f"{t:g}" if 1e-4 <= t < 1e5 else f"$10^{{{fixed.log10(t):.0f}}}$" for t in ticks])
     )
     axis.set_minor_formatter(NullFormatter())
 

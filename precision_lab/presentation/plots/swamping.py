@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from precision_lab.analysis.swamping import UpdateReport, WeightGaps, swamping_thresholds
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
 from precision_lab.experiments.swamping import MODES, STAGES, RunningSum, SwampingResult
+from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,
     INK,
@@ -69,7 +70,7 @@ def plot_update_ratios(
     """
     finite = report.count - report.nonfinite
     limits = [swamping_thresholds(fmt) for fmt in formats or (report.format,)]
-    bands = [(-math.log2(t.subtract_must.ratio), -math.log2(t.add_can.ratio)) for t in limits]
+    bands = [(-fixed.log2(t.subtract_must.ratio), -fixed.log2(t.add_can.ratio)) for t in limits]
     low, high = math.floor(min(left for left, _ in bands)) - 12, math.ceil(max(right for _, right in bands)) + 9
     lost, moved = (_binned(counts, low, high) for counts in (report.lost_ratios, report.ratios))
     moved[-1] += report.zero_weights
@@ -206,11 +207,11 @@ def plot_stopping_sums(sums: Sequence[RunningSum], *, ax: Axes | None = None, ti
                 said.add(s.end.value)
         ax.set_xscale("log", base=2)
         ax.set_xlim(1, last)
-        _powers(ax.xaxis, 0, math.log2(last), size_in_inches(ax)[0] / 0.5)
+        _powers(ax.xaxis, 0, fixed.log2(last), size_in_inches(ax)[0] / 0.5)
         if counting:
             ax.set_yscale("log", base=2)
             ax.margins(y=0.08)
-            _powers(ax.yaxis, 0, math.log2(max(s.end.value for s in sums if math.isfinite(s.end.value))) + 1, 10)
+            _powers(ax.yaxis, 0, fixed.log2(max(s.end.value for s in sums if math.isfinite(s.end.value))) + 1, 10)
         else:
             ax.set_ylim(bottom=0)
         ax.set_xlabel("terms added one by one")
@@ -374,5 +375,5 @@ def _exponents(result: FrozenScan) -> range:
         half = sorted(finite, key=float)
         sizes += half[len(half) // 50 :: max(len(half) - 1, 1)] or [1.0]
         sizes += half[-1:]
-    logs = np.log2(np.array(sizes or [1.0]))
+    logs = fixed.log2(np.array(sizes or [1.0]))
     return range(max(math.floor(logs.min()) - 2, -149), min(math.ceil(logs.max()) + 2, 127))

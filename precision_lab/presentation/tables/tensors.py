@@ -13,6 +13,7 @@ from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult
 from precision_lab.analysis.swamping import UpdateReport, WeightGaps
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
 from precision_lab.analysis.tensor_files import TensorInfo, labels_of
+from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.presentation.tables.table import Table, number, percent, power_of_two
 
@@ -116,7 +117,7 @@ def loss_scale_tables(plans: TensorPlans) -> tuple[Table, Table]:
         total.best.loss_scale: "loses least",
         None if total.recommended is None else total.recommended.loss_scale: "recommended",
     }
-    told = [c for c in total.conversions if c.loss_scale in names or math.log2(c.loss_scale) % 4 == 0]
+    told = [c for c in total.conversions if c.loss_scale in names or fixed.log2(c.loss_scale) % 4 == 0]
     scales = Table(
         f"What each loss scale does in {total.format}",
         ("S", "flushed %", "subnormal %", "overflowed %", "lost", ""),

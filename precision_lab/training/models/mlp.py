@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from precision_lab.numerics import fixed
 from precision_lab.training.models.interface import (
     Array,
     Gradients,
@@ -19,7 +20,7 @@ from precision_lab.training.models.interface import (
     checked_dtype,
     checked_loss_scale,
 )
-from precision_lab.training.models.parts import logits_gradient, mean_loss, sigmoid, softmax_cross_entropy
+from precision_lab.training.models.parts import logits_gradient, mean_loss, softmax_cross_entropy
 from precision_lab.training.models.places import product, rounded, weight_gradient
 from precision_lab.training.storage import StorageConfig
 
@@ -51,7 +52,7 @@ class MLP:
     operands and sums of the matrix products               see `product`
     =====================================================  =================================
 
-    The sum over the batch in the gradient of a bias is float32 whatever the accumulator is.
+    The sum over the batch in the gradient of a bias is float32, in order, whatever the accumulator is.
 
     Parameters
     ----------
@@ -162,8 +163,10 @@ class MLP:
             if layer == self.depth:
                 activations["logits"] = preactivation
             else:
-                relu = self.activation == "relu"
-                current = np.maximum(preactivation, 0) if relu else rounded(sigmoid(preactivation), storage.activations)
+                if self.activation == "relu":
+                    current = np.maximum(preactivation, 0)
+                else:
+                    current = rounded(fixed.sigmoid(preactivation), storage.activations)
                 activations[f"layer{layer}.preactivation"] = preactivation
                 activations[f"layer{layer}.output"] = current
         return activations
@@ -245,7 +248,7 @@ class MLP:
             below = activations[f"layer{layer - 1}.output"] if layer > 1 else first
             exact = product(below.T, gradient, places, gradient="b")
             weights[f"layer{layer}.weight"] = weight_gradient(exact, places)
-            weights[f"layer{layer}.bias"] = weight_gradient(gradient.sum(axis=0), places)
+            weights[f"layer{layer}.bias"] = weight_gradient(fixed.sum(gradient, 0), places)
             if layer > 1:
                 exact = product(gradient, parameters[f"layer{layer}.weight"].T, places, gradient="a")
                 output_gradient = rounded(exact, places.activation_gradients)

@@ -1,4 +1,7 @@
-"""The parts that models are built of, each a forward and a backward function of arrays."""
+"""The parts that models are built of, each a forward and a backward function of arrays.
+
+Sums and elementary functions are those of `precision_lab.numerics.fixed`.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from precision_lab.numerics import fixed
 from precision_lab.training.models.interface import Array, Labels
 from precision_lab.training.models.places import rounded
 from precision_lab.training.storage import FP32, StorageConfig
-
-
-def sigmoid(x: Array) -> Array:
-    """Return 1 / (1 + exp(-x)) without overflow."""
-    small = np.exp(-np.abs(x))
-    result: Array = np.where(x < 0, small, x.dtype.type(1)) / (1 + small)
-    return result
 
 
 def softmax_cross_entropy(logits: Array, labels: Labels, storage: StorageConfig = FP32) -> tuple[Array, Array]:
@@ -55,15 +52,15 @@ def softmax_cross_entropy(logits: Array, labels: Labels, storage: StorageConfig 
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
     fmt = storage.sensitive
     shifted = rounded(logits - logits.max(axis=1, keepdims=True), fmt)
-    exponentials = rounded(np.exp(shifted), fmt)
-    totals = rounded(exponentials.sum(axis=1, keepdims=True), fmt)
-    losses = rounded(np.log(totals[:, 0]) - shifted[np.arange(batch), labels], fmt)
+    exponentials = rounded(fixed.exp(shifted), fmt)
+    totals = rounded(fixed.sum(exponentials, 1, keepdims=True), fmt)
+    losses = rounded(fixed.log(totals[:, 0]) - shifted[np.arange(batch), labels], fmt)
     return losses, rounded(exponentials / totals, fmt)
 
 
 def mean_loss(losses: Array, storage: StorageConfig = FP32) -> float:
     """Return the mean of the losses, rounded into ``storage.sensitive``."""
-    return float(rounded(losses.mean(), storage.sensitive))
+    return float(rounded(fixed.mean(losses), storage.sensitive))
 
 
 def logits_gradient(probabilities: Array, labels: Labels, loss_scale: float, storage: StorageConfig) -> Array:
@@ -81,14 +78,14 @@ def logits_gradient(probabilities: Array, labels: Labels, loss_scale: float, sto
 
 def gelu(x: Array) -> Array:
     """Return the Gaussian error linear unit in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
-    result: Array = 0.5 * x * (1 + np.tanh(_GELU_SLOPE * x * (1 + _GELU_CUBE * np.square(x))))
+    result: Array = 0.5 * x * (1 + fixed.tanh(_GELU_SLOPE * x * (1 + _GELU_CUBE * np.square(x))))
     return result
 
 
 def gelu_slope(x: Array) -> Array:
     """Return the derivative of `gelu`."""
     squares = np.square(x)
-    tanh = np.tanh(_GELU_SLOPE * x * (1 + _GELU_CUBE * squares))
+    tanh = fixed.tanh(_GELU_SLOPE * x * (1 + _GELU_CUBE * squares))
     inner = _GELU_SLOPE * (1 + 3 * _GELU_CUBE * squares)
     result: Array = 0.5 * (1 + tanh) + 0.5 * x * (1 - np.square(tanh)) * inner
     return result
@@ -128,8 +125,8 @@ def layer_norm(x: Array, weight: Array, bias: Array, storage: StorageConfig) -> 
 
     """
     fmt = storage.sensitive
-    centred = x - rounded(x.mean(axis=-1, keepdims=True), fmt)
-    variances = rounded(np.square(centred).mean(axis=-1, keepdims=True), fmt)
+    centred = x - rounded(fixed.mean(x, -1, keepdims=True), fmt)
+    variances = rounded(fixed.mean(np.square(centred), -1, keepdims=True), fmt)
     deviations = np.sqrt(variances + _EPSILON)
     values = rounded(centred / deviations, fmt)
     return rounded(values * weight + bias, storage.activations), Normalised(values, deviations)
@@ -148,9 +145,10 @@ def layer_norm_gradients(
     fmt = storage.sensitive
     values, deviations = normalised
     scaled = gradient * weight
-    mean = rounded(scaled.mean(axis=-1, keepdims=True), fmt)
-    slope = rounded((scaled * values).mean(axis=-1, keepdims=True), fmt)
-    return (scaled - mean - values * slope) / deviations, (gradient * values).sum(axis=0), gradient.sum(axis=0)
+    mean = rounded(fixed.mean(scaled, -1, keepdims=True), fmt)
+    slope = rounded(fixed.mean(scaled * values, -1, keepdims=True), fmt)
+    by_x: Array = (scaled - mean - values * slope) / deviations
+    return by_x, fixed.sum(gradient * values, 0), fixed.sum(gradient, 0)
 
 
 def causal_softmax(scores: Array, storage: StorageConfig) -> Array:
@@ -170,8 +168,8 @@ def causal_softmax(scores: Array, storage: StorageConfig) -> Array:
     fmt = storage.sensitive
     seen = np.tri(scores.shape[-1], dtype=bool)
     shifted = rounded(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf, where=seen), fmt)
-    exponentials = rounded(np.exp(shifted, out=np.zeros_like(shifted), where=seen), fmt)
-    totals = rounded(exponentials.sum(axis=-1, keepdims=True), fmt)
+    exponentials = rounded(np.where(seen, fixed.exp(shifted), shifted.dtype.type(0)), fmt)
+    totals = rounded(fixed.sum(exponentials, -1, keepdims=True), fmt)
     return rounded(exponentials / totals, storage.activations)
 
 
@@ -180,5 +178,5 @@ def causal_softmax_gradient(gradient: Array, probabilities: Array, storage: Stor
 
     Rounded into ``storage.sensitive``: the sum over each row; the result into ``storage.activation_gradients``.
     """
-    sums = rounded((gradient * probabilities).sum(axis=-1, keepdims=True), storage.sensitive)
+    sums = rounded(fixed.sum(gradient * probabilities, -1, keepdims=True), storage.sensitive)
     return rounded(probabilities * (gradient - sums), storage.activation_gradients)

@@ -6,10 +6,15 @@ Between two places the arithmetic is float32. What is stored in fp32 is left as 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
+from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import matmul
 from precision_lab.numerics.codec import codec
 from precision_lab.numerics.formats import FloatFormat, get_format
@@ -49,8 +54,9 @@ def product(a: Array, b: Array, storage: StorageConfig, *, gradient: Literal["a"
        the upper binade of the format, without overflow (`operand_scale`), rounded, and divided by it again
        (Micikevicius et al. 2022, section 3; their scales come from earlier steps, ours from the tensor itself, and
        the sums there see the values before the division, which makes a difference only to narrow accumulators).
-    2. The sums are float32 and BLAS's if ``storage.accumulator`` is fp32. In any other format each step of each sum is
-       rounded (`precision_lab.numerics.accumulation.matmul`), which is slow.
+    2. The sums are in the dtype of a and b if ``storage.accumulator`` is fp32, in a stated order, each product and each
+       sum rounded (`precision_lab.numerics.fixed.matmul`; see `library_products`). In any other format the product is
+       exact and each sum rounded to the format (`precision_lab.numerics.accumulation.matmul`), which is slow.
 
     Parameters
     ----------
@@ -71,11 +77,28 @@ def product(a: Array, b: Array, storage: StorageConfig, *, gradient: Literal["a"
         a = _cast(a, storage.gradient_operands if gradient == "a" else storage.operands)
         b = _cast(b, storage.gradient_operands if gradient == "b" else storage.operands)
     if storage.accumulator is _FP32:
-        result: Array = a @ b
+        result: Array = np.matmul(a, b) if _by_library.get() else fixed.matmul(a, b)
         return result
     pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), strict=True)
     sums = [matmul(left, right, accumulator=storage.accumulator) for left, right in pairs]
     return np.stack(sums).reshape(*a.shape[:-1], b.shape[-1])
+
+
+_by_library = ContextVar("whether float32 sums are left to BLAS", default=False)
+
+
+@contextmanager
+def library_products() -> Iterator[None]:
+    """Leave the sums that `fixed.matmul` would do to NumPy's BLAS, held to one thread, within this context.
+
+    For comparisons with what libraries compute. The bits are then those of this BLAS on this processor.
+    """
+    token = _by_library.set(True)
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        _by_library.reset(token)
 
 
 def operand_scale(largest: float, fmt: FloatFormat) -> int:
@@ -88,7 +111,7 @@ def operand_scale(largest: float, fmt: FloatFormat) -> int:
 
 
 def _cast(x: Array, fmt: FloatFormat | None) -> Array:
-    if fmt is None or fmt is _FP32:  # a copy would lie otherwise in memory, and BLAS sum it otherwise
+    if fmt is None or fmt is _FP32:
         return x
     k = operand_scale(float(np.abs(x).max()), fmt)
     cast: Array = np.ldexp(round_to(np.ldexp(x, k), fmt), -k)

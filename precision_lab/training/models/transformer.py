@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from precision_lab.numerics import fixed
 from precision_lab.training.models.interface import (
     Array,
     Gradients,
@@ -78,7 +79,7 @@ class Transformer:
 
     What is handed on two ways, beside a branch and into it, gets its gradient from both: their sum is rounded once, as
     a fused layer norm does it. Sums over rows, in the gradients of biases, of layer norms
-    and of the embeddings, are float32 whatever the accumulator is.
+    and of the embeddings, are float32, in order, whatever the accumulator is.
 
     Parameters
     ----------
@@ -273,7 +274,7 @@ class Transformer:
             """Go back through ``x @ weight + bias``, where x is the activation `below`."""
             gradient = found[name]
             weights[f"{name}.weight"] = weight_gradient(_product_of_rows(activations[below], gradient, places), places)
-            weights[f"{name}.bias"] = weight_gradient(gradient.sum(axis=0), places)
+            weights[f"{name}.bias"] = weight_gradient(fixed.sum(gradient, 0), places)
             return _through(gradient, parameters[f"{name}.weight"], places)
 
         def norm(name: str) -> Array:
@@ -399,13 +400,9 @@ class Transformer:
 
     def _embed_backward(self, gradient: Array, inputs: Labels) -> tuple[Array, Array]:
         """Return the gradients of the embeddings of characters and of positions."""
-        codes = inputs.reshape(-1)
-        order = np.argsort(codes, kind="stable")
-        present, starts = np.unique(codes[order], return_index=True)
-        token = np.zeros((self.vocabulary, self.width), gradient.dtype)
-        token[present] = np.add.reduceat(gradient[order], starts, axis=0)  # five times as fast as np.add.at
+        token = fixed.sum_by_group(gradient, inputs.reshape(-1), self.vocabulary)
         position = np.zeros((self.context, self.width), gradient.dtype)
-        position[: inputs.shape[1]] = gradient.reshape(*inputs.shape, -1).sum(axis=0)
+        position[: inputs.shape[1]] = fixed.sum(gradient.reshape(*inputs.shape, -1), 0)
         return token, position
 
     def _logits(self, parameters: Parameters, inputs: Labels, targets: Labels) -> Iterator[tuple[Array, Labels]]:

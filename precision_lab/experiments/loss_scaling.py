@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from precision_lab.analysis.loss_scaling import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
 from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
+from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.training.datasets import Dataset, digits, split
 from precision_lab.training.loop import TrainingConfig, batches, loss_in_float64
@@ -371,7 +372,7 @@ class _Trainer:
             loss_factor, learning_rate = factor, config.learning_rate
             if accident is not None and 0 <= (into := step - config.accident_at) < accident.steps:
                 loss_factor *= accident.loss_factor
-                learning_rate *= accident.growth ** (into + 1)
+                learning_rate *= fixed.power(accident.growth, into + 1)
             state, record = training_step(
                 state,
                 recipe,

@@ -37,6 +37,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import (
     RandomSource,
@@ -196,6 +197,7 @@ class AccumulationTrace:
 
 
 def _to_float(x: Fraction) -> float:
+    require_gradual_underflow()  # a trace may be looked at under another environment than it was made in
     try:
         return float(x)
     except OverflowError:
@@ -209,6 +211,8 @@ def exact_sum(terms: ArrayLike) -> Fraction:
     ------
     ValueError
         A term is infinite or NaN, or of a dtype that `round_to` does not take either.
+    FloatingPointError
+        As `round_to`.
 
     """
     array = as_carrier(terms).astype(np.float64).reshape(-1)
@@ -219,7 +223,7 @@ def exact_sum(terms: ArrayLike) -> Fraction:
 
 def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     """Return the exact sum of finite doubles and that of their magnitudes."""
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
     kernels.sum_exactly(terms, cells)
@@ -298,13 +302,15 @@ def accumulate(
     ValueError
         Terms with more than one dimension or of a dtype that `round_to` does not take; unknown format, method or mode;
         `block` below 1; bad `rng`.
+    FloatingPointError
+        As `round_to`.
 
     Notes
     -----
     Stochastic rounding compares 16 bits: a term below 2^-16 spacings of the running sum never changes it.
 
     """
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     fmt = get_format(fmt)
     wide = fmt if accumulator is None else get_format(accumulator)
@@ -487,6 +493,8 @@ def matmul(
     ------
     ValueError
         Shapes that do not fit; values that float32 does not hold and no `inputs`; unknown formats or mode; bad `rng`.
+    FloatingPointError
+        As `round_to`.
 
     See Also
     --------
@@ -525,7 +533,7 @@ def _matmul_to_odd(
     left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: tuple[int, int]
 ) -> Array:
     """Multiply in any format and mode: sums are rounded to odd in float64, then into the format."""
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     rows, steps, columns = left.shape[0], left.shape[1], right.shape[1]
     wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
@@ -569,7 +577,7 @@ def _rows_by_addition(left: Array, right: Array, fmt: FloatFormat, round_product
 
     With rounded products both summands have p bits: the first item holds for 2 p + 2 <= w, and is the only one.
     """
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     steps, rows = left.shape[1], left.shape[0]
     precision = _precision(left) + _precision(right)
@@ -609,7 +617,7 @@ def _aligned(count: int, real: Any) -> Array:
 
 def _matmul_by_addition(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> Array:
     """Multiply where `_rows_by_addition` allows it."""
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     real, bits = (np.float32, 23) if round_products else (np.float64, 52)
     kernel = kernels.rounded_even if round_products else kernels.fused_even
@@ -657,6 +665,8 @@ def matmul_fp32_accumulate(
     ------
     ValueError
         As `matmul`; ``stochastic``: round the float32 result with `round_to`.
+    FloatingPointError
+        As `round_to`.
 
     """
     left, right, dtype = _operands(a, b, inputs)

@@ -407,11 +407,13 @@ class DynamicLossScale:
 
 def _to_fp32(value: float) -> float:
     """Round to fp32, ties_to_even; without numpy's warnings, and several times faster on one number."""
-    require_gradual_underflow()
     try:
-        return float(_FP32.unpack(_FP32.pack(value))[0])
+        stored = float(_FP32.unpack(_FP32.pack(value))[0])
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+    if value and abs(stored) < _FP32_TINY:  # all others are right anyway; some are made when the package is imported
+        require_gradual_underflow()
+    return stored
 
 
 def _factor_in_fp32(factor: float) -> float:

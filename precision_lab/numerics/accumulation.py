@@ -640,6 +640,23 @@ def _matmul_by_addition(left: Array, right: Array, fmt: FloatFormat, round_produ
     return result
 
 
+def _require_gradual_underflow_of_blas(left: Array, right: Array) -> None:
+    """Raise FloatingPointError where the BLAS has threads that flush subnormal numbers and these could have met some.
+
+    They are made when NumPy is imported, and keep what was set then. All sums of products of at least 2^-78 are
+    multiples of 2^-125: none is subnormal. Else a product of the same shape, all subnormal, is tried.
+    """
+    low_left, low_right = (float(np.min(np.abs(x), initial=np.inf, where=x != 0)) for x in (left, right))
+    if low_left * low_right >= 2.0**-78:
+        return
+    small = np.float32(2.0**-70)
+    if not np.matmul(np.full_like(left, small), np.full_like(right, small)).all() and left.size:
+        raise FloatingPointError(
+            "subnormal numbers are flushed to zero in threads of NumPy's BLAS, which were made where that was switched "
+            "on; start Python anew and import numpy before anything that switches it on, or set OPENBLAS_NUM_THREADS=1"
+        )
+
+
 def matmul_fp32_accumulate(
     a: ArrayLike, b: ArrayLike, *, inputs: object = None, output: object = None, mode: str = "ties_to_even"
 ) -> Array:
@@ -675,6 +692,7 @@ def matmul_fp32_accumulate(
         raise ValueError("mode must be deterministic here; for stochastic round the float32 result with round_to")
     with np.errstate(all="ignore"):
         sums = np.matmul(left, right)
+    _require_gradual_underflow_of_blas(left, right)
     if output is not None:
         round_to(sums, output, rounding_mode, out=sums)
     result: Array = sums.astype(dtype, copy=False)

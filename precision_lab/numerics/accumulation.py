@@ -683,7 +683,7 @@ def matmul_fp32_accumulate(
     ValueError
         As `matmul`; ``stochastic``: round the float32 result with `round_to`.
     FloatingPointError
-        As `round_to`.
+        As `round_to`, of this thread or of those of the BLAS.
 
     """
     left, right, dtype = _operands(a, b, inputs)

@@ -2,7 +2,8 @@
 
 Processors have switches that make zeros of subnormal results (flush to zero, FTZ) or operands (denormals are zero,
 DAZ). They belong to a thread, and new threads and forked processes inherit them. Where one is on, NumPy and the
-compiled loops lose every subnormal number, without a word. So whatever computes asks here first; it costs some 40 ns.
+compiled loops lose every subnormal number, without a word. So whatever computes asks here first, which takes less than
+100 ns.
 
 The question is asked by arithmetic, not by reading a register: it is the same on every processor, and an answer about
 the very thread that computes.

@@ -26,6 +26,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.rounding import as_carrier
 
@@ -157,9 +158,11 @@ class ExponentHistogram:
         ------
         ValueError
             Another dtype.
+        FloatingPointError
+            As `round_to`.
 
         """
-        from precision_lab.numerics import kernels  # compiled code is loaded when it is first needed
+        kernels = load_kernels()
 
         array = np.ascontiguousarray(as_carrier(x)).reshape(-1)
         if array.size > _MOST:
@@ -218,6 +221,7 @@ class ExponentHistogram:
         """Merge two histograms; nothing is lost."""
         if not isinstance(other, ExponentHistogram):
             return NotImplemented
+        require_gradual_underflow()  # or two subnormal extremes would compare equal
         parts = [h for h in (self, other) if len(h.table)]
         first = min((h.first_exponent for h in parts), default=0)
         table = np.zeros((max((h.exponents.stop for h in parts), default=0) - first, CLASSES), np.int64)

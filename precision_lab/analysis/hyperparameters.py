@@ -264,6 +264,8 @@ def audit(
     ValueError
         Unknown format or optimizer, a hyperparameter that the optimizer does not have or that is out of range; a format
         (a custom one) that does not reach 1.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     fmt = get_format(fmt)

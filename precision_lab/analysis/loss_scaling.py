@@ -34,6 +34,7 @@ from numpy.typing import ArrayLike
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.plain import finite_or_none
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 
 ScaleDtype: TypeAlias = Literal["float32", "float64"]
@@ -407,9 +408,12 @@ class DynamicLossScale:
 def _to_fp32(value: float) -> float:
     """Round to fp32, ties_to_even; without numpy's warnings, and several times faster on one number."""
     try:
-        return float(_FP32.unpack(_FP32.pack(value))[0])
+        stored = float(_FP32.unpack(_FP32.pack(value))[0])
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+    if value and abs(stored) < _FP32_TINY:  # all others are right anyway; some are made when the package is imported
+        require_gradual_underflow()
+    return stored
 
 
 def _factor_in_fp32(factor: float) -> float:
@@ -503,6 +507,7 @@ class LossScalePlan:
     @property
     def smallest_sufficient(self) -> float | None:
         """The smallest scale at which nothing is flushed; None where there is none."""
+        require_gradual_underflow()  # `frexp` may find nothing in a subnormal extreme
         least = self.histogram.min_nonzero
         if least is None:
             return 2.0**_LEAST
@@ -565,6 +570,7 @@ class LossScalePlan:
 
     def _safe(self, margin: int) -> float | None:
         """Return the largest scale at which nothing overflows even if it becomes 2^margin times as large."""
+        require_gradual_underflow()
         largest = self.histogram.max_abs
         if not largest:
             return 2.0**_MOST
@@ -667,11 +673,14 @@ def plan_loss_scale(histogram: ExponentHistogram, fmt: object, *, margin: int = 
     ------
     ValueError
         Unknown format; `margin` is negative or no integer; `histogram` is none.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     if not isinstance(histogram, ExponentHistogram):
         raise ValueError(f"histogram must be an ExponentHistogram, made by ExponentHistogram.of, got {type(histogram)}")
     _check_integer("margin", margin, 0)
+    require_gradual_underflow()
     return LossScalePlan(histogram, get_format(fmt), margin)
 
 
@@ -873,12 +882,15 @@ def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> Scale
     ------
     ValueError
         The trace is empty, has another shape, or holds what is no magnitude; unknown format; no scaler.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     if not isinstance(scaler, LossScale):
         raise ValueError(
             f"scaler must be a NoLossScale, StaticLossScale or DynamicLossScale, got {type(scaler).__name__}"
         )
+    require_gradual_underflow()
     asked, magnitudes = get_format(fmt), _magnitudes(max_abs_per_step)
     scales: list[float] = []
     skipped: list[bool] = []

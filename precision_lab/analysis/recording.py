@@ -24,6 +24,7 @@ from precision_lab.analysis.tensor_files import (
     _json_object,
     _shape,
 )
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import get_mode
 
@@ -194,8 +195,11 @@ def read_recording(path: str | Path) -> Recording:
     ------
     TensorFileError
         The file cannot be read or is no recording, in one line.
+    FloatingPointError
+        This thread flushes subnormal numbers to zero: they would be read as zeros.
 
     """
+    require_gradual_underflow()
     path = Path(path)
     with _blaming(path):
         if not path.exists():

@@ -26,6 +26,7 @@ from precision_lab.analysis.tensor_files import (
     read_tensors,
     slice_tensors,
 )
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.spread import completed
 
@@ -145,8 +146,11 @@ def scan(
         Unknown format; no power of two; no paths.
     WorkersLostError
         The executor cannot go on.
+    FloatingPointError
+        As `ExponentHistogram.of`; in a worker, too.
 
     """
+    require_gradual_underflow()
     asked = tuple(dict.fromkeys(map(get_format, formats)))
     log2_of_power_of_two(loss_scale)
     raw = None if dtype is None else get_format(dtype)

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.plain import finite_or_none, number_or
+from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import (
     RoundingMode,
@@ -234,6 +235,8 @@ def update_report(
     ------
     ValueError
         The shapes differ; unknown format or mode; another dtype.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     Notes
     -----
@@ -241,7 +244,7 @@ def update_report(
     Melquiond 2008), as the carrier has at least two bits more than the format, for ``stochastic`` 18.
 
     """
-    from precision_lab.numerics import kernels  # compiled code is loaded when it is first needed
+    kernels = load_kernels()
 
     fmt, mode = get_format(fmt), get_mode(mode)
     w, u = (np.ascontiguousarray(x) for x in (np.asarray(weights), np.asarray(updates)))
@@ -278,7 +281,7 @@ def _hides(fmt: FloatFormat) -> bool:
 
 def _report(fmt: FloatFormat, mode: RoundingMode, table: NDArray[np.int64], sums: NDArray[np.int64]) -> UpdateReport:
     """Read what the loop counted, rows by columns, and what it summed, halves of integers by unit."""
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     rows = table.sum(axis=1)
     special = [kernels.ZERO_UPDATE, kernels.NONFINITE]
@@ -311,6 +314,7 @@ def _report(fmt: FloatFormat, mode: RoundingMode, table: NDArray[np.int64], sums
 
 def _in_units(value: int) -> float:
     """Return an integer times 2^-1074, rounded once."""
+    require_gradual_underflow()
     return value / 2**1074
 
 
@@ -420,9 +424,11 @@ class WeightGaps:
         ------
         ValueError
             Unknown format; another dtype.
+        FloatingPointError
+            As `precision_lab.round_to`.
 
         """
-        from precision_lab.numerics import kernels  # compiled code is loaded when it is first needed
+        kernels = load_kernels()
 
         fmt = get_format(fmt)
         w = np.ascontiguousarray(np.asarray(weights)).reshape(-1)
@@ -544,6 +550,8 @@ def frozen_fraction(weights: ArrayLike, update_sizes: ArrayLike, fmt: object) ->
     ------
     ValueError
         A size is negative, infinite or NaN; unknown format; another dtype.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     sizes = np.atleast_1d(np.asarray(update_sizes, np.float64)).tolist()
@@ -746,9 +754,11 @@ def stagnation(
     ValueError
         Unknown format or mode; `most` is out of range; bad `rng`; a term is not positive and finite as stored, or
         larger than the one before: then a sum that stands still could start again.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
-    from precision_lab.numerics import kernels  # compiled code is loaded when it is first needed
+    kernels = load_kernels()
 
     fmt, mode = get_format(fmt), get_mode(mode)
     if isinstance(most, bool) or not isinstance(most, int | np.integer) or not 1 <= most <= MOST_TERMS:

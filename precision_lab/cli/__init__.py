@@ -56,7 +56,7 @@ def main() -> None:
         sys.exit(141)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         _fail(str(error))
 
 

@@ -37,6 +37,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import (
     RandomSource,
@@ -196,6 +197,7 @@ class AccumulationTrace:
 
 
 def _to_float(x: Fraction) -> float:
+    require_gradual_underflow()  # a trace may be looked at under another environment than it was made in
     try:
         return float(x)
     except OverflowError:
@@ -209,6 +211,8 @@ def exact_sum(terms: ArrayLike) -> Fraction:
     ------
     ValueError
         A term is infinite or NaN, or of a dtype that `round_to` does not take either.
+    FloatingPointError
+        As `round_to`.
 
     """
     array = as_carrier(terms).astype(np.float64).reshape(-1)
@@ -219,7 +223,7 @@ def exact_sum(terms: ArrayLike) -> Fraction:
 
 def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     """Return the exact sum of finite doubles and that of their magnitudes."""
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
     kernels.sum_exactly(terms, cells)
@@ -298,13 +302,15 @@ def accumulate(
     ValueError
         Terms with more than one dimension or of a dtype that `round_to` does not take; unknown format, method or mode;
         `block` below 1; bad `rng`.
+    FloatingPointError
+        As `round_to`.
 
     Notes
     -----
     Stochastic rounding compares 16 bits: a term below 2^-16 spacings of the running sum never changes it.
 
     """
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     fmt = get_format(fmt)
     wide = fmt if accumulator is None else get_format(accumulator)
@@ -487,6 +493,8 @@ def matmul(
     ------
     ValueError
         Shapes that do not fit; values that float32 does not hold and no `inputs`; unknown formats or mode; bad `rng`.
+    FloatingPointError
+        As `round_to`.
 
     See Also
     --------
@@ -525,7 +533,7 @@ def _matmul_to_odd(
     left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: tuple[int, int]
 ) -> Array:
     """Multiply in any format and mode: sums are rounded to odd in float64, then into the format."""
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     rows, steps, columns = left.shape[0], left.shape[1], right.shape[1]
     wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
@@ -569,7 +577,7 @@ def _rows_by_addition(left: Array, right: Array, fmt: FloatFormat, round_product
 
     With rounded products both summands have p bits: the first item holds for 2 p + 2 <= w, and is the only one.
     """
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     steps, rows = left.shape[1], left.shape[0]
     precision = _precision(left) + _precision(right)
@@ -609,7 +617,7 @@ def _aligned(count: int, real: Any) -> Array:
 
 def _matmul_by_addition(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> Array:
     """Multiply where `_rows_by_addition` allows it."""
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     real, bits = (np.float32, 23) if round_products else (np.float64, 52)
     kernel = kernels.rounded_even if round_products else kernels.fused_even
@@ -630,6 +638,23 @@ def _matmul_by_addition(left: Array, right: Array, fmt: FloatFormat, round_produ
             kernel(sums, left[:, step : step + height], panel, *constants)
         result[:, columns] = sums
     return result
+
+
+def _require_gradual_underflow_of_blas(left: Array, right: Array) -> None:
+    """Raise FloatingPointError where the BLAS has threads that flush subnormal numbers and these could have met some.
+
+    They are made when NumPy is imported, and keep what was set then. All sums of products of at least 2^-78 are
+    multiples of 2^-125: none is subnormal. Else a product of the same shape, all subnormal, is tried.
+    """
+    low_left, low_right = (float(np.min(np.abs(x), initial=np.inf, where=x != 0)) for x in (left, right))
+    if low_left * low_right >= 2.0**-78:
+        return
+    small = np.float32(2.0**-70)
+    if not np.matmul(np.full_like(left, small), np.full_like(right, small)).all() and left.size:
+        raise FloatingPointError(
+            "subnormal numbers are flushed to zero in threads of NumPy's BLAS, which were made where that was switched "
+            "on; start Python anew and import numpy before anything that switches it on, or set OPENBLAS_NUM_THREADS=1"
+        )
 
 
 def matmul_fp32_accumulate(
@@ -657,6 +682,8 @@ def matmul_fp32_accumulate(
     ------
     ValueError
         As `matmul`; ``stochastic``: round the float32 result with `round_to`.
+    FloatingPointError
+        As `round_to`, of this thread or of those of the BLAS.
 
     """
     left, right, dtype = _operands(a, b, inputs)
@@ -665,6 +692,7 @@ def matmul_fp32_accumulate(
         raise ValueError("mode must be deterministic here; for stochastic round the float32 result with round_to")
     with np.errstate(all="ignore"):
         sums = np.matmul(left, right)
+    _require_gradual_underflow_of_blas(left, right)
     if output is not None:
         round_to(sums, output, rounding_mode, out=sums)
     result: Array = sums.astype(dtype, copy=False)

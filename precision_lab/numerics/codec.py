@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import Array, RoundingMode, _encode_plan, _magnitude_bits, _plan, code_dtype
 
@@ -21,7 +22,9 @@ _bits = partial(_magnitude_bits, False)
 
 
 class Codec(NamedTuple):
-    """Functions on contiguous one-dimensional arrays; nothing is checked.
+    """Functions on contiguous one-dimensional arrays; nothing is checked but the environment of the thread.
+
+    Each raises FloatingPointError where subnormal numbers are flushed to zero: a codec may be older than that.
 
     Attributes
     ----------
@@ -51,11 +54,12 @@ def stored_dtype(fmt: FloatFormat) -> np.dtype[Any]:
 @lru_cache(maxsize=256)
 def codec(fmt: FloatFormat) -> Codec:
     """Return the codec of a format."""
-    from precision_lab.numerics import kernels  # compiled code is loaded at the first use, not at import
+    kernels = load_kernels()
 
     even = _even_constants(fmt)
 
     def compute(loop: str, *arguments: Any) -> Array:
+        require_gradual_underflow()
         out = np.empty(arguments[-1].size, np.float32)
         getattr(kernels, loop)(*arguments, out, even)
         return out
@@ -68,16 +72,19 @@ def codec(fmt: FloatFormat) -> Codec:
     codes_in, stored_in = code_dtype(fmt), stored_dtype(fmt)
 
     def round_(x: Array) -> Array:
+        require_gradual_underflow()
         out = np.empty(x.size, np.float32)
         plan.kernel(x, out, plan.constants)
         return out
 
     def encode(x: Array) -> Array:
+        require_gradual_underflow()
         codes = np.empty(x.size, codes_in)
         to_codes(x, codes, encode_constants)
         return codes.view(stored_in)
 
     def decode(stored: Array) -> Array:
+        require_gradual_underflow()
         out = np.empty(stored.size, np.float32)
         kernels.decode_32(stored.view(codes_in), out, decode_constants)
         return out
@@ -86,6 +93,7 @@ def codec(fmt: FloatFormat) -> Codec:
 
 
 def _same(x: Array) -> Array:
+    require_gradual_underflow()  # what is done with it next would be flushed
     return x
 
 

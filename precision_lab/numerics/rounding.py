@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 
 Array: TypeAlias = NDArray[Any]
@@ -110,7 +111,7 @@ class _Plan(NamedTuple):
 @lru_cache(maxsize=1024)
 def _plan(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool, wide: bool) -> _Plan:
     """Choose the kernel and make its constants for a carrier (`wide`: float64)."""
-    from precision_lab.numerics import kernels  # compiled code is loaded at the first rounding, not at import
+    kernels = load_kernels()
 
     uint, real, width, fraction_bits, carrier_bias = _CARRIERS[wide]
     discarded = fraction_bits - fmt.mantissa_bits
@@ -185,9 +186,12 @@ def as_carrier(x: ArrayLike) -> Array:
     ------
     ValueError
         Another dtype (complex, bool, object, longdouble ...), whose values might not survive.
+    FloatingPointError
+        This thread flushes subnormal numbers to zero; see `require_gradual_underflow`.
 
     """
     array = np.asarray(x)
+    require_gradual_underflow()  # all that computes begins here
     dtype = array.dtype
     if dtype == np.float32 or dtype == np.float64:
         return array
@@ -289,6 +293,8 @@ def round_to(
     ------
     ValueError
         Unknown format or mode; x of another dtype (complex, object, longdouble ...); `out` does not fit; bad `rng`.
+    FloatingPointError
+        This thread flushes subnormal numbers to zero, which no result would survive; the message names the cure.
 
     Notes
     -----
@@ -342,7 +348,7 @@ def compiled_rounding(fmt: FloatFormat, mode: RoundingMode, dtype: Any) -> tuple
 
 def random_numbers(seed: int, first: int, count: int) -> NDArray[np.uint16]:
     """Return the 16-bit numbers that ``stochastic`` gives to the elements from `first` on, under a seed."""
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     counter, skip = divmod(first, 4)  # a counter makes four
     words = np.empty(2 * ((skip + count + 3) // 4), np.uint32)
@@ -365,7 +371,7 @@ def code_dtype(fmt: object) -> np.dtype[Any]:
 
 @lru_cache(maxsize=256)
 def _encode_plan(fmt: FloatFormat, wide: bool) -> tuple[_Kernel, Array]:
-    from precision_lab.numerics import kernels
+    kernels = load_kernels()
 
     uint, _, width, fraction_bits, carrier_bias = _CARRIERS[wide]
     shares_subnormals = fmt.emin == 1 - carrier_bias  # then the fields match, subnormals too
@@ -482,8 +488,11 @@ def decode(codes: ArrayLike, fmt: object, dtype: Any = np.float32) -> Array:
     ------
     ValueError
         Codes are no integers or not below 2^bits; another dtype.
+    FloatingPointError
+        As `round_to`.
 
     """
+    require_gradual_underflow()
     fmt = get_format(fmt)
     if dtype not in (np.float32, np.float64, "float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from typing import TypeVar
 
+from precision_lab.numerics.environment import require_gradual_underflow
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -41,10 +43,13 @@ def completed(
     ------
     WorkersLostError
         Workers died or the cluster went away.
+    FloatingPointError
+        This thread, or a worker's, flushes subnormal numbers to zero.
 
     Whatever a task raises is raised here, after the others have been cancelled.
 
     """
+    require_gradual_underflow()  # of this thread, which puts the results together; tasks look at theirs
     if executor is None:
         yield from ((number, function(task)) for number, task in enumerate(tasks))
         return
@@ -53,6 +58,7 @@ def completed(
         for number, task in enumerate(tasks):
             numbers[executor.submit(function, task)] = number
         for future in as_completed(list(numbers)):
+            require_gradual_underflow()  # whoever takes the results may have switched it on
             # let go of it: what is done need not be kept, here or by a cluster
             yield numbers.pop(future), future.result()
     except BrokenExecutor as error:

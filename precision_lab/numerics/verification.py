@@ -124,6 +124,8 @@ def verify_against_ml_dtypes(
         The format has no dtype to compare with.
     WorkersLostError
         The executor cannot go on.
+    FloatingPointError
+        This thread, or a worker's, flushes subnormal numbers to zero.
 
     """
     fmt = get_format(fmt)

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from precision_lab.numerics.environment import require_gradual_underflow
+
 
 class OutputError(ValueError):
     """A place that cannot be written to, in one line: where, why, and the cure."""
@@ -67,7 +69,11 @@ def check_writable(path: str | Path) -> None:
 
 
 def write_json(data: Any, path: str | Path, *, indent: int | None = 1) -> None:
-    """Write plain JSON (no NaN) atomically, for people or, without indentation, in one line; raises OutputError."""
+    """Write plain JSON (no NaN) atomically, for people or, without indentation, in one line; raises OutputError.
+
+    And FloatingPointError where subnormal numbers are flushed to zero: Python would write 0.0 for them.
+    """
+    require_gradual_underflow()
     with replacing(path) as new:
         new.write_text(json.dumps(data, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab.numerics import reference
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.rounding import RoundingMode
 
@@ -210,8 +211,11 @@ def check_accumulator(
     ------
     ValueError
         A length or format that is not possible.
+    FloatingPointError
+        This thread flushes subnormal numbers to zero, or does so since `dot` was called.
 
     """
+    require_gradual_underflow()
     fmt = get_format(source)
     if fmt.mantissa_bits == 0 or not 2 * fmt.emin <= 0 <= 2 * fmt.emax - 2:
         raise ValueError(f"source must have a mantissa bit and 1 well inside its range, got {fmt}")
@@ -276,6 +280,8 @@ class _Probe:
                 raise _NoAnswerError(
                     f"it raised {type(error).__name__}: {text[:200]} for two {self.dtype} vectors of length {x.size}"
                 ) from error
+            finally:  # it may have switched it on, here, where the next vectors are made
+                require_gradual_underflow("since the function was called")
 
 
 def _factors(value: float) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import Array, RoundingMode, code_dtype, decode, encode, get_mode, round_to
 from precision_lab.testing.cast_faults import (
@@ -249,8 +250,11 @@ def check_cast(
     ------
     ValueError
         Unknown format, mode or rule for NaN; ``stochastic``; more inputs than can be tried.
+    FloatingPointError
+        This thread flushes subnormal numbers to zero, or does so since the cast was called in it (`isolate` False).
 
     """
+    require_gradual_underflow()
     spec = _checked_spec(source, target, mode, subnormals, saturate, nan)
     if exhaustive and spec.source.bits > 32:
         raise ValueError(f"exhaustive tries every input, and {spec.source.name} has 2^{spec.source.bits}; use fp32")

@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from precision_lab.numerics.environment import require_gradual_underflow
+
 Array = NDArray[Any]
 SLOT = 1 << 18  # elements that a call may have
 _ROOM = 128  # elements by which an array may be shifted in its slot
@@ -118,7 +120,10 @@ class InProcess:
 
     def answer(self, limit: float) -> Answer:
         """See `Caller`."""
-        return call_once(self._function, self._waiting.popleft())
+        answer = call_once(self._function, self._waiting.popleft())
+        # it may have switched it on, here, where its results are looked at
+        require_gradual_underflow("since the function was called")
+        return answer
 
     def restart(self) -> None:
         """See `Caller`."""

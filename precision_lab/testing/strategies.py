@@ -40,6 +40,7 @@ from hypothesis.errors import InvalidArgument
 from hypothesis.extra import numpy as of_numpy
 from numpy.typing import NDArray
 
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.rounding import RoundingMode, code_dtype
 
@@ -258,6 +259,7 @@ def rounding_modes(*, stochastic: bool = False) -> st.SearchStrategy[RoundingMod
 
 
 def _format(spec: object) -> FloatFormat:
+    require_gradual_underflow()
     try:
         return get_format(spec)
     except ValueError as error:

@@ -44,6 +44,7 @@ from precision_lab.analysis.recording import RecordedTensor, Recording
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan_recording
 from precision_lab.analysis.swamping import UpdateReport, update_report
 from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.presentation.files import write_json
 
@@ -91,6 +92,10 @@ class GradientRecorder:
     one that it stands for. Complex parameters are not recorded. A step that a scaler skips is counted as skipped, and
     its gradients are not counted: the optimizer never gets them.
 
+    Where subnormal numbers are flushed to zero (``torch.set_flush_denormal(True)``) nothing can be counted: `attach`
+    raises FloatingPointError, and if it is switched on later, the next recorded step does, before the optimizer has
+    changed anything. What was recorded until then stays, and is right; switch it off to go on or to save.
+
     """
 
     def __init__(
@@ -131,8 +136,12 @@ class GradientRecorder:
         ------
         RuntimeError
             It is attached already: everything would be counted twice.
+        FloatingPointError
+            This thread flushes subnormal numbers to zero, as after ``torch.set_flush_denormal(True)``; see the notes
+            of the class.
 
         """
+        require_gradual_underflow()
         if self._handles:
             raise RuntimeError("this recorder is attached already: call detach() first, or use one `with` block")
         if self._optimizer is not None:
@@ -168,6 +177,8 @@ class GradientRecorder:
         ------
         RuntimeError
             It is not attached, or has an optimizer, whose own steps are recorded.
+        FloatingPointError
+            As `attach`; nothing of this step is counted then.
 
         """
         if self._optimizer is not None:
@@ -175,8 +186,8 @@ class GradientRecorder:
         if not self._handles:
             raise RuntimeError("this recorder is not attached: use it in a `with` block, or call attach()")
         if self._steps % self._every == 0:
-            self._recorded += 1
             self._count_gradients()
+            self._recorded += 1
         self._steps += 1
 
     # ---- what ----
@@ -272,6 +283,8 @@ class GradientRecorder:
         if found_inf is not None and float(found_inf):
             self._skipped += 1
             return None
+        if self._steps % self._every == 0:
+            require_gradual_underflow()  # before anything is counted, and before the optimizer changes anything
         self._recording_now = self._steps % self._every == 0
         self._steps += 1
         if not self._recording_now:
@@ -299,10 +312,12 @@ class GradientRecorder:
     def _after(self, _optimizer: Any, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if self._recording_now:
             self._recording_now = False
+            require_gradual_underflow()  # a closure may have switched it on
             for tally in self._tallies:
                 tally.count_update(self._scratch)
 
     def _count_gradients(self, scale: Any = None) -> None:
+        require_gradual_underflow()
         for tally in self._tallies:
             if tally.parameter.grad is not None:
                 tally.count_gradient(tally.parameter.grad, scale)
@@ -397,8 +412,8 @@ class _Tally:
         """Count the updates that wait."""
         if self.waiting:
             weights, updates = map(np.concatenate, zip(*self.waiting, strict=True))
-            self.waiting = []
             self.count_reports(weights, updates)
+            self.waiting = []  # only now: it may be refused, see `require_gradual_underflow`
 
     def count_reports(self, weights: Array, updates: Array) -> None:
         self.reports = [report + update_report(weights, updates, report.format) for report in self.reports]

@@ -21,6 +21,7 @@ from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.plain import counted, uncounted
 from precision_lab.numerics import fixed
 from precision_lab.numerics.codec import codec
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
 from precision_lab.training.models import MLP, Array, Gradients, LeastSquares, Model, Parameters, Transformer
 from precision_lab.training.models.mlp import ACTIVATIONS as MLP_ACTIVATIONS
@@ -578,6 +579,8 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
     ------
     ValueError
         If `config.batch_size` exceeds the size of the training part.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     train_part, test_part = load_data(config)
@@ -638,6 +641,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
 
 def loss_in_float64(model: Model, parameters: Parameters, data: Dataset) -> float:
     """Return the mean loss over a data set, the parameters taken as they are, everything else in float64."""
+    require_gradual_underflow()
     wide = {name: array.astype(np.float64) for name, array in parameters.items()}
     with np.errstate(over="ignore", invalid="ignore"):
         return model.loss(wide, data.inputs, data.labels)

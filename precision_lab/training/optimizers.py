@@ -210,6 +210,8 @@ def start(parameters: Array, optimizer: Optimizer, storage: StorageConfig) -> Op
     ------
     ValueError
         `parameters` is no float32 array of one dimension.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     updated = codec(storage.updated).round(_flat(parameters, "parameters"))
@@ -282,6 +284,8 @@ def update(
     ------
     ValueError
         `gradient` is no float32 array of n elements; the state holds other buffers; `learning_rate` out of range.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     held = state.buffers

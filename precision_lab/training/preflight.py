@@ -446,6 +446,8 @@ def preflight(
     ValueError
         Unknown names, hyperparameters out of range, both `updates` and `optimizer_state`, SGD without either `updates`
         or `gradients`.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     if not 0 <= tolerance < 1:

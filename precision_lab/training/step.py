@@ -145,6 +145,8 @@ def training_step(
     ------
     ValueError
         The product of scale and factor is not positive or not finite in float32, or the batch cannot be divided.
+    FloatingPointError
+        As `precision_lab.round_to`.
 
     """
     if micro_batches < 1 or len(inputs) % micro_batches:

@@ -56,6 +56,8 @@ def sweep(
         The checkpoint cannot be read or written, or a line within it is no result.
     WorkersLostError
         The executor cannot go on; what was finished is in the checkpoint.
+    FloatingPointError
+        As `precision_lab.round_to`; in a worker, too.
 
     """
     places: dict[str, TrainingConfig] = {_key(config): config for config in configs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import pickle
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from precision_lab import ExponentHistogram, scan, update_report
 from precision_lab.analysis.recording import Recording, read_recording
 from precision_lab.presentation.plots import scan_figure, swamping_scan_figure
 from precision_lab.presentation.tables import scan_table, updates_table
+from tests.flushing import in_a_thread
 
 pytestmark = pytest.mark.torch
 
@@ -600,3 +602,74 @@ def test_the_lines_of_the_readme(torch: Any, tmp_path: Path, monkeypatch: pytest
     }
     exec(lines, names)
     assert len(scan(tmp_path / "run.json").tensors) == 2
+
+
+# ---- flush to zero ----
+
+
+def test_nothing_is_counted_where_subnormal_numbers_are_flushed(torch: Any, recorder_of: Any) -> None:
+    """Not at the start, not in the middle; what was recorded until then stays, also the updates that wait."""
+
+    def program() -> None:
+        model = network(torch, 4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        recorder = recorder_of(model, optimizer)
+        assert torch.set_flush_denormal(True)
+        with pytest.raises(FloatingPointError, match=r"torch.set_flush_denormal\(False\)"):
+            recorder.attach()
+        torch.set_flush_denormal(False)
+        with recorder:
+            train(torch, model, optimizer, 2)
+            torch.set_flush_denormal(True)
+            weights = copy.deepcopy(model.state_dict())
+            with pytest.raises(FloatingPointError):
+                train(torch, model, optimizer, 1)
+            assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+            with pytest.raises(FloatingPointError):
+                recorder.recording()
+            torch.set_flush_denormal(False)
+            before = recorder.recording()
+            train(torch, model, optimizer, 1)
+        assert before.recorded_steps == 2
+        assert recorder.recording().recorded_steps == 3
+        for tensor, later in zip(before.tensors, recorder.recording().tensors, strict=True):
+            assert tensor.gradients.count == 2 * math.prod(tensor.shape) == tensor.reports[0].count
+            assert later.gradients.count == 3 * math.prod(tensor.shape) == later.reports[0].count
+
+    in_a_thread(program)
+
+
+def test_a_step_by_hand_is_refused_whole(torch: Any, recorder_of: Any) -> None:
+    def program() -> None:
+        model = network(torch, 4, 3)
+        loss_of(torch, model).backward()
+        with recorder_of(model) as recorder:
+            torch.set_flush_denormal(True)
+            with pytest.raises(FloatingPointError):
+                recorder.step()
+            torch.set_flush_denormal(False)
+            assert recorder.recording().steps == recorder.recording().recorded_steps == 0
+            recorder.step()
+        assert recorder.recording().recorded_steps == 1
+
+    in_a_thread(program)
+
+
+def test_a_closure_that_switches_it_on(torch: Any, recorder_of: Any) -> None:
+    def program() -> None:
+        model = network(torch, 4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = loss_of(torch, model)
+            loss.backward()
+            torch.set_flush_denormal(True)
+            return loss
+
+        with recorder_of(model, optimizer) as recorder, pytest.raises(FloatingPointError):
+            optimizer.step(closure)
+        torch.set_flush_denormal(False)
+        assert not any(tensor.gradients.count for tensor in recorder.recording().tensors)
+
+    in_a_thread(program)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,14 +19,16 @@ import pytest
 
 import precision_lab as lab
 from precision_lab.analysis.recording import Recording, read_recording
+from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import _constants
 from precision_lab.numerics.codec import Codec, codec
-from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
+from precision_lab.numerics.environment import load_fixed_kernels, load_kernels, require_gradual_underflow
 from precision_lab.numerics.rounding import _decode_table, _encode_plan, _plan
 from precision_lab.numerics.verification import verify_against_ml_dtypes, verify_against_reference
 from precision_lab.presentation.files import write_json
 from precision_lab.testing.accumulators import check_accumulator
 from precision_lab.testing.casts import check_cast
+from precision_lab.training.models import MLP
 from precision_lab.training.optimizers import SGD, start, update
 from precision_lab.training.storage import CONFIGURATIONS
 from tests.flushing import SWITCHES, in_a_thread, mxcsr, needs_glibc_x86, reset, switch_on
@@ -92,6 +95,11 @@ OTHERS: dict[str, Call] = {
     "start": lambda: start(FLAT, SGD(0.1), CONFIGURATIONS["fp32"]),
     "update": lambda: update(STATE, FLAT, SGD(0.1), CONFIGURATIONS["fp32"]),
     "kernels": load_kernels,
+    "fixed_kernels": load_fixed_kernels,
+    "fixed.matmul": lambda: fixed.matmul(SUBNORMAL[None], SUBNORMAL[:, None]),
+    "fixed.sum": lambda: fixed.sum(SUBNORMAL),
+    "fixed.exp": lambda: fixed.exp(np.float32(-90)),
+    "MLP.loss": lambda: MLP((3, 2)).loss(MLP((3, 2)).init(), SUBNORMAL[None], np.zeros(1, np.int64)),
     "verify_against_reference": lambda: verify_against_reference("fp4_e2m1fn"),
     "verify_against_ml_dtypes": lambda: verify_against_ml_dtypes("fp16"),
     "check_cast": lambda: check_cast(lambda x: x.astype(np.float16), "fp8_e5m2", "fp16"),
@@ -127,14 +135,12 @@ def test_only_the_environment_loads_the_kernels() -> None:
     """So that no entry can forget to ask."""
 
     def loads(source: str) -> bool:
-        return any(
-            (isinstance(node, ast.ImportFrom) and "kernels" in [alias.name for alias in node.names])
-            or (isinstance(node, ast.Import | ast.ImportFrom) and "numerics.kernels" in ast.unparse(node))
-            for node in ast.walk(ast.parse(source))
-        )
+        imports = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom))
+        return any(re.search(r"numerics(\.| import .*)(fixed_)?kernels", ast.unparse(node)) for node in imports)
 
     root = Path(lab.__file__).parent
-    assert [p.stem for p in sorted(root.rglob("*.py")) if loads(p.read_text())] == ["environment"]
+    loading = {p.stem for p in root.rglob("*.py") if loads(p.read_text())}
+    assert loading == {"environment", "fixed_kernels"}  # which the environment loads
     assert loads("def f():\n    from precision_lab.numerics import kernels")
     assert loads("import precision_lab.numerics.kernels")
 

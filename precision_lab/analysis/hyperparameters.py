@@ -387,7 +387,7 @@ def settling_value(fmt: object, decay: float, gain: float) -> float:
     if gain == 0:
         return 0.0
     u = fmt.unit_roundoff
-    bound = gain * (1 - u) / (1 - decay * (1 - u) ** 2) * (1 - 2**-20)  # the last factor: for errors of this line
+    bound = gain * (1 - u) / (1 - decay * (1 - u) * (1 - u)) * (1 - 2**-20)  # the last factor: for errors of this line
     first, jump = (int(encode(min(x, fmt.max), fmt, "toward_zero")) for x in (gain, bound))
     last, size = int(encode(fmt.max, fmt)), 1 << 10
     after = np.array([fmt.max])

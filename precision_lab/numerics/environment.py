@@ -55,3 +55,11 @@ def load_kernels() -> ModuleType:
 
     require_gradual_underflow()
     return kernels
+
+
+def load_fixed_kernels() -> ModuleType:
+    """Return the compiled loops of fixed.py, as `load_kernels` does the others."""
+    require_gradual_underflow()
+    from precision_lab.numerics import fixed_kernels
+
+    return fixed_kernels

@@ -29,6 +29,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from precision_lab.numerics.environment import load_fixed_kernels
+
 Array = NDArray[Any]
 
 
@@ -70,8 +72,7 @@ def matmul(a: ArrayLike, b: ArrayLike) -> Array:
 
 
 def _multiply(left: Array, right: Array, out: Array) -> None:
-    from precision_lab.numerics import fixed_kernels
-
+    fixed_kernels = load_fixed_kernels()
     count = math.prod(left.shape[:-2])
     fixed_kernels.matmul(*(x.reshape(count, *x.shape[-2:]) for x in (left, right, out)))
 
@@ -116,8 +117,7 @@ def sum(x: ArrayLike, axis: int | None = None, *, keepdims: bool = False) -> Arr
         There is no such axis.
 
     """
-    from precision_lab.numerics import fixed_kernels
-
+    fixed_kernels = load_fixed_kernels()
     array = _real(x)
     if axis is None:
         before, count, after, shape = 1, array.size, 1, (1,) * array.ndim if keepdims else ()
@@ -160,8 +160,7 @@ def sum_by_group(rows: Array, groups: NDArray[np.integer[Any]], count: int) -> A
         A group is out of range, or the shapes do not fit.
 
     """
-    from precision_lab.numerics import fixed_kernels
-
+    fixed_kernels = load_fixed_kernels()
     array = _real(rows)
     if array.ndim != 2 or groups.shape != array.shape[:1]:
         raise ValueError(f"rows must be (n, width) and groups (n,), got {array.shape} and {groups.shape}")
@@ -198,8 +197,7 @@ def log2(x: float) -> float: ...
 def log2(x: Array) -> Array: ...
 def log2(x: float | Array) -> float | Array:
     """Return the binary logarithm in float64, exact for powers of two; zeros and negative numbers as `log`."""
-    from precision_lab.numerics import fixed_kernels
-
+    fixed_kernels = load_fixed_kernels()
     return _each("log_to_base", x, *fixed_kernels.PER_LN2)
 
 
@@ -209,14 +207,12 @@ def log10(x: float) -> float: ...
 def log10(x: Array) -> Array: ...
 def log10(x: float | Array) -> float | Array:
     """Return the decimal logarithm in float64, exact for powers of ten; zeros and negative numbers as `log`."""
-    from precision_lab.numerics import fixed_kernels
-
+    fixed_kernels = load_fixed_kernels()
     return _each("log_to_base", x, *fixed_kernels.PER_LN10)
 
 
 def _each(loop: str, x: ArrayLike, *constants: float) -> Array:
-    from precision_lab.numerics import fixed_kernels
-
+    fixed_kernels = load_fixed_kernels()
     array = _real(x)
     out = np.empty(array.shape, np.float64 if constants else array.dtype)
     function: Callable[..., None] = getattr(fixed_kernels, loop)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from typing import Any
 
 from precision_lab.analysis.loss_scaling import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
@@ -206,8 +207,10 @@ def _pair(key: str, value: str) -> dict[str, Any]:
 def _number(text: str) -> float:
     base, power, exponent = text.partition("^")
     try:
-        return float(base) ** float(exponent) if power else float(text)
-    except (ValueError, OverflowError):
+        if power and abs(int(exponent)) <= 2000:  # beyond any loss scale
+            return float(Fraction(base) ** int(exponent))
+        return float(text)
+    except (ValueError, ArithmeticError):
         raise ValueError(
             f"loss_scale must be {', '.join(_LOSS_SCALES)}, or a number such as 2^16; got {text!r}"
         ) from None

@@ -23,6 +23,7 @@ Array: TypeAlias = NDArray[Any]
 
 _EXACT = 2**53  # float64 holds all integers up to here
 _LARGEST_BITS = 1024  # of an integer in the range of float64
+_BOOLS: set[type] = {bool, np.bool_}
 _NUMBERS = (int, float, np.integer, np.float16, np.float32)  # what may stand in a list beside large integers
 
 
@@ -80,25 +81,29 @@ def as_array(x: ArrayLike, *, to_odd: bool = False) -> Array:
     array = np.asarray(x)
     if not (_is_list(x) or isinstance(x, int)) or array.dtype.kind not in "iufO":
         return array
-    elements = np.array(x, object)
+    kinds = set(map(type, x)) if _is_list(x) and array.ndim == 1 else {type(x)}
+    large = array.dtype == object or (array.dtype == np.float64 and bool((np.abs(array) >= _EXACT).any()))
+    if kinds <= {int, float} and not (large and int in kinds):
+        return array  # the usual lists, in little time
+    elements = _elements(x, array.shape)
     kinds = set(map(type, elements.flat))
-    if np.ndarray in kinds:  # arrays without dimensions
-        elements = np.array([v.item() if isinstance(v, np.ndarray) else v for v in elements.flat], object)
-        elements, kinds = elements.reshape(array.shape), set(map(type, elements))
-    if array.dtype != object and kinds & {bool, np.bool_}:
+    if array.dtype != object and kinds & _BOOLS:
         raise ValueError("cannot take an array of numbers and bools; pass np.asarray(x, float) if True stands for 1")
-    if array.dtype.kind in "iu" or not any(issubclass(kind, int | np.integer) for kind in kinds):
-        return array
-    return _with_large_integers(array, elements, kinds, to_odd)
+    known = not kinds & _BOOLS and all(issubclass(kind, _NUMBERS) for kind in kinds)
+    return _doubles(array, elements, to_odd) if large and known else array
 
 
-def _with_large_integers(array: Array, elements: Array, kinds: set[type], to_odd: bool) -> Array:
-    """Return the elements as float64; the array itself where it is right, or where they are no numbers in its range."""
-    if array.dtype != object:
-        if array.dtype != np.float64 or not (np.abs(array) >= _EXACT).any():
-            return array
-    elif kinds & {bool, np.bool_} or not all(issubclass(kind, _NUMBERS) for kind in kinds):
-        return array
+def _elements(x: object, shape: tuple[int, ...]) -> Array:
+    """Return the numbers of a nested list as the objects that they are."""
+    elements = np.array(x, object)
+    listed = [v.item() if isinstance(v, np.ndarray) else v for v in elements.flat]  # arrays without dimensions
+    elements = np.empty(len(listed), object)
+    elements[:] = listed
+    return elements.reshape(shape)
+
+
+def _doubles(array: Array, elements: Array, to_odd: bool) -> Array:
+    """Return the elements as float64; the array as it is where an integer is beyond its range."""
     listed = [int(n) if is_integer(n) else float(n) for n in elements.flat]
     if any(isinstance(n, int) and n.bit_length() > _LARGEST_BITS for n in listed):
         return array

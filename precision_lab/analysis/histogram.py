@@ -16,7 +16,6 @@ These 27 classes a binade answer every registered format and every power-of-two 
 from __future__ import annotations
 
 import math
-import operator
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.inputs import is_integer, is_number
 from precision_lab.numerics.rounding import as_carrier
 
 Array: TypeAlias = NDArray[Any]
@@ -152,19 +152,20 @@ class ExponentHistogram:
         Parameters
         ----------
         x : array_like
-            Any shape; float64, float32, float16, bfloat16 or an ml_dtypes float. Integers and lists count as float64.
+            Any shape; float64, float32, float16, bfloat16 or an ml_dtypes float. Integers and lists count as float64;
+            an integer that is none is counted where it lies, and stands in `max_abs` rounded to odd.
 
         Raises
         ------
         ValueError
-            Another dtype.
+            Another dtype; a masked array.
         FloatingPointError
             As `round_to`.
 
         """
         kernels = load_kernels()
 
-        array = np.ascontiguousarray(as_carrier(x)).reshape(-1)
+        array = np.ascontiguousarray(as_carrier(x, to_odd=True)).reshape(-1)
         if array.size > _MOST:
             return cls.of_chunks(array[start : start + _MOST] for start in range(0, array.size, _MOST))
         wide = array.dtype.itemsize == 8
@@ -324,7 +325,7 @@ class ExponentHistogram:
         """
         try:
             rows = {int(e): [_count(n) for n in row] for e, row in data["binades"].items()}
-            least, largest = (None if data[key] is None else float(data[key]) for key in ("min_nonzero", "max_abs"))
+            least, largest = (_magnitude(data[key]) for key in ("min_nonzero", "max_abs"))
             if len(rows) != len(data["binades"]) or not all(
                 0 < len(row) <= CLASSES and any(row) for row in rows.values()
             ):
@@ -377,10 +378,16 @@ def place_of(threshold: float, *, inclusive: bool) -> tuple[int, int]:
 
 def _count(value: Any) -> int:
     """Return a count, an integer that is not negative."""
-    count = operator.index(value)
-    if count < 0 or isinstance(value, bool):
+    if not is_integer(value) or value < 0:
         raise ValueError(f"counts are integers that are not negative, got {value!r}")
-    return count
+    return int(value)
+
+
+def _magnitude(value: Any) -> float | None:
+    """Return a number of `to_dict` as a float."""
+    if value is not None and not is_number(value):
+        raise ValueError(f"min_nonzero and max_abs are numbers, got {value!r}")
+    return None if value is None else float(value)
 
 
 def _exponent(magnitude: float | None) -> int | None:
@@ -401,7 +408,7 @@ def log2_of_power_of_two(loss_scale: float) -> int:
         mantissa, exponent = math.frexp(loss_scale)
     except (TypeError, OverflowError):
         mantissa, exponent = math.nan, 0
-    if mantissa != 0.5 or isinstance(loss_scale, bool):
+    if mantissa != 0.5 or isinstance(loss_scale, bool | np.bool_):
         raise ValueError(
             f"loss scale must be a power of two such as 1024 or 65536, got {loss_scale!r}: any other would move "
             "elements within their binades, and the histogram could not follow exactly"

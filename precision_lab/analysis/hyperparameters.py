@@ -33,7 +33,6 @@ the defaults are those of torch.optim.
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -46,8 +45,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.inspection import to_double_by_odd
-from precision_lab.numerics.rounding import decode, encode, neighbours, round_to
+from precision_lab.numerics.rounding import as_carrier, decode, encode, neighbours, round_to
 
 OPTIMIZERS: dict[str, dict[str, float]] = {
     "sgd": {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.0},
@@ -280,10 +280,7 @@ def audit(
         "momentum": momentum,
     }
     values = _hyperparameters(optimizer, given)
-    try:
-        length = 0 if isinstance(steps, bool) else operator.index(steps)
-    except TypeError:
-        length = 0
+    length = int(steps) if is_integer(steps) else 0
     if length < 1:
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
     findings = [_lr(fmt, values["lr"], optimizer)]
@@ -328,7 +325,7 @@ def _hyperparameters(optimizer: str, given: dict[str, float | None]) -> dict[str
 
 def _as_double(value: object) -> float:
     """Return a number as a double, NaN for what is none."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+    if not is_number(value):
         return math.nan
     try:
         return float(value)
@@ -354,8 +351,14 @@ def stored_rates(rates: ArrayLike, fmt: object) -> NDArray[np.float64]:
     fmt : format spec
         See `get_format`.
 
+    Raises
+    ------
+    ValueError
+        `rates` of a dtype that `round_to` does not take; unknown format.
+
     """
-    betas = 1 - np.asarray(rates, np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        betas = 1 - converted(as_carrier(rates), np.float64)
     return 1 - np.asarray(round_to(betas, fmt), np.float64)
 
 

@@ -36,6 +36,8 @@ from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2
 from precision_lab.analysis.plain import finite_or_none
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import as_array, converted
+from precision_lab.numerics.rounding import as_carrier
 
 ScaleDtype: TypeAlias = Literal["float32", "float64"]
 
@@ -881,7 +883,8 @@ def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> Scale
     Raises
     ------
     ValueError
-        The trace is empty, has another shape, or holds what is no magnitude; unknown format; no scaler.
+        The trace is empty, has another shape, or holds what is no magnitude, or an integer that is no float64; a masked
+        array; unknown format; no scaler.
     FloatingPointError
         As `precision_lab.round_to`.
 
@@ -910,11 +913,11 @@ def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> Scale
 def _magnitudes(max_abs_per_step: ArrayLike) -> tuple[float, ...]:
     accepted = "one number for each step, not negative; inf and NaN stand for an overflow"
     try:
-        array = np.asarray(max_abs_per_step)
+        array = as_array(max_abs_per_step)
         numbers = array.dtype.kind in "iuf" and array.dtype != np.longdouble
-        magnitudes = array.astype(np.float64) if numbers else None
+        magnitudes = converted(as_carrier(array), np.float64) if numbers else None
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a trace has {accepted}; got {type(max_abs_per_step).__name__}") from error
+        raise ValueError(f"a trace has {accepted}; got {type(max_abs_per_step).__name__}: {error}") from error
     if magnitudes is None or magnitudes.ndim != 1 or not magnitudes.size:
         raise ValueError(f"a trace has {accepted}; got shape {array.shape} of {array.dtype}")
     if (negative := np.flatnonzero(magnitudes < 0)).size:

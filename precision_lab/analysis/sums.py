@@ -25,6 +25,7 @@ from precision_lab.analysis.plain import finite_or_none
 from precision_lab.analysis.tensor_files import TensorInfo, list_tensors, read_tensors
 from precision_lab.numerics.accumulation import AccumulationTrace, accumulate
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
 
 
@@ -195,7 +196,7 @@ def sum_tensors(
     """
     asked = get_format(fmt)
     raw = None if dtype is None else get_format(dtype)
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+    if not is_integer(limit) or limit < 1:
         raise ValueError(f"limit must be an integer of at least 1, got {limit!r}")
     places = [paths] if isinstance(paths, str | Path) else list(paths)
     if not places:
@@ -209,7 +210,9 @@ def sum_tensors(
                 skipped.append(info)
                 continue
             terms = _first(chunks, limit)
-            traces = sum_every_way(terms * terms if squares else terms, asked, seed=seed)
+            with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
+                added = terms * terms if squares else terms
+            traces = sum_every_way(added, asked, seed=seed)
             tensors.append(SummedTensor(info, terms.size, traces))
             if progress is not None:
                 progress(len(tensors), everything)
@@ -222,7 +225,8 @@ def _first(chunks: Iterable[Any], limit: int) -> Any:
     parts: list[Any] = []
     room = limit
     for chunk in chunks:
-        parts.append(as_carrier(chunk[:room]).astype(np.float64))  # a copy: chunks share a buffer
+        part = as_carrier(chunk[:room])
+        parts.append(part.copy() if part.dtype == np.float64 else converted(part, np.float64))  # chunks share a buffer
         room -= parts[-1].size
         if room == 0:
             break

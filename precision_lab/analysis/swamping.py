@@ -35,6 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from precision_lab.analysis.plain import finite_or_none, number_or
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import as_array, converted, is_integer, is_number
 from precision_lab.numerics.rounding import (
     RoundingMode,
     _stream,
@@ -234,7 +235,8 @@ def update_report(
     Raises
     ------
     ValueError
-        The shapes differ; unknown format or mode; another dtype.
+        The shapes differ; unknown format or mode; another dtype; a masked array; an update that is an integer beyond
+        2^53 and no float64.
     FloatingPointError
         As `precision_lab.round_to`.
 
@@ -247,12 +249,13 @@ def update_report(
     kernels = load_kernels()
 
     fmt, mode = get_format(fmt), get_mode(mode)
-    w, u = (np.ascontiguousarray(x) for x in (np.asarray(weights), np.asarray(updates)))
-    if np.shape(weights) != np.shape(updates):
-        raise ValueError(f"weights and updates must be of one shape, got {np.shape(weights)} and {np.shape(updates)}")
-    w, u = w.reshape(-1), u.reshape(-1)
-    # float32 has 24 significand bits, float64 53
-    wide = as_carrier(u[:0]).dtype == np.float64 or fmt.precision > 22 or mode is RoundingMode.STOCHASTIC
+    w, u = as_array(weights, to_odd=True), as_array(updates)  # weights are rounded into the format
+    if w.shape != u.shape:
+        raise ValueError(f"weights and updates must be of one shape, got {w.shape} and {u.shape}")
+    w, u = (np.ascontiguousarray(x).reshape(-1) for x in (w, u))
+    # float32 has 24 significand bits, float64 53; weights in float64 are stored from there, to be rounded once
+    doubles = any(as_carrier(x[:0]).dtype == np.float64 for x in (w, u))
+    wide = doubles or fmt.precision > 22 or mode is RoundingMode.STOCHASTIC
     carrier = np.dtype(np.float64 if wide else np.float32)
     loop, roundings = (kernels.updates_64, kernels.ROUNDINGS_64) if wide else (kernels.updates_32, kernels.ROUNDINGS_32)
     storing, rounding = (
@@ -266,9 +269,9 @@ def update_report(
         cells = np.zeros((2048, 4, kernels.LANES), np.uint32)
         sums = np.zeros((3, 2100, 2), np.int64)
         for start in range(part, min(part + _MOST, w.size), step):
-            weight, update = (
-                as_carrier(x[start : min(start + step, part + _MOST)]).astype(carrier, copy=False) for x in (w, u)
-            )
+            block = slice(start, min(start + step, part + _MOST))
+            weight = converted(as_carrier(w[block], to_odd=True), carrier)
+            update = converted(as_carrier(u[block]), carrier)
             loop(weight, update, storing, rounding, stream, _hides(fmt), cells.reshape(-1), sums)
         report += _report(fmt, mode, cells.sum(axis=2, dtype=np.int64), sums)
     return report
@@ -423,7 +426,7 @@ class WeightGaps:
         Raises
         ------
         ValueError
-            Unknown format; another dtype.
+            Unknown format; another dtype; a masked array.
         FloatingPointError
             As `precision_lab.round_to`.
 
@@ -431,7 +434,7 @@ class WeightGaps:
         kernels = load_kernels()
 
         fmt = get_format(fmt)
-        w = np.ascontiguousarray(np.asarray(weights)).reshape(-1)
+        w = np.ascontiguousarray(as_array(weights, to_odd=True)).reshape(-1)
         largest = fmt.max if fmt.saturates else math.inf
         layout = np.array([fmt.smallest_normal, 0, largest], np.float32).view(np.uint32)
         layout[1] = 1 << (23 - fmt.mantissa_bits)
@@ -442,7 +445,7 @@ class WeightGaps:
         for part in range(0, w.size, _MOST):
             cells = np.zeros((kernels.WEIGHT_ROWS, kernels.WEIGHT_CLASSES, 2, kernels.LANES), np.uint32)
             for start in range(part, min(part + _MOST, w.size), _BLOCK):
-                block = as_carrier(w[start : min(start + _BLOCK, part + _MOST)])
+                block = as_carrier(w[start : min(start + _BLOCK, part + _MOST)], to_odd=True)
                 stored = buffer[: block.size]
                 store(block, stored, constants)
                 if _hides(fmt):
@@ -494,10 +497,10 @@ class WeightGaps:
         Raises
         ------
         ValueError
-            It is negative, infinite or NaN.
+            It is negative, infinite or NaN, no number, or an integer that is no float64.
 
         """
-        size = float(update_size)
+        size = float(as_carrier(update_size)) if is_number(update_size) else math.nan
         if not 0 <= size < math.inf:
             raise ValueError(f"an update size is a finite number that is not negative, got {update_size!r}")
         up = down = both = 0
@@ -549,12 +552,13 @@ def frozen_fraction(weights: ArrayLike, update_sizes: ArrayLike, fmt: object) ->
     Raises
     ------
     ValueError
-        A size is negative, infinite or NaN; unknown format; another dtype.
+        A size is negative, infinite or NaN; a size of another dtype, or an integer that is no float64; unknown format;
+        weights of another dtype; a masked array.
     FloatingPointError
         As `precision_lab.round_to`.
 
     """
-    sizes = np.atleast_1d(np.asarray(update_sizes, np.float64)).tolist()
+    sizes = np.atleast_1d(as_carrier(update_sizes)).tolist()
     for size in sizes:
         WeightGaps(get_format(fmt)).frozen(size)  # a bad one is found before the weights are read
     gaps = WeightGaps.of(weights, fmt)
@@ -662,8 +666,11 @@ class Series:
 
 
 def counting(step: float = 1) -> Series:
-    """Return step + step + step + ..."""
-    return Series(f"counting by {step:g}", lambda numbers: np.full(numbers.size, step, np.float64))
+    """Return step + step + step + ...; raises ValueError where `step` is no number."""
+    if not is_number(step):
+        raise ValueError(f"step must be a number, got {step!r}")
+    term = float(as_carrier(step, to_odd=True))  # terms are rounded into the format
+    return Series(f"counting by {step:g}", lambda numbers: np.full(numbers.size, term))
 
 
 def harmonic() -> Series:
@@ -761,7 +768,7 @@ def stagnation(
     kernels = load_kernels()
 
     fmt, mode = get_format(fmt), get_mode(mode)
-    if isinstance(most, bool) or not isinstance(most, int | np.integer) or not 1 <= most <= MOST_TERMS:
+    if not is_integer(most) or not 1 <= most <= MOST_TERMS:
         raise ValueError(f"most must be an integer in 1..2^27, got {most!r}")
     constants, stochastic = _addition(fmt, mode), mode is RoundingMode.STOCHASTIC
     seed, start = _stream(rng).tolist()
@@ -783,7 +790,7 @@ def stagnation(
 def _stored_terms(series: Series, numbers: NDArray[np.float64], fmt: FloatFormat, last: float) -> NDArray[np.float64]:
     """Round terms into the format and check that they are what `stagnation` can follow."""
     with np.errstate(all="ignore"):
-        terms = np.asarray(series.terms(numbers), np.float64)
+        terms = converted(as_carrier(series.terms(numbers)), np.float64)
     if terms.shape != numbers.shape:
         raise ValueError(f"{series.name}: {numbers.size} terms are asked for, got an array of shape {terms.shape}")
     stored = np.asarray(round_to(terms, fmt))

@@ -152,15 +152,13 @@ def scan_frozen(
     TensorFileError
         The file cannot be read.
     ValueError
-        No size, or one that is negative, infinite or NaN; unknown format.
+        No size, or one that is negative, infinite, NaN or no number; unknown format.
 
     """
     asked = _formats(weights, formats, dtype)
-    sizes = tuple(dict.fromkeys(map(float, update_sizes)))
+    sizes = tuple(dict.fromkeys(WeightGaps(asked[0]).frozen(size).update_size for size in update_sizes))
     if not sizes:
         raise ValueError("no update size is given")
-    for size in sizes:
-        WeightGaps(asked[0]).frozen(size)
     count = counter(weights, dtype, progress)
     tensors: list[tuple[TensorInfo, tuple[WeightGaps, ...]]] = []
     skipped = []

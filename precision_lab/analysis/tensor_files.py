@@ -33,6 +33,7 @@ from numpy.lib import format as npy
 
 from precision_lab.analysis import torch_files
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.inputs import as_array, is_integer
 
 Chunks: TypeAlias = Iterator[npt.NDArray[Any]]
 TensorSource: TypeAlias = Any
@@ -166,8 +167,8 @@ def read_tensors(
         `dtype` or `chunk_bytes` is not usable.
 
     """
-    if chunk_bytes < 1:
-        raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes}")
+    if not is_integer(chunk_bytes) or chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes!r}")
     return _stream(_sources(path, _raw_dtype(dtype)), chunk_bytes)
 
 
@@ -463,7 +464,11 @@ def _memory_source(file: Path, name: str, value: Any) -> _Source:
             dtype = torch_files.dtype_name(value)
             skipped = torch_files.cannot_be_read(value) or _skip_reason(dtype)
             return _Source(TensorInfo(file, name, dtype, tuple(value.shape), skipped), 0, 0, tensor=value)
-        array = np.asarray(value)
+        try:
+            array = as_array(value)
+        except ValueError as error:
+            what, _, cure = str(error).rpartition("; ")
+            raise _error(file, what or error, cure if what else "give NumPy or torch arrays", name) from error
         if array.dtype.kind not in "biufcV" or array.dtype.names is not None:
             raise _error(file, f"a {type(value).__name__} is no array of numbers", "give NumPy or torch arrays", name)
         return _Source(

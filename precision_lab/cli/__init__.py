@@ -13,6 +13,7 @@ from precision_lab.cli.numbers import formats, inspect, verify
 from precision_lab.cli.preflight import preflight
 from precision_lab.cli.tensors import accumulation, loss_scale, scan, swamping
 from precision_lab.cli.training import hyperparameters, memory, train
+from precision_lab.numerics.errors import CompilerDisabledError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,7 +38,7 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line: status 2 and one line on standard error for bad input, 130 after Ctrl-C."""
+    """Run the command line: status 2 and one line on standard error for bad input or no compiler, 130 after Ctrl-C."""
     try:
         sys.exit(app.main(prog_name="precision-lab", standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -56,7 +57,7 @@ def main() -> None:
         sys.exit(141)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, CompilerDisabledError) as error:
         _fail(str(error))
 
 

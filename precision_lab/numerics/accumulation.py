@@ -39,6 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.rounding import (
     RandomSource,
     RoundingMode,
@@ -176,10 +177,10 @@ class AccumulationTrace:
         Raises
         ------
         ValueError
-            `multiple` is not positive.
+            `multiple` is no positive number.
 
         """
-        if not multiple > 0:
+        if not (is_number(multiple) and multiple > 0):
             raise ValueError(f"multiple must be positive, got {multiple!r}")
         if self.exact is None or self.magnitudes is None or self.method in ("kahan", "neumaier"):
             return self.worst_case_bound
@@ -210,12 +211,12 @@ def exact_sum(terms: ArrayLike) -> Fraction:
     Raises
     ------
     ValueError
-        A term is infinite or NaN, or of a dtype that `round_to` does not take either.
+        A term is infinite or NaN, or of a dtype that `round_to` does not take either; an integer that is no float64.
     FloatingPointError
         As `round_to`.
 
     """
-    array = as_carrier(terms).astype(np.float64).reshape(-1)
+    array = converted(as_carrier(terms), np.float64).reshape(-1)
     if not np.isfinite(array).all():
         raise ValueError("the exact sum needs finite terms: some are infinite or NaN")
     return _exact_sums(array)[0]
@@ -300,8 +301,8 @@ def accumulate(
     Raises
     ------
     ValueError
-        Terms with more than one dimension or of a dtype that `round_to` does not take; unknown format, method or mode;
-        `block` below 1; bad `rng`.
+        Terms with more than one dimension or of a dtype that `round_to` does not take; an integer that is no float64;
+        unknown format, method or mode; `block` below 1; bad `rng`.
     FloatingPointError
         As `round_to`.
 
@@ -317,12 +318,12 @@ def accumulate(
     rounding_mode = get_mode(mode)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    if isinstance(block, bool) or not isinstance(block, int | np.integer) or block < 1:
+    if not is_integer(block) or block < 1:
         raise ValueError(f"block must be an integer of at least 1, got {block!r}")
     array = as_carrier(terms)
     if array.ndim != 1:
         raise ValueError(f"terms must have one dimension, got {array.ndim}")
-    array = array.astype(np.float64)
+    array = converted(array, np.float64)
     n = array.size
     blocks = -(-n // block)
     steps = {"pairwise": max(n - 1, 1), "blocked": n + blocks, "kahan": 4 * n, "neumaier": 4 * n + 1}.get(method, n)
@@ -358,7 +359,7 @@ def accumulate(
     finite = bool(np.isfinite(array).all())
     is_given = 1 if n and bool(is_representable(array[:1], wide)[0]) else 0
     exact, magnitudes = _exact_sums(array) if finite else (None, None)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         in_units = array / wide.smallest_subnormal  # exact, or so large that it is an integer anyway
     return AccumulationTrace(
         method=method,
@@ -392,10 +393,9 @@ def _stagnation(terms: Array, sums: Array) -> int | None:
 
 def _taken(x: ArrayLike, inputs: FloatFormat | None, name: str) -> tuple[Array, np.dtype[Any]]:
     """Return an operand, rounded to `inputs`, as float32, and the dtype it came in."""
-    array = as_carrier(x)
+    array = as_carrier(x, to_odd=True)  # a large integer that was rounded is no float32
     rounded = array if inputs is None else np.asarray(round_to(array, inputs))
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        narrow = rounded.astype(np.float32, copy=False)
+    narrow = converted(rounded, np.float32)
     if rounded.dtype == np.float64 and not np.array_equal(narrow, rounded, equal_nan=True):
         raise ValueError(f"{name} has values that float32 cannot hold; name their format in inputs=")
     return narrow, array.dtype
@@ -422,7 +422,7 @@ def dot(
         A value of `output`.
 
     """
-    x, y = as_carrier(a), as_carrier(b)
+    x, y = as_carrier(a, to_odd=True), as_carrier(b, to_odd=True)
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"a and b must be vectors of the same length, got shapes {x.shape} and {y.shape}")
     product = matmul(
@@ -514,7 +514,8 @@ def matmul(
         sums = _matmul_by_addition(left, right, wide, round_products)
     else:
         sums = np.empty((left.shape[0], right.shape[1]), np.float32)
-        sums[by_addition] = _matmul_by_addition(left[by_addition], right, wide, round_products)
+        if by_addition.any():  # else there may be signalling NaNs, about which a cast within warns
+            sums[by_addition] = _matmul_by_addition(left[by_addition], right, wide, round_products)
         sums[~by_addition] = _matmul_to_odd(
             left[~by_addition], right, wide, round_products, rounding_mode, (seed, first)
         )
@@ -536,7 +537,7 @@ def _matmul_to_odd(
     kernels = load_kernels()
 
     rows, steps, columns = left.shape[0], left.shape[1], right.shape[1]
-    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
+    wide_left, wide_right = converted(left, np.float64), converted(right, np.float64)
     result = np.empty((rows, columns), np.float32)
     seed, first = stream
     downward = mode is RoundingMode.TOWARD_NEGATIVE

@@ -61,6 +61,10 @@ class FloatFormat:
     dtype: np.dtype[Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        for label in ("exponent_bits", "mantissa_bits", "bias"):
+            value = getattr(self, label)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ValueError(f"{label} must be an integer, got {value!r}")
         if not 2 <= self.exponent_bits <= 8:
             raise ValueError(f"exponent_bits must be 2..8, got {self.exponent_bits}")
         if not 0 <= self.mantissa_bits <= 23:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import is_integer, is_number
 from precision_lab.numerics.reference import floor_log2
 from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
 
@@ -129,19 +130,39 @@ def _to_float(value: Fraction) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def inspect(number: Fraction | float | int | np.floating[Any], fmt: object) -> Inspection:
+def _exactly(number: object) -> Fraction | float:
+    """Return a number as a Fraction, but an infinity, NaN or -0.0, which a Fraction cannot hold, as a float."""
+    if isinstance(number, Fraction):
+        return number
+    if isinstance(number, np.ndarray) and number.ndim == 0:
+        number = number[()]
+    if is_integer(number):
+        return Fraction(int(number))
+    if not is_number(number):
+        raise ValueError(f"number must be a Fraction, an integer or a float, got {number!r}; parse_number reads text")
+    if isinstance(number, np.longdouble) and np.isfinite(number):  # more digits than a float has
+        return Fraction(*number.as_integer_ratio()) or float(number)
+    return float(number)
+
+
+def inspect(number: Fraction | float | int | np.integer[Any] | np.floating[Any], fmt: object) -> Inspection:
     """Round one number (ties_to_even) into a format and take the result apart.
 
     Parameters
     ----------
-    number : Fraction, int, float or NumPy float
+    number : Fraction, int, float, NumPy integer or NumPy float
         Taken exactly.
     fmt : format spec
         See `get_format`.
 
+    Raises
+    ------
+    ValueError
+        Unknown format; `number` is none of these.
+
     """
     fmt = get_format(fmt)
-    exact = Fraction(number) if isinstance(number, int | Fraction) else float(number)
+    exact = _exactly(number)
     carried = to_double_by_odd(exact) if isinstance(exact, Fraction) else exact
     stored = float(round_to(carried, fmt))
     code = int(encode(carried, fmt))

@@ -24,8 +24,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import intrinsic
+
+from precision_lab.numerics.errors import CompilerDisabledError
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba makes it; the loops reinterpret bits, Python cannot
+    raise CompilerDisabledError(
+        "numba's compiler is switched off, and these loops exist only compiled; unset NUMBA_DISABLE_JIT (or take "
+        "disable_jit out of .numba_config.yaml)"
+    )
 
 U32 = np.uint32
 U64 = np.uint64

@@ -11,7 +11,11 @@ What happens where the rule "the nearest value" is not enough, in `round_to`, `e
   directed modes give that only away from zero, and the largest value otherwise; ``toward_zero`` and ``to_odd`` always
   give the largest value.
 - **saturate=True** clamps overflow and infinities alike to the largest value (OCP OFP8 1.0); NaN stays NaN.
-- **subnormals=False** (flush to zero): a *result* that is subnormal in the format becomes the zero of its sign.
+- **to_odd** beyond the largest value gives the largest value even where that is even, as 448 of ``fp8_e4m3fn`` is. The
+  odd last bit, by which the next rounding sees that something was lost, is then missing: at the top of that format
+  rounding twice through ``to_odd`` is not safe.
+- **subnormals=False** (flush to zero): a *result* that is subnormal in the format becomes the zero of its sign. What
+  rounds up to the smallest normal stays: 0x1.ffcp-15 to fp16 is 2^-14, though it is below it.
 - **Underflow** is gradual otherwise: below the smallest normal, values are multiples of the smallest subnormal.
 - With one significand bit (``e8m0``) both neighbours may be odd: a tie then goes to the larger (IEEE 754-2019, 4.3.1).
 """
@@ -29,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.inputs import as_array, converted, integers_as_doubles, refuse_masked
 
 Array: TypeAlias = NDArray[Any]
 RandomSource: TypeAlias = "int | tuple[int, int] | np.random.Generator | None"
@@ -177,28 +182,37 @@ def _plan(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool
     return _Plan(getattr(kernels, f"directed_{width}"), np.array(constants, uint))
 
 
-def as_carrier(x: ArrayLike) -> Array:
+def as_carrier(x: ArrayLike, *, to_odd: bool = False) -> Array:
     """Return x as an array of float32 or float64 with the same values, x itself where it is one.
 
     Integers, lists and Python numbers become float64; float16, bfloat16 and the ml_dtypes floats become float32.
 
+    Parameters
+    ----------
+    x : array_like
+        Any shape.
+    to_odd : bool
+        Round integers that are no float64 to odd, for callers that round into a format afterwards, or ask only where x
+        lies among the values of one: see inputs.py. Otherwise they are refused.
+
     Raises
     ------
     ValueError
-        Another dtype (complex, bool, object, longdouble ...), whose values might not survive.
+        Another dtype (complex, bool, object, longdouble ...), whose values might not survive; a masked array; bools
+        among numbers; without `to_odd` an integer that is no float64.
     FloatingPointError
         This thread flushes subnormal numbers to zero; see `require_gradual_underflow`.
 
     """
-    array = np.asarray(x)
-    require_gradual_underflow()  # all that computes begins here
+    array = as_array(x, to_odd=to_odd)
+    require_gradual_underflow()  # all that computes begins here; what is asked for its array may switch it on
     dtype = array.dtype
     if dtype == np.float32 or dtype == np.float64:
         return array
     if dtype.kind == "f" and dtype.itemsize <= 8 and not dtype.isnative:
         return as_carrier(array.astype(dtype.newbyteorder("=")))
     if dtype.kind in "iu":
-        return array.astype(np.float64)
+        return integers_as_doubles(array, to_odd=to_odd)
     fmt = _FORMAT_OF_DTYPE.get(dtype)
     if fmt is None:
         raise ValueError(
@@ -206,7 +220,7 @@ def as_carrier(x: ArrayLike) -> Array:
             "of numbers"
         )
     if fmt.name == "bf16":
-        return array.astype(np.float32)
+        return converted(array, np.float32)
     # a table is several times faster than the casts of NumPy and ml_dtypes
     codes = array.view(code_dtype(fmt))
     if fmt.bits < 8:
@@ -229,6 +243,8 @@ def _stream(rng: object) -> Array:
         rng = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
     pair: tuple[Any, Any] = rng if isinstance(rng, tuple) and len(rng) == 2 else (rng, 0)
     try:
+        if any(isinstance(part, bool | np.bool_) for part in pair):
+            raise TypeError("True is no seed")
         return np.array([operator.index(part) for part in pair], np.uint64)
     except (TypeError, OverflowError):
         raise ValueError(
@@ -264,8 +280,8 @@ def round_to(
     Parameters
     ----------
     x : array_like
-        Any shape. float32 and float64 keep their dtype. Lists, Python numbers and integers count as float64. float16,
-        bfloat16 and the ml_dtypes floats are taken exactly and come back as float32.
+        Any shape. float32 and float64 keep their dtype. Lists, Python numbers and integers are taken exactly and come
+        back as float64; float16, bfloat16 and the ml_dtypes floats are taken exactly and come back as float32.
     fmt : str, dtype or FloatFormat
         See `get_format`.
     mode : str
@@ -292,7 +308,8 @@ def round_to(
     Raises
     ------
     ValueError
-        Unknown format or mode; x of another dtype (complex, object, longdouble ...); `out` does not fit; bad `rng`.
+        Unknown format or mode; x of another dtype (complex, bool, object, longdouble ...), or a masked array; `out`
+        does not fit; bad `rng`.
     FloatingPointError
         This thread flushes subnormal numbers to zero, which no result would survive; the message names the cure.
 
@@ -305,11 +322,12 @@ def round_to(
     """
     fmt = get_format(fmt)
     rounding_mode = get_mode(mode)
-    array = as_carrier(x)
+    array = as_carrier(x, to_odd=True)
     if out is None:
         result = np.empty(array.shape, array.dtype)
     else:
         result = out
+        refuse_masked(out)
         if not isinstance(out, np.ndarray) or out.shape != array.shape or out.dtype != array.dtype:
             got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
             raise ValueError(f"out must be an array of {array.dtype} {array.shape}, got {got}")
@@ -322,8 +340,7 @@ def round_to(
     if plan.seeded is None:
         plan.kernel(source, target, plan.constants)
     elif fmt.mantissa_bits > 14 and array.dtype.itemsize == 4:  # 16 more bits do not fit beside the significand
-        with np.errstate(invalid="ignore"):  # a signalling NaN
-            wide = source.astype(np.float64)
+        wide = converted(source, np.float64)
         rounded = round_to(wide, fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng)
         np.copyto(target, rounded, casting="same_kind")
     else:
@@ -410,7 +427,9 @@ def encode(
     Returns
     -------
     ndarray
-        uint8, uint16 or uint32 of x's shape, right-aligned (tf32 has 19 bits). NaN gets the code that ml_dtypes gives.
+        uint8, uint16 or uint32 of x's shape, right-aligned (tf32 has 19 bits). NaN gets the code of a quiet NaN without
+        payload, with its sign; ``fnuz`` formats have one NaN. In the formats of ml_dtypes that is what its casts give;
+        NumPy's own casts to fp16 and fp32 keep the payload.
 
     """
     fmt = get_format(fmt)
@@ -497,7 +516,7 @@ def decode(codes: ArrayLike, fmt: object, dtype: Any = np.float32) -> Array:
     if dtype not in (np.float32, np.float64, "float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
     target: np.dtype[Any] = np.dtype(dtype)
-    array = np.asarray(codes)
+    array = as_array(codes)
     if array.size == 0:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iu":
@@ -512,24 +531,25 @@ def spacing(x: ArrayLike, fmt: object) -> Array:
     """Return the distance between neighbouring values of the format in the binade of x (its ulp).
 
     That is 2^(e - mantissa_bits) with e = floor(log2(abs(x))) held within emin..emax; for zero the smallest subnormal;
-    for infinities and NaN it is NaN. Shape and dtype as `round_to`.
+    for infinities and NaN it is NaN. Shape and dtype as `round_to`, errors too.
     """
     fmt = get_format(fmt)
-    array = as_carrier(x)
-    _, exponent = np.frexp(np.where(array == 0, 1, array))
-    exponent = np.where(array == 0, fmt.emin, np.clip(exponent - 1, fmt.emin, fmt.emax))
+    array = as_carrier(x, to_odd=True)
+    finite, zero = np.isfinite(array), array == 0
+    _, exponent = np.frexp(np.where(finite & ~zero, array, 1))  # frexp warns about a signalling NaN
+    exponent = np.where(zero, fmt.emin, np.clip(exponent - 1, fmt.emin, fmt.emax))
     result = np.ldexp(array.dtype.type(1), exponent - fmt.mantissa_bits)
-    return _scalar_if_0d(np.where(np.isfinite(array), result, array.dtype.type(np.nan)))
+    return _scalar_if_0d(np.where(finite, result, array.dtype.type(np.nan)))
 
 
 def neighbours(x: ArrayLike, fmt: object) -> tuple[Array, Array]:
     """Return the largest value of the format below x and the smallest above x, both strictly.
 
     Where there is none (beyond the largest value of a format without infinities, beyond infinity, for NaN) it is NaN.
-    Shape and dtype as `round_to`.
+    Shape and dtype as `round_to`, errors too.
     """
     fmt = get_format(fmt)
-    array = as_carrier(x)
+    array = as_carrier(x, to_odd=True)
     return _scalar_if_0d(0 - _above(-array, fmt)), _scalar_if_0d(_above(array, fmt))
 
 
@@ -547,10 +567,10 @@ def _above(array: Array, fmt: FloatFormat) -> Array:
 def is_representable(x: ArrayLike, fmt: object) -> NDArray[np.bool_]:
     """Return where rounding into the format changes nothing: neither the value nor the sign of a zero.
 
-    NaN counts as representable where the format has a NaN.
+    NaN counts as representable where the format has a NaN. Errors as `round_to`.
     """
     fmt = get_format(fmt)
-    array = as_carrier(x)
+    array = as_carrier(x, to_odd=True)
     rounded = np.asarray(round_to(array, fmt))
     same = (rounded == array) & (np.signbit(rounded) == np.signbit(array))
     result: NDArray[np.bool_] = _scalar_if_0d(np.where(np.isnan(array), fmt.has_nan, same))

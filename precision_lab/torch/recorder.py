@@ -46,6 +46,7 @@ from precision_lab.analysis.swamping import UpdateReport, update_report
 from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import converted
 from precision_lab.presentation.files import write_json
 
 Array: TypeAlias = NDArray[Any]
@@ -382,7 +383,7 @@ class _Tally:
             pair = [tensor.contiguous() for tensor in pair]
         before, after, *gradients = map(_array, pair)
         if before.dtype not in (np.float32, np.float64):
-            before, after = before.astype(np.float32), after.astype(np.float32)
+            before, after = converted(before, np.float32), converted(after, np.float32)
         waits = before.size < _WAIT
         updates = np.empty_like(before) if waits else scratch.of("updates", before.size, before.dtype)
         ratios = scratch.of("ratios", min(before.size, _BLOCK), before.dtype)

@@ -22,6 +22,7 @@ from precision_lab.analysis.plain import counted, uncounted
 from precision_lab.numerics import fixed
 from precision_lab.numerics.codec import codec
 from precision_lab.numerics.environment import require_gradual_underflow
+from precision_lab.numerics.inputs import is_integer
 from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
 from precision_lab.training.models import MLP, Array, Gradients, LeastSquares, Model, Parameters, Transformer
 from precision_lab.training.models.mlp import ACTIVATIONS as MLP_ACTIVATIONS
@@ -135,7 +136,7 @@ class TrainingConfig:
             self.model != "transformer" and self.dataset not in ("", MODELS[self.model])
         ):
             raise ValueError(f"dataset of {self.model} must be {MODELS[self.model]!r}, got {self.dataset!r}")
-        if not isinstance(self.hidden, tuple) or not all(_is_integer(width) and width >= 1 for width in self.hidden):
+        if not isinstance(self.hidden, tuple) or not all(is_integer(width) and width >= 1 for width in self.hidden):
             raise ValueError(f"hidden must be a tuple of positive integers, got {self.hidden!r}")
         if self.model == "transformer" and not self.hidden:
             raise ValueError("hidden of a transformer must have an entry for each layer, at least one; got ()")
@@ -148,14 +149,14 @@ class TrainingConfig:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {self.optimizer!r}")
         for name in _NUMBERS:
             value = getattr(self, name)
-            if not _is_integer(value) and not isinstance(value, float | np.floating):
+            if not is_integer(value) and not isinstance(value, float | np.floating):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum must be 0 unless optimizer is 'sgd', got {self.momentum!r}")
         self.build_optimizer()
         for name, lowest in _INTEGERS.items():
             value = getattr(self, name)
-            if not _is_integer(value) or value < lowest:
+            if not is_integer(value) or value < lowest:
                 raise ValueError(f"{name} must be an integer of at least {lowest}, got {value!r}")
         if self.seed >= 2**64:  # the limit of stochastic rounding
             raise ValueError(f"seed must be below 2^64, got {self.seed!r}")
@@ -165,7 +166,7 @@ class TrainingConfig:
             chosen = getattr(self, name)
             if (
                 not isinstance(chosen, tuple)
-                or not all(_is_integer(step) and 0 <= step < self.steps for step in chosen)
+                or not all(is_integer(step) and 0 <= step < self.steps for step in chosen)
                 or list(chosen) != sorted(set(chosen))
             ):
                 raise ValueError(
@@ -666,7 +667,3 @@ def _shuffled_epochs(
         if position == 0:
             order = rng.permutation(count)
         yield order[position * batch_size : (position + 1) * batch_size]
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

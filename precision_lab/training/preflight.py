@@ -63,6 +63,7 @@ from precision_lab.analysis.tensor_files import (
 )
 from precision_lab.analysis.torch_files import SUFFIXES
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.rounding import round_to
 from precision_lab.training.adam_state import STATE_NAME, adam_updates, find_adam_state
 from precision_lab.training.memory import MemoryLedger, memory
@@ -450,7 +451,7 @@ def preflight(
         As `precision_lab.round_to`.
 
     """
-    if not 0 <= tolerance < 1:
+    if not (is_number(tolerance) and 0 <= tolerance < 1):
         raise ValueError(f"tolerance must be a share in [0, 1), got {tolerance!r}")
     if updates is not None and optimizer_state is not None:
         raise ValueError("give updates or an optimizer state, not both")
@@ -582,7 +583,9 @@ def _lost(w: Any, u: Any, way: Way) -> Standstill:
     if way.reach == 1:
         return Standstill(plain.nonzero, plain.lost, plain.lost)
     stored = round_to(u, way.format) if way.two_words else np.asarray(u)
-    far = update_report(w, stored.astype(np.float64) * way.reach, way.format)
+    with np.errstate(all="ignore"):  # infinities and NaNs are counted as such
+        reached = converted(stored, np.float64) * way.reach
+    far = update_report(w, reached, way.format)
     lost = plain.nonzero - (far.nonzero - far.lost)
     return Standstill(plain.nonzero, lost, lost)
 
@@ -613,7 +616,10 @@ def _updates(
         find = finder(gradients, raw)
 
         def scaled(name: str) -> Iterator[Any]:
-            return (g.astype(np.float64) * -lr for g in find(name))
+            for g in find(name):
+                with np.errstate(all="ignore"):  # infinities and NaNs are counted as such
+                    update = converted(g, np.float64) * -lr
+                yield update
 
         return _Recorded(scaled, f"-lr times the gradients in {_place(gradients)}", names)
     return _Sizes(lr, f"of size lr = {lr:g}, as Adam's are at first")

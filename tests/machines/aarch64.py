@@ -131,8 +131,7 @@ def make_root() -> None:
     reached = [line for line in output_of("apt-config", "dump").splitlines() if line.startswith("Acquire::")]
     host = output_of("dpkg", "--print-architecture").strip()
     settings = [
-        'APT::Architecture "arm64";',
-        f'APT::Architectures {{ "arm64"; "{host}"; }};',
+        f'APT::Architectures {{ "{host}"; "arm64"; }};',
         'APT::Install-Recommends "false";',
         'APT::Sandbox::User "";',  # apt's own user may not be able to write here
         f'Dir::State "{apt}";',
@@ -154,6 +153,8 @@ def make_root() -> None:
                 raise SetupError("; ".join(complaints)) from None
     for deb in sorted((apt / "archives").glob("*.deb")):
         unpack(deb, part)
+    if not (part / "lib").exists():  # a link that later releases have in a package of its own
+        (part / "lib").symlink_to("usr/lib")
     shutil.rmtree(ROOT, ignore_errors=True)
     part.rename(ROOT)
     shutil.rmtree(apt)
@@ -163,11 +164,10 @@ def unpack(deb: Path, into: Path) -> None:
     """Unpack a Debian package; of those for this machine nothing but QEMU's emulator of aarch64."""
     only = []
     if not deb.stem.endswith(("_arm64", "_all")):
-        if not deb.name.startswith("qemu-user"):
+        if not deb.name.startswith(("qemu-user_", "qemu-user-static_")):
             return
         only = ["--wildcards", "./usr/bin/qemu-aarch64*"]
-    # as dpkg -x, but a /lib that is a link, as in later releases, stays one
-    tar = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", str(into), *only]
+    tar = ["tar", "-x", "--no-same-owner", "-C", str(into), *only]
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as packed:
         unpacked = subprocess.run(tar, stdin=packed.stdout, check=False)
     if packed.returncode or unpacked.returncode:

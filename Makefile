@@ -7,12 +7,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
 ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint
+# what `make test-aarch64` runs there and here
+ON_AARCH64 := -m tests.machines.digests --runs least_squares,numerics
 
 .DEFAULT_GOAL := help
-.PHONY: help lab figures test test-all test-exhaustive browser check bench format clean bench-torch notebooks notebook-outputs docs peers
+.PHONY: help lab figures test test-all test-exhaustive test-aarch64 browser check bench format clean bench-torch notebooks notebook-outputs docs peers
 
 help: ## Show what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
 
 lab: $(VENV)/.core ## Set up .venv and run every experiment; figures and JSON in figures/
 	$(BIN)/precision-lab report
@@ -34,6 +36,9 @@ browser: ## Chromium and its driver, where they are missing and apt-get may inst
 
 test-exhaustive: $(VENV)/.dev ## All 2^32 float32 patterns and the like; once a release, half an hour
 	$(BIN)/pytest -m exhaustive
+
+test-aarch64: $(VENV)/.dev ## Optional: the same bits on an emulated aarch64; fetches 100 MB into .aarch64, no root
+	$(BIN)/python -m tests.machines.aarch64 --compare $(ON_AARCH64)
 
 check: $(VENV)/.dev ## Linters and type checker
 	$(BIN)/ruff check
@@ -66,7 +71,7 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format
 
 clean: ## Remove .venv and all caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis site
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .aarch64 site
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/.created:

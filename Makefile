@@ -8,10 +8,10 @@ INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
 ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint
 # what `make test-aarch64` runs there and here
-ON_AARCH64 := -m tests.machines.digests --runs least_squares,numerics
+ON_AARCH64 := -m tests.machines.digests --workers 0 --alone
 
 .DEFAULT_GOAL := help
-.PHONY: help lab figures test test-all test-exhaustive test-aarch64 browser check bench format clean bench-torch notebooks notebook-outputs docs peers
+.PHONY: help lab figures test test-all test-exhaustive test-machines test-aarch64 browser check bench format clean bench-torch notebooks notebook-outputs docs peers
 
 help: ## Show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -23,10 +23,10 @@ figures: $(VENV)/.core ## Draw the gallery in figures/ from what is kept there; 
 	$(BIN)/precision-lab report >/dev/null
 
 test: check ## Linters, types, and every test that needs neither torch nor a browser
-	$(BIN)/pytest -n 2 --dist loadfile -m "not exhaustive and not ($(ELSEWHERE))"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not exhaustive and not machines and not ($(ELSEWHERE))"
 
 test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation
-	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive"
+	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive and not machines"
 
 browser: ## Chromium and its driver, where they are missing and apt-get may install them
 	@command -v chromedriver >/dev/null && command -v chromium >/dev/null \
@@ -36,6 +36,9 @@ browser: ## Chromium and its driver, where they are missing and apt-get may inst
 
 test-exhaustive: $(VENV)/.dev ## All 2^32 float32 patterns and the like; once a release, half an hour
 	$(BIN)/pytest -m exhaustive
+
+test-machines: $(VENV)/.dev ## The digests of named runs under every level of the processor: half an hour
+	$(BIN)/pytest -s -m machines
 
 test-aarch64: $(VENV)/.dev ## Optional: the same bits on an emulated aarch64; fetches 100 MB into .aarch64, no root
 	$(BIN)/python -m tests.machines.aarch64 --compare $(ON_AARCH64)

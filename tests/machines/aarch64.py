@@ -6,8 +6,8 @@ and wheels for aarch64 as constraints.txt has them. Nothing is installed, root i
 as they are.
 
 The Python inside sees the files of this machine with those of .aarch64/root in front of them. It cannot start other
-programs, itself included, and numba compiles slowly there, once: the compiled functions are kept. float32 sums that are
-left to BLAS, and NumPy's exp and log, end in other bits there, and `python_topics` has the help texts of that Python.
+programs, itself included, and numba compiles slowly there, once: the compiled functions are kept. What BLAS, libm and
+NumPy's own exp and log do ends in other bits there: digests.py refuses them.
 
 With --compare the same command runs on the interpreter of this machine as well; the exit status is 0 if both succeed
 and print the same.
@@ -81,7 +81,7 @@ def environment() -> dict[str, str]:
     return {
         "NUMBA_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        # QEMU's own choice has SVE of 512 bits, where OpenBLAS 0.3.31 is wrong about A @ A.T in float32, up to NaN
+        # under QEMU's own choice, with SVE of 512 bits, NumPy's A @ A.T of float32 comes out wrong, up to NaN
         "QEMU_CPU": "cortex-a72",
         **{name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)},
         "HOME": str(HOME),

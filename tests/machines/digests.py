@@ -209,8 +209,14 @@ def of_formats() -> Iterator[tuple[str, str]]:
 
 
 def digests(workers: int, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, str]:
-    """Compute the digests of the runs that are chosen by the beginning of their names, sorted by name."""
+    """Compute the digests of the runs that are chosen by the beginning of their names, sorted by name.
+
+    Without workers in this process, which then refuses the calls of libraries for good, and without experiments.
+    """
     names = [name for name in RUNS if chosen(name)]
+    if not workers:
+        refuse_libraries()
+        return dict(sorted((name, _run(name)) for name in names))
     with ProcessPoolExecutor(workers, get_context("spawn"), refuse_libraries) as executor:
         found = dict(zip(names, executor.map(_run, names), strict=True))
         if chosen("experiment") or chosen("figure"):
@@ -249,14 +255,17 @@ def processor() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.machines.digests", description=__doc__)
     parser.add_argument("--runs", default="", metavar="NAME,...", help="only those whose names begin so")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes; 0: this one, no experiments")
     parser.add_argument("--write", action="store_true", help=f"write {FILE.name}")
+    parser.add_argument("--alone", action="store_true", help="print the digests alone")
     options = parser.parse_args()
     beginnings = tuple(options.runs.split(","))
+    others = {} if options.alone else {"processor": processor(), "witnesses": witnesses()}
     found = digests(options.workers, lambda name: name.startswith(beginnings))
     if options.write:
         FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    json.dump({"processor": processor(), "witnesses": witnesses(), "digests": found}, sys.stdout, indent=1)
+    json.dump({**others, "digests": found}, sys.stdout, indent=1)
+    print()
 
 
 if __name__ == "__main__":

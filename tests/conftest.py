@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -24,6 +24,15 @@ class Finished:
 
 
 CommandLine: TypeAlias = Callable[..., Finished]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def colours_are_not_asked_for() -> Iterator[None]:
+    """Some CI asks for colours in all output, and then tables are as wide as a terminal, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -18,6 +24,15 @@ class Finished:
 
 
 CommandLine: TypeAlias = Callable[..., Finished]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def colours_are_not_asked_for() -> Iterator[None]:
+    """Some CI asks for colours in all output, and then tables are as wide as a terminal, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture
@@ -36,3 +51,50 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         return Finished(status, captured.out, captured.err)
 
     return run
+
+
+# Where the tests run in the background (nohup, `&` in a script), SIGINT is ignored: children inherit that, and Python
+# then installs no handler. This is the one that it installs otherwise.
+_INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from precision_lab.cli import main; main()"
+)
+
+
+def interrupted(*arguments: object, when: Callable[[], bool]) -> Finished:
+    """Run `precision-lab` in processes of their own and press Ctrl-C there; none of them must be left."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTIBLE, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+    ) as child:
+        try:
+            wait_until(lambda: when() or child.poll() is not None, 120)
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGINT)  # what a terminal does: to all processes
+            out, err = child.communicate(timeout=60)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            raise
+
+    def all_gone() -> bool:
+        try:
+            os.killpg(child.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(all_gone, 30)
+    return Finished(child.returncode, out, err)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so after {seconds} s"
+        time.sleep(0.02)

@@ -98,7 +98,7 @@ def in_a_terminal(*arguments: str, columns: int = 160) -> str:
     """Run `precision-lab` with a pseudo-terminal as its output and return what it wrote there."""
     leader, follower = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "50"}
-    environment.pop("NO_COLOR", None)
+    environment |= {"PYTHONIOENCODING": "utf-8"}  # what a terminal shows depends on the locale
     command = [sys.executable, "-c", "from precision_lab.cli import main; main()", *arguments]
     with subprocess.Popen(
         command, stdout=follower, stderr=follower, stdin=subprocess.DEVNULL, env=environment
@@ -351,3 +351,18 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     command = f"{sys.executable} -c 'from precision_lab.cli import main; main()' inspect 1 2 3 4 5 6 7 8 9 | head -1"
     finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert finished.stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_lacks_is_a_question_mark_and_no_error(encoding: str) -> None:
+    """The table comes after the work, which a dash shall not undo."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from precision_lab.cli import main; main()", "memory"],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        encoding=encoding,
+        check=False,
+        cwd=REPOSITORY,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"\| +\? +\|", done.stdout)

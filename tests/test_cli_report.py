@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from precision_lab.cli import experiments
 from precision_lab.presentation.collection import EXPERIMENTS
-from tests.conftest import CommandLine
+from tests.conftest import CommandLine, Finished, interrupted, wait_until
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -87,41 +82,15 @@ def test_progress_of_other_processes_moves_the_bars() -> None:
     with experiments._progress_of_processes(lambda *at: seen.append(at)) as queue:
         queue.put(("memory", 1, 3))
         queue.put(("storage", 2, 3))
-        end = time.monotonic() + 30
-        while len(seen) < 2 and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until(lambda: len(seen) == 2, 30)
     assert seen == [("memory", 1, 3), ("storage", 2, 3)]
 
 
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> None:
-    program = "from precision_lab.cli import main; main()"
-    command = [sys.executable, "-c", program, "report", "--quick", "storage", "memory", "-o", str(tmp_path)]
-    process = subprocess.Popen(
-        [*command, "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        start_new_session=True,
-    )
-    end = time.monotonic() + 120
-    while not (tmp_path / "memory.json").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: to all processes
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.strip() == "precision-lab: interrupted"
-    assert out == ""
+    arguments = ("report", "--quick", "storage", "memory", "-o", tmp_path, "--workers", 2)
+    finished = interrupted(*arguments, when=(tmp_path / "memory.json").exists)
+    assert finished == Finished(130, "", "\nprecision-lab: interrupted\n")  # on a line of its own, after the ^C
     assert {file.name for file in tmp_path.iterdir()} == {"memory.json"}
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.05)
-    else:
-        raise AssertionError("a process of the group is still there")
 
 
 def test_the_gallery_is_whole() -> None:

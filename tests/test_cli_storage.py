@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from precision_lab.training.storage import CONFIGURATIONS
-from tests.conftest import CommandLine
+from tests.conftest import CommandLine, Finished, interrupted
 
 SMALL = ("--steps", 40, "--seeds", 1, "--workers", 1)
 
@@ -88,26 +82,9 @@ def test_train_other_models_and_data(command_line: CommandLine, tmp_path: Path) 
 
 def test_ctrl_c_stops_the_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
     kept = tmp_path / "runs.jsonl"
-    program = "from precision_lab.cli import main; main()"
-    options = ["--storage", "all", "--steps", "2000", "--seeds", "3", "--workers", "2", "--checkpoint", str(kept)]
-    command = [sys.executable, "-c", program, "train", *options]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # where these tests run in the background, Ctrl-C is ignored, and a child would inherit that
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    ) as child:
-        deadline = time.monotonic() + 60
-        while not (kept.exists() and kept.read_text().count("\n") >= 2) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all processes
-        out, err = child.communicate(timeout=30)
-    assert child.returncode == 130, err
-    assert err.strip() == "precision-lab: interrupted"
-    assert out == ""
+    options = ("--storage", "all", "--steps", 2000, "--seeds", 3, "--workers", 2, "--checkpoint", kept)
+    finished = interrupted("train", *options, when=lambda: kept.exists() and kept.read_text().count("\n") >= 2)
+    assert finished == Finished(130, "", "\nprecision-lab: interrupted\n")  # on a line of its own, after the ^C
     lines = kept.read_text().splitlines()
     assert len(lines) >= 2
     assert all(json.loads(line)["config"]["steps"] == 2000 for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 
 from precision_lab import DynamicLossScale, ExponentHistogram, cast, decode, get_format, round_to, scan
-from precision_lab.numerics.rounding import code_dtype
+from precision_lab.numerics.rounding import Array, code_dtype
 from precision_lab.numerics.verification import hard_patterns
 from precision_lab.training import optimizers
 from precision_lab.training.models import MLP, Transformer
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, start, visible_weights
 from precision_lab.training.step import Recipe, begin, parameters_of, training_step
 from precision_lab.training.storage import CONFIGURATIONS
+from tests.torch.optimizers import has_fma, weights_of_torch
 
 pytestmark = pytest.mark.torch
 
@@ -257,31 +259,72 @@ def of_torch(torch: Any, optimizer: Optimizer, parameter: Any) -> Any:
     return (torch.optim.AdamW if isinstance(optimizer, AdamW) else torch.optim.Adam)([parameter], **options)
 
 
-def weights_of_both(torch: Any, optimizer: Optimizer, name: str, dtype: Any, n: int = N) -> Any:
-    """Yield the weights after each step, ours and torch's, on the same gradients of all magnitudes."""
+def problem(n: int = N) -> tuple[Array, list[Array]]:
+    """Return weights, and gradients of all magnitudes."""
     rng = np.random.default_rng(0)
-    storage = CONFIGURATIONS[name]
     w = (rng.standard_normal(n) * 0.3).astype(np.float32)
+    magnitudes = (2.0 ** rng.uniform(-14, 2, n) * (rng.random(n) > 0.2) for _ in range(STEPS))
+    return w, [(rng.standard_normal(n) * magnitude).astype(np.float32) for magnitude in magnitudes]
+
+
+def steps_here(optimizer: Optimizer, name: str) -> Iterator[Array]:
+    """Yield our weights after each step."""
+    w, gradients = problem()
+    storage = CONFIGURATIONS[name]
     state = start(w, optimizer, storage)
+    for g in gradients:
+        state, _ = optimizers.update(state, g, optimizer, storage)
+        yield visible_weights(state, storage)
+
+
+def steps_there(torch: Any, optimizer: Optimizer, name: str) -> Iterator[Array]:
+    """Yield torch's weights after each step."""
+    w, gradients = problem()
+    dtype = {"pure_bf16": torch.bfloat16, "pure_fp16": torch.float16, "fp32": torch.float32}[name]
     parameter = torch.tensor(w).to(dtype).requires_grad_()
     theirs = of_torch(torch, optimizer, parameter)
-    for _ in range(STEPS):
-        g = (rng.standard_normal(n) * 2.0 ** rng.uniform(-14, 2, n) * (rng.random(n) > 0.2)).astype(np.float32)
-        state, _ = optimizers.update(state, g, optimizer, storage)
+    for g in gradients:
         parameter.grad = torch.tensor(g).to(dtype)
         theirs.step()
-        yield visible_weights(state, storage), parameter.detach().float().numpy()
+        yield parameter.detach().float().numpy()
+
+
+def steps_by_hand(optimizer: Optimizer, name: str, *, fused: bool) -> Iterator[Array]:
+    """Yield the weights after each step that torch's operations give, with an fma where it can be or without."""
+    return weights_of_torch(optimizer, name.removeprefix("pure_"), *problem(), fused=fused)
+
+
+def expected(torch: Any, optimizer: Optimizer, name: str) -> Iterator[Array]:
+    """Yield what torch has to come to: our weights, where it has the fma that ours have."""
+    return steps_here(optimizer, name) if has_fma(torch) else steps_by_hand(optimizer, name, fused=False)
+
+
+def assert_same(steps: Iterator[Array], others: Iterator[Array]) -> None:
+    """Equal bit for bit in each of the steps, but for the codes of NaN."""
+    for one, other in zip(steps, others, strict=True):
+        nan = np.isnan(one)
+        np.testing.assert_array_equal(nan, np.isnan(other))
+        np.testing.assert_array_equal(one[~nan].view(np.uint32), other[~nan].view(np.uint32))
+    assert len(np.unique(one)) > 1000
+
+
+@pytest.mark.parametrize("optimizer", BIT_FOR_BIT, ids=str)
+@pytest.mark.parametrize("name", ["pure_bf16", "pure_fp16", "fp32"])
+def test_our_optimizers_are_torch_s_operations_with_an_fma(name: str, optimizer: Optimizer) -> None:
+    assert_same(steps_here(optimizer, name), steps_by_hand(optimizer, name, fused=True))
+
+
+@pytest.mark.parametrize("optimizer", [o for o in BIT_FOR_BIT if isinstance(o, SGD)], ids=str)
+@pytest.mark.parametrize("name", ["pure_bf16", "pure_fp16", "fp32"])
+def test_without_the_fma_the_weights_are_others(name: str, optimizer: Optimizer) -> None:
+    first, apart = (next(steps) for steps in (steps_here(optimizer, name), steps_by_hand(optimizer, name, fused=False)))
+    assert np.any(first != apart)
 
 
 @pytest.mark.parametrize("optimizer", BIT_FOR_BIT, ids=str)
 @pytest.mark.parametrize("name", ["pure_bf16", "pure_fp16"])
 def test_narrow_optimizers_equal_those_of_torch_bit_for_bit(torch: Any, name: str, optimizer: Optimizer) -> None:
-    dtype = torch.bfloat16 if name == "pure_bf16" else torch.float16
-    for ours, theirs in weights_of_both(torch, optimizer, name, dtype):
-        nan = np.isnan(ours)
-        np.testing.assert_array_equal(nan, np.isnan(theirs))
-        np.testing.assert_array_equal(ours[~nan].view(np.uint32), theirs[~nan].view(np.uint32))
-    assert len(np.unique(ours)) > 1000
+    assert_same(steps_there(torch, optimizer, name), expected(torch, optimizer, name))
 
 
 @pytest.mark.parametrize("optimizer", BIT_FOR_BIT, ids=str)
@@ -290,15 +333,17 @@ def test_fp32_optimizers_equal_those_of_torch_but_for_its_square_root(
 ) -> None:
     """torch takes float32 square roots from MKL, which do not round rightly: one in six is one step off."""
     if isinstance(optimizer, Adam):
-        for ours, theirs in weights_of_both(torch, optimizer, "fp32", torch.float32):
+        for ours, theirs in zip(steps_here(optimizer, "fp32"), steps_there(torch, optimizer, "fp32"), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
         monkeypatch.setattr(torch.Tensor, "sqrt", lambda x: torch.from_numpy(np.sqrt(x.numpy())))
-    for ours, theirs in weights_of_both(torch, optimizer, "fp32", torch.float32):
-        np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+    assert_same(steps_there(torch, optimizer, "fp32"), expected(torch, optimizer, "fp32"))
 
 
 def test_torch_adds_the_last_numbers_of_a_bf16_tensor_differently(torch: Any) -> None:
-    """Whole vectors: R(w - lr * g), one fma. The rest: R(w - R(lr * g)). So a result depends on the place."""
+    """Whole vectors: R(w - lr * g), one fma. The rest: R(w - R(lr * g)). So a result depends on the place.
+
+    Where torch has no vectors, all are the rest.
+    """
     rng = np.random.default_rng(0)
     w, g = (cast(rng.standard_normal(64000).astype(np.float32), "bf16").astype(np.float32) for _ in range(2))
     rate = float(round_to(0.0123, "bf16"))
@@ -308,12 +353,12 @@ def test_torch_adds_the_last_numbers_of_a_bf16_tensor_differently(torch: Any) ->
     )
     different = np.flatnonzero(fused != apart)[:1]
     assert different.size
-    for count, expected in ((64, fused), (1, apart)):
+    for count, result in ((64, fused if has_fma(torch) else apart), (1, apart)):
         values = [np.repeat(x[different], count).astype(np.float32) for x in (w, g)]
         parameter = torch.tensor(values[0]).bfloat16().requires_grad_()
         parameter.grad = torch.tensor(values[1]).bfloat16()
         torch.optim.SGD([parameter], lr=0.0123, foreach=False).step()
-        assert np.all(parameter.detach().float().numpy() == expected[different])
+        assert np.all(parameter.detach().float().numpy() == result[different])
 
 
 def grad_scaler(torch: Any, scale: float, window: int, growth: float, backoff: float) -> Any:

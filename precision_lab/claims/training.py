@@ -31,6 +31,7 @@ from precision_lab.training.storage import FP32, StorageConfig
 _claim = partial(stated, subject="Results")
 _GOOD = 1 + runs.KEEPS
 _SEEDS = 4
+_STUDENT = 3.182  # 95 % of Student\'s t with 3 degrees of freedom lie within it
 
 
 @_claim(
@@ -154,16 +155,16 @@ def _regularizes(arithmetic: Arithmetic) -> Verdict:
         "mixed": math.ceil(100 * abs(mixed_gain)) / 100,
         "pure": 1 - pure_gain,
     }
-    beyond = "more than by chance" if abs(mixed_gain) > 2 * mixed_error else "no more than by chance"
+    beyond = "more than by chance" if abs(mixed_gain) > _STUDENT * mixed_error else "no more than by chance"
     words = (
         "On {examples} test digits and with {seeds} seeds the test loss differs from fp32's by less than {mixed:.0%} "
         f"where master weights are fp32, {beyond}; with everything in bf16 it is {{pure:.1f}} times fp32's."
     )
-    if mixed_gain > 2 * mixed_error and pure_gain > 2 * pure_error:
+    if mixed_gain > _STUDENT * mixed_error and pure_gain > _STUDENT * pure_error:
         return holds(words, **evidence)
-    if mixed_gain > 2 * mixed_error or pure_gain > 2 * pure_error:
+    if mixed_gain > _STUDENT * mixed_error or pure_gain > _STUDENT * pure_error:
         return only_if("a part of the values is rounded", words, **evidence)
-    if pure_gain < -2 * pure_error:
+    if pure_gain < -_STUDENT * pure_error:
         return fails(words, **evidence)
     return untested(words + " It takes a model that overfits, and many seeds.", **evidence)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -39,6 +40,8 @@ for command in (
 
 def main() -> None:
     """Run the command line: status 2 and one line on standard error for bad input or no compiler, 130 after Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a dash that the terminal lacks must not cost the results
     try:
         sys.exit(app.main(prog_name="precision-lab", standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:

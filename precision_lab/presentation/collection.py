@@ -138,7 +138,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, of what computes, and of Python (whose help texts are a data set)."""
+    """Return the versions of this package, of what computes, and of Python."""
     names = {"precision_lab": "precision-lab", **dict.fromkeys(COMPUTING)}
     found = {name: importlib.metadata.version(package or name) for name, package in names.items()}
     return {**found, "python": platform.python_version()}

@@ -26,7 +26,9 @@ added in another order comes out on the other side of the middle between two val
 - in pure bf16 with SGD in the second step, at a bias of ten elements: the last n mod 64 elements of a tensor are
   rounded twice there (see `precision_lab.training.optimizers`);
 - with the loss in bf16 in the first step, at the gradient of the logits: torch keeps the log-probabilities in bf16, one
-  in five a unit off, and takes the gradient from those.
+  in five a unit off, and takes the gradient from those;
+- with SGD and bf16 in the first step, at the weights, where torch uses neither AVX2 nor AVX-512
+  (``ATEN_CPU_CAPABILITY=default``): it has no fma there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Small data sets: real ones, shipped with the package or with Python, and one that is drawn.
+"""Small data sets: real ones, shipped with the package, and one that is drawn.
 
 - `digits`, the handwritten digits of Alpaydin and Kaynak: small enough to train on in seconds, real enough that
   gradients spread over many binades as the training converges;
-- `python_topics`, the help texts of Python itself, or any other text (`text_dataset`), in windows of characters;
+- `python_topics`, help texts of Python 3.11.7, or any other text (`text_dataset`), in windows of characters;
 - `linear_regression`, whose answer is known.
 """
 
@@ -10,7 +10,6 @@ import functools
 import importlib.resources
 import io
 import math
-import platform
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +21,10 @@ from precision_lab.numerics import fixed
 _DIGITS_SOURCE = (
     "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, "
     "doi:10.24432/C50P49 (CC BY 4.0); the 1,797 images of the test part, as scikit-learn distributes them"
+)
+_TOPICS_SOURCE = (
+    "Python Software Foundation, help texts of Python 3.11.7 (pydoc_data.topics), the topics from assert to "
+    "specialattrs (PSF License Version 2)"
 )
 
 
@@ -93,8 +96,7 @@ def digits() -> Dataset:
     doi:10.24432/C50P49, CC BY 4.0.
 
     """
-    file = importlib.resources.files("precision_lab.training").joinpath("data", "digits.npz")
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
+    with np.load(io.BytesIO(_data("digits.npz")), allow_pickle=False) as archive:
         images, labels = archive["images"], archive["labels"]
     inputs = images.reshape(len(images), -1).astype(np.float32) / np.float32(16)
     return Dataset(inputs, labels.astype(np.int64), "digits", _DIGITS_SOURCE)
@@ -176,10 +178,10 @@ def text_dataset(text: str, context: int = 32, *, name: str = "text", source: st
 
 @functools.cache
 def python_topics(context: int = 32) -> Dataset:
-    """The help texts on Python's language reference, which come with every Python (`pydoc_data.topics`).
+    """Help texts on Python's language reference: 267,935 characters, 102 different ones.
 
-    They change with the version of Python, and with them the size of the data set and its vocabulary: 3.11.7 has
-    464,970 characters, 103 different ones. Compare runs of one version only; `source` names it.
+    They are those of Python 3.11.7, the topics from "assert" to "specialattrs", and come with this package: every
+    Python has other help texts, and everybody shall learn from the same.
 
     Parameters
     ----------
@@ -192,10 +194,11 @@ def python_topics(context: int = 32) -> Dataset:
         As from `text_dataset`; the same object on every call.
 
     """
-    from pydoc_data.topics import topics  # half a megabyte, not needed by the other data sets
+    return text_dataset(_data("topics.txt").decode("utf-8"), context, name="topics", source=_TOPICS_SOURCE)
 
-    source = f"Python documentation, topics of pydoc as of Python {platform.python_version()} (PSF licence)"
-    return text_dataset("".join(topics[key] for key in sorted(topics)), context, name="topics", source=source)
+
+def _data(name: str) -> bytes:
+    return importlib.resources.files("precision_lab.training").joinpath("data", name).read_bytes()
 
 
 def split(dataset: Dataset, *, test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:

@@ -38,7 +38,7 @@ MODELS = {"mlp": "digits", "least_squares": "regression", "transformer": "topics
 """The accepted values of `TrainingConfig.model`, and the data that each is trained on unless it is told otherwise."""
 
 TOPICS_WINDOWS = 2048
-"""The transformer sees this many windows of Python's help texts: a final loss over all of them would take seconds."""
+"""The transformer sees this many windows of `python_topics`: a final loss over all of them would take seconds."""
 
 DIVERGENCE_FACTOR = 10.0
 """A run diverged if it ends with this many times the training loss it began with."""
@@ -63,7 +63,7 @@ class TrainingConfig:
         ``mlp`` on the handwritten digits, ``least_squares`` on a linear function of ten variables, or ``transformer``
         on the characters of a text.
     dataset : str
-        ``digits`` for the MLP, ``regression`` for least squares; for the transformer ``topics``, Python's help texts
+        ``digits`` for the MLP, ``regression`` for least squares; for the transformer ``topics``, `python_topics`
         (the first `TOPICS_WINDOWS` windows), or the path of a UTF-8 text file. Default: the first that the model takes.
     hidden : tuple of int
         Widths of the hidden layers of the MLP; ``()`` is softmax regression. Of the transformer: the number of layers

@@ -4,7 +4,8 @@ An optimizer in 16 bits is the float32 one with roundings in between, and which 
 what is lost. Here an operation computes in float32 and its result is rounded once, into the format of the buffer it is
 written to; a temporary has the format of the buffer it is made from. (The float32 in between does no harm: for formats
 of at most 11 significand bits, rounding +, -, *, / or sqrt to float32 first never changes the result; Figueroa 1995.)
-The operations are those of torch.optim (2.13, foreach=False, fused=False), in its order, R being the rounding:
+The operations are those of torch.optim (2.13, foreach=False, fused=False) where its kernels use AVX2 or AVX-512, in its
+order, R being the rounding:
 
 =============  ======================================  =================================================================
 optimizer      buffer or temporary                     is given
@@ -23,9 +24,11 @@ Torch rounds numbers to the tensor's format where a kernel adds (`add`), and kee
 divides, or does both at once (`mul`, `div`, `lerp`, `addcmul`, `addcdiv`). An `add` whose operands differ in format
 takes place in the one that holds both (`promoted`).
 
-Two things of torch's are not matched. The last numbers of a 16-bit tensor, n mod 64 at most, do not fill a vector, and
-an `add` with a factor (SGD, L2 decay) rounds their products apart, R(w - R(lr * g)): there a result depends on its
-place. And its float32 square roots come from MKL, one in six a step off; here they are right.
+Three things of torch's are not matched. Without vectors (``torch.backends.cpu.get_cpu_capability()`` is "DEFAULT": an
+x86-64 without AVX2, or ``ATEN_CPU_CAPABILITY=default``) it has no fma: an `add` with a factor (SGD, L2 decay) rounds
+the product to the tensor's format, R(w - R(lr * g)), and the moments round theirs to float32. With vectors, the last
+numbers of a 16-bit tensor, n mod 64 at most, do not fill one, and an `add` treats them in the same way: there a result
+depends on its place. And its float32 square roots come from MKL, one in six a step off; here they are right.
 
 So in bf16 SGD's learning rate of .01 is .01001; in fp16 an epsilon of 1e-8 is zero; and with a second moment in bf16
 R(.999 * v) is v, because what is taken away is less than half a spacing: it can only grow.

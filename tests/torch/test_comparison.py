@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from precision_lab import TrainingConfig
+from precision_lab.numerics.codec import codec
+from precision_lab.training import optimizers
 from precision_lab.training.comparison import LOSS, TrainingComparison
+from tests.torch.optimizers import codec_without_fma, has_fma
 
 pytestmark = pytest.mark.torch
 
@@ -26,6 +29,13 @@ def comparison() -> Any:
     from precision_lab.torch import comparison
 
     return comparison
+
+
+@pytest.fixture(autouse=True)
+def no_fma_where_torch_has_none(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its vectors torch parts at the optimizer; with its products and sums here, all else must be the same."""
+    if not has_fma(torch):
+        monkeypatch.setattr(optimizers, "codec", codec_without_fma)
 
 
 STORAGES = ("fp32", "autocast_bf16", "autocast_fp16", "pure_bf16", "pure_bf16,sensitive=bf16")
@@ -137,6 +147,13 @@ def test_another_momentum_is_found_at_the_first_moment(comparison: Any, monkeypa
 
     monkeypatch.setattr(comparison, "_optimizer", other)
     assert parting_of("autocast_bf16", "adamw") == (0, "first_moment of layer1.weight")
+
+
+def test_an_fma_on_one_side_alone_is_found_at_the_weights(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much for the builds of torch with vectors and without."""
+    monkeypatch.setattr(optimizers, "codec", codec_without_fma if has_fma(torch) else codec)
+    assert parting_of("autocast_bf16") == (0, "weights of layer1.weight")
+    assert parting_of("pure_bf16") == (0, "weights of layer1.weight")
 
 
 def test_another_activation_is_found_there(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

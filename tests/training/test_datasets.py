@@ -1,5 +1,7 @@
-import platform
+import hashlib
+import tomllib
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
 
+REPOSITORY = Path(__file__).parents[2]
 DATA = resources.files("precision_lab.training").joinpath("data")
 
 
@@ -164,14 +167,51 @@ def test_the_context_is_at_least_one_character() -> None:
         text_dataset("abc", 0)
 
 
-def test_the_topics_of_python_are_there_in_every_version() -> None:
+def test_the_topics_of_python_are_these_bytes_on_every_python_and_platform() -> None:
+    content = DATA.joinpath("topics.txt").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "3b4e102eb78e57057e48e9246e7c5221bc58b7769826affff9ce44fba4d11b87"
+    text = content.decode("utf-8")
     data = python_topics()
+    assert f"{len(text):,} characters, {len(data.vocabulary)} different ones" in str(python_topics.__doc__)
     assert data is python_topics()
-    assert data.inputs.shape[1] == 32
-    assert len(data.inputs) > 5000
-    assert set("abcdefghijklmnopqrstuvwxyz ") < set(data.vocabulary)
-    assert data.inputs.max() < len(data.vocabulary) < 1000
-    assert f"Python {platform.python_version()}" in data.source
+    assert data.inputs.shape == data.labels.shape == ((len(text) - 1) // 32, 32)
+    assert "".join(data.vocabulary[code] for code in data.inputs[:50].reshape(-1)) == text[: 50 * 32]
+    assert list(data.vocabulary) == sorted(set(text))
+
+
+def test_the_topics_carry_their_licence_and_are_whole() -> None:
+    licence = DATA.joinpath("LICENSE-topics.txt").read_text(encoding="utf-8")
+    for words in (
+        "Python 3.11.7",
+        "Copyright (c) 2001-2023 Python Software Foundation",
+        "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2",
+        "2021, 2022, 2023 Python Software Foundation;\nAll Rights Reserved",
+        "8. By copying, installing or otherwise using Python, Licensee",
+        "What was changed",
+        "ZERO-CLAUSE BSD LICENSE FOR CODE IN THE PYTHON DOCUMENTATION",
+    ):
+        assert words in licence
+    for words in ("Python 3.11.7", "Python Software Foundation", "PSF License Version 2"):
+        assert words in python_topics().source
+    text = DATA.joinpath("topics.txt").read_text(encoding="utf-8")
+    assert text.startswith('The "assert" statement\n')
+    assert text.endswith("\n")
+
+
+def test_every_data_file_is_packaged_and_has_its_licence() -> None:
+    """A wheel has them, too: setuptools takes what these patterns of pyproject.toml match."""
+    package = REPOSITORY / "precision_lab"
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["precision_lab"]
+    packaged = {file for pattern in patterns for file in package.glob(pattern)}
+    for name in ("digits.npz", "topics.txt"):
+        licence = package / "training" / "data" / f"LICENSE-{Path(name).stem}.txt"
+        assert {licence, licence.with_name(name)} <= packaged
+        assert any(licence in REPOSITORY.glob(pattern) for pattern in project["project"]["license-files"])
+
+
+def test_a_split_of_a_text_keeps_its_vocabulary() -> None:
+    data = python_topics()
     train, test = split(data)
     assert train.vocabulary == test.vocabulary == data.vocabulary
     assert len(train.inputs) + len(test.inputs) == len(data.inputs)

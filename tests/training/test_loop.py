@@ -303,7 +303,7 @@ TINY = TrainingConfig(hidden=(2,), steps=3, batch_size=16, histogram_steps=(1,),
 
 @pytest.fixture
 def few_topics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short text, because the loss over all of Python's help takes seconds."""
+    """A short text, because the loss over all windows of the help texts takes seconds."""
     text = text_dataset("to be or not to be, that is the question. " * 9, context=8)
     monkeypatch.setattr(loop, "python_topics", lambda: text)
 

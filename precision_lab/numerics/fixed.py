@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_fixed_kernels
+from precision_lab.numerics.inputs import as_array
 
 Array = NDArray[Any]
 
@@ -267,7 +268,7 @@ def geomspace(first: float, last: float, count: int) -> NDArray[np.float64]:
 
 
 def _real(x: ArrayLike) -> Array:
-    array = np.asarray(float(x) if isinstance(x, int) else x)
+    array = as_array(float(x) if isinstance(x, int) else x)
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"must be float32 or float64, got {array.dtype}")
     return array

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS
 
 Array: TypeAlias = NDArray[Any]
@@ -143,10 +144,8 @@ def integers_as_doubles(array: Array, *, to_odd: bool) -> Array:
         if inexact.size:
             raise _no_double(int(flat[inexact[0]]))
         return doubles
-    from precision_lab.numerics import kernels  # compiled code is loaded when it is first needed
-
     odd = np.empty(flat.size)
-    kernels.add_to_odd(head, rest, odd, False)
+    load_kernels().add_to_odd(head, rest, odd, False)
     return odd.reshape(array.shape)
 
 

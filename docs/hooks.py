@@ -20,11 +20,15 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 FLOORS = ("numerics", "analysis", "training", "experiments", "claims", "presentation", "torch", "testing")
-HIDDEN = ("numerics.kernels",)  # compiled loops; what they compute is said where they are called
+HIDDEN = (
+    "numerics.kernels",
+    "numerics.fixed_kernels",
+)  # compiled loops; what they compute is said where they are called
 EXPERIMENTS = ("underflow", "swamping", "accumulation", "loss_scaling", "storage")
 OPTIONAL = {  # written by the lab itself, or of what it measured
     "claims.md": "The folklore, checked",
     "peers.md": "Other people's casts",
+    "machines.md": "The same on every machine",
     "scaling.md": "Past one machine",
 }
 

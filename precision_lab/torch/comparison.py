@@ -18,7 +18,7 @@ What we found with torch 2.13 on one processor (`tests/torch/test_comparison.py`
 round at the same places, and in 16 bits they are the same to the last bit for the first steps, until a sum that was
 added in another order comes out on the other side of the middle between two values. They part
 
-- in fp32 in the first step, at a matrix product: two BLAS libraries add in two orders;
+- in fp32 in the first step, at a matrix product: torch's library adds in an order of its own, ours is stated;
 - with autocast, and SGD, after some tens of steps (fp16: in the first), where one element of the gradient of the logits
   or of a matrix product is one unit away; either side can be the one that is right (float64, rounded once);
 - with Adam or AdamW and float32 weights in the first step, at the weights: of torch's float32 square roots one in six

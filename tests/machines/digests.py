@@ -68,17 +68,26 @@ def of_json(data: Any) -> str:
     return digest([json.dumps(without_times(data), sort_keys=True).encode()])
 
 
+def bits(array: Any) -> bytes:
+    """Return the bits of an array; NaN is NaN: its sign is the processor's (x86's is negative, ARM's positive)."""
+    array = np.asarray(array)
+    if array.dtype.kind == "f":
+        array = np.where(np.isnan(array), array.dtype.type(np.nan), array)
+    content: bytes = array.tobytes()
+    return content
+
+
 def of_training(config: TrainingConfig) -> str:
     """Return the digest of all that a training gives back."""
 
     def parts(result: TrainingResult) -> Iterator[bytes]:
-        yield result.losses.tobytes()
+        yield bits(result.losses)
         for name, array in result.parameters.items():
             yield name.encode()
-            yield array.tobytes()
+            yield bits(array)
         for snapshot in result.snapshots:
             for kind in (snapshot.weight_gradients, snapshot.activation_gradients, snapshot.updates):
-                yield from (array.tobytes() for array in kind.values())
+                yield from map(bits, kind.values())
         yield of_json(result.to_dict()).encode()
 
     return digest(parts(train(config)))
@@ -94,7 +103,7 @@ def _values(real: Any, count: int = 20_000) -> Any:
 
 
 def of_functions(real: Any) -> str:
-    """Return the digest of the elementary functions, products and sums; NaN is NaN, whatever its sign."""
+    """Return the digest of the elementary functions, products and sums."""
     x = _values(real)
     results = [getattr(fixed, name)(x) for name in ("exp", "log", "tanh", "sigmoid", "log2", "log10")]
     rng = np.random.default_rng(8)
@@ -102,7 +111,7 @@ def of_functions(real: Any) -> str:
         a, b = rng.standard_normal((m, k)).astype(real), rng.standard_normal((k, n)).astype(real)
         results += [fixed.matmul(a, b), fixed.sum(a, 0), fixed.mean(a, 1), np.array(fixed.norm(b))]
     results.append(np.array([fixed.power(b, t) for b in (0.9, 0.999) for t in range(1, 300)]))
-    return digest(np.where(np.isnan(r), np.nan, r).tobytes() for r in results)
+    return digest(map(bits, results))
 
 
 def of_roundings(real: Any) -> str:
@@ -112,7 +121,7 @@ def of_roundings(real: Any) -> str:
     for fmt in FORMATS.values():
         results += [round_to(x, fmt, mode, rng=5) for mode in RoundingMode]
         results += [encode(x, fmt), spacing(x, fmt)]
-    return digest(np.where(np.isnan(r), r.dtype.type(0), r).tobytes() for r in results)
+    return digest(map(bits, results))
 
 
 RUNS: dict[str, Callable[[], str]] = {

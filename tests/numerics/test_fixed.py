@@ -276,7 +276,7 @@ def test_shapes_are_kept() -> None:
         assert np.shape(fixed.exp(np.ones(shape))) == shape
     assert fixed.exp(np.ones((4, 6))[::2, ::3]).tolist() == [[float(fixed.exp(1.0))] * 2] * 2
     with pytest.raises(ValueError, match="masked array"):
-        fixed.exp(np.ma.array([1.0], mask=[1]))
+        fixed.exp(np.ma.array([1.0], mask=[True]))
     with pytest.raises(ValueError, match="must be float32 or float64, got float16"):
         fixed.exp(np.ones(1, np.float16))
 

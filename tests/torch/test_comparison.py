@@ -12,6 +12,8 @@ from precision_lab import TrainingConfig
 from precision_lab.numerics.codec import codec
 from precision_lab.training import optimizers
 from precision_lab.training.comparison import LOSS, TrainingComparison
+from precision_lab.training.loop import train
+from precision_lab.training.models.places import library_products
 from tests.torch.optimizers import codec_without_fma, has_fma
 
 pytestmark = pytest.mark.torch
@@ -197,6 +199,19 @@ def test_a_gradient_that_is_tampered_with_is_found(comparison: Any, monkeypatch:
 def test_what_pytorch_cannot_say(comparison: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         comparison.compare_training(TrainingConfig.from_dict(SGD.to_dict() | options))
+
+
+def test_our_products_are_fixed_or_those_of_blas(comparison: Any) -> None:
+    """The stated order is the same in every run and beside `train`; BLAS's is asked for by name."""
+    config = TrainingConfig(steps=20)
+    ours = comparison.compare_training(config)
+    assert ours.losses.tolist() == train(config).losses.tolist()
+    by_blas = comparison.compare_training(config, products="blas")
+    with library_products():
+        assert by_blas.losses.tolist() == train(config).losses.tolist()
+    np.testing.assert_allclose(by_blas.losses, ours.losses, rtol=1e-4)
+    with pytest.raises(ValueError, match="products must be one of fixed, blas; got 'mkl'"):
+        comparison.compare_training(config, products="mkl")
 
 
 def test_the_number_of_threads_is_left_alone(torch: Any) -> None:

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import matmul
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.numerics.rounding import is_representable, round_to
 from precision_lab.training.models import MLP, weights_copy
-from precision_lab.training.models.places import operand_scale, product, rounded, weight_gradient
+from precision_lab.training.models.places import library_products, operand_scale, product, rounded, weight_gradient
 from precision_lab.training.storage import CONFIGURATIONS, FP32, StorageConfig
+from tests.flushing import in_a_thread
 from tests.training.models.helpers import same_bits
 
 RNG = np.random.default_rng(0)
@@ -43,6 +45,24 @@ def test_a_storage_that_was_sent_to_another_process_is_the_same() -> None:
     wide = RNG.normal(size=(20, 300)).astype(np.float32)
     sent = pickle.loads(pickle.dumps(FP32))
     assert product(wide, wide.T, sent).tobytes() == fixed.matmul(wide, wide.T).tobytes()
+
+
+def test_sums_are_left_to_blas_only_where_that_is_asked_for() -> None:
+    wide = RNG.normal(size=(40, 300)).astype(np.float32)
+    with threadpool_limits(1, "blas"):
+        blas = np.matmul(wide, wide.T)
+    with library_products():
+        assert product(wide, wide.T, FP32).tobytes() == blas.tobytes()
+        in_another_thread = in_a_thread(lambda: product(wide, wide.T, FP32))
+        assert {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"} == {1}
+    exact = fixed.matmul(wide, wide.T).tobytes()
+    assert in_another_thread.tobytes() == product(wide, wide.T, FP32).tobytes() == exact
+    narrow = StorageConfig(accumulator=get_format("bf16"))
+    with library_products():
+        assert product(A, B, narrow).tobytes() == matmul(A, B, accumulator="bf16").tobytes()
+    with pytest.raises(ZeroDivisionError), library_products():
+        raise ZeroDivisionError
+    assert product(wide, wide.T, FP32).tobytes() == exact
 
 
 def test_the_copy_of_the_weights_has_their_format() -> None:

@@ -23,7 +23,7 @@ FLOORS = ("numerics", "analysis", "training", "experiments", "claims", "presenta
 HIDDEN = (
     "numerics.kernels",
     "numerics.fixed_kernels",
-)  # compiled loops; what they compute is said where they are called
+)  # compiled loops
 EXPERIMENTS = ("underflow", "swamping", "accumulation", "loss_scaling", "storage")
 OPTIONAL = {  # written by the lab itself, or of what it measured
     "claims.md": "The folklore, checked",

@@ -11,7 +11,9 @@ the very thread that computes.
 
 from __future__ import annotations
 
+import importlib
 import struct
+from functools import cache
 from types import ModuleType
 
 # from its bits: under flush to zero the compiler of Python reads 5e-324 as 0.0, and keeps that in the .pyc
@@ -51,15 +53,16 @@ def load_kernels() -> ModuleType:
         As `require_gradual_underflow`: so no loop is found, and no constants are made for one, that would flush.
 
     """
-    from precision_lab.numerics import kernels
-
     require_gradual_underflow()
-    return kernels
+    return _imported("kernels")
 
 
 def load_fixed_kernels() -> ModuleType:
     """Return the compiled loops of fixed.py, as `load_kernels` does the others."""
     require_gradual_underflow()
-    from precision_lab.numerics import fixed_kernels
+    return _imported("fixed_kernels")
 
-    return fixed_kernels
+
+@cache
+def _imported(name: str) -> ModuleType:
+    return importlib.import_module(f"precision_lab.numerics.{name}")

@@ -74,8 +74,11 @@ def matmul(a: ArrayLike, b: ArrayLike) -> Array:
 
 def _multiply(left: Array, right: Array, out: Array) -> None:
     fixed_kernels = load_fixed_kernels()
-    count = math.prod(left.shape[:-2])
-    fixed_kernels.matmul(*(x.reshape(count, *x.shape[-2:]) for x in (left, right, out)))
+    if left.ndim == 2:
+        fixed_kernels.matmul(left, right, out)
+    else:
+        count = math.prod(left.shape[:-2])
+        fixed_kernels.matmul_each(*(x.reshape(count, *x.shape[-2:]) for x in (left, right, out)))
 
 
 def dot(x: ArrayLike, y: ArrayLike) -> float:
@@ -269,6 +272,6 @@ def geomspace(first: float, last: float, count: int) -> NDArray[np.float64]:
 
 def _real(x: ArrayLike) -> Array:
     array = as_array(float(x) if isinstance(x, int) else x)
-    if array.dtype not in (np.float32, np.float64):
+    if array.dtype.char not in "fd" or not array.dtype.isnative:
         raise ValueError(f"must be float32 or float64, got {array.dtype}")
     return array

@@ -124,15 +124,23 @@ def _multiply(left, right, out, panel, tile):
                     out[i + part, column + j] = tile[part, j]
 
 
-def _product_of(real: Any) -> Any:
-    """Return a signature: matrices however they lie in memory, so that no layout is compiled apart."""
-    given = types.Array(real, 3, "A", readonly=True)
-    return types.void(given, given, types.Array(real, 3, "C"))
+def _products(dimensions: int) -> Any:
+    """Return signatures: matrices however they lie in memory, so that no layout is compiled apart."""
+    given = [types.Array(real, dimensions, "A", readonly=True) for real in (types.float32, types.float64)]
+    return [types.void(matrix, matrix, types.Array(matrix.dtype, dimensions, "C")) for matrix in given]
 
 
-@njit([_product_of(types.float32), _product_of(types.float64)], nogil=True, cache=True)
+@njit(_products(2), nogil=True, cache=True)
 def matmul(left, right, out):
-    """Write left[i] @ right[i] to out[i], for every i: k ascending from +0, each product and each sum rounded."""
+    """Write left @ right to `out`: k ascending from +0, each product and each sum rounded."""
+    lanes = VECTOR_BYTES // left.itemsize
+    panel, tile = np.zeros((left.shape[1], lanes), left.dtype), np.empty((ROWS, lanes), left.dtype)
+    _multiply(left, right, out, panel, tile)
+
+
+@njit(_products(3), nogil=True, cache=True)
+def matmul_each(left, right, out):
+    """Write left[i] @ right[i] to out[i], for every i, as `matmul`."""
     lanes = VECTOR_BYTES // left.itemsize
     panel, tile = np.zeros((left.shape[2], lanes), left.dtype), np.empty((ROWS, lanes), left.dtype)
     for i in range(left.shape[0]):

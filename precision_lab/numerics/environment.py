@@ -11,7 +11,6 @@ the very thread that computes.
 
 from __future__ import annotations
 
-import importlib
 import struct
 from functools import cache
 from types import ModuleType
@@ -54,15 +53,24 @@ def load_kernels() -> ModuleType:
 
     """
     require_gradual_underflow()
-    return _imported("kernels")
+    return _kernels()
 
 
 def load_fixed_kernels() -> ModuleType:
     """Return the compiled loops of fixed.py, as `load_kernels` does the others."""
     require_gradual_underflow()
-    return _imported("fixed_kernels")
+    return _fixed_kernels()
+
+
+@cache  # an import statement that finds its module takes longer than the question
+def _kernels() -> ModuleType:
+    from precision_lab.numerics import kernels
+
+    return kernels
 
 
 @cache
-def _imported(name: str) -> ModuleType:
-    return importlib.import_module(f"precision_lab.numerics.{name}")
+def _fixed_kernels() -> ModuleType:
+    from precision_lab.numerics import fixed_kernels
+
+    return fixed_kernels

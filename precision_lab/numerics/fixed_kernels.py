@@ -47,51 +47,59 @@ def _address(typing_context: Any, array: Any, offset: Any) -> Any:
 
 
 def _make_multiply(rows: int) -> Any:
-    """Build the product of `rows` rows and a panel of one vector of columns."""
+    """Build the product of `rows` rows and one vector of columns."""
 
     def multiply(
-        typing_context: Any, left: Any, panel: Any, out: Any, steps: Any, row: Any, step: Any, out_row: Any
+        typing_context: Any,
+        left: Any,
+        right: Any,
+        out: Any,
+        steps: Any,
+        row: Any,
+        step: Any,
+        right_row: Any,
+        out_row: Any,
     ) -> Any:
-        """Write to `out`; `row` and `step` are the strides of `left`, `out_row` that of `out`, in elements."""
+        """Write to `out`; `row` and `step` are the strides of `left`, the others those of rows, all in elements."""
         import llvmlite.ir as ir
 
-        lanes = VECTOR_BYTES * 8 // left.dtype.bitwidth
+        bytes_each = left.dtype.bitwidth // 8
+        lanes = VECTOR_BYTES // bytes_each
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            left, panel, out, steps, row, step, out_row = args
-            real, word, index = context.get_value_type(signature.args[0].dtype), ir.IntType(64), ir.IntType(32)
-            vector, bytes_each = ir.VectorType(real, lanes), signature.args[0].dtype.bitwidth // 8
+            left, right, out, steps, row, step, right_row, out_row = args
+            real, index = context.get_value_type(signature.args[0].dtype), ir.IntType(32)
+            vector = ir.VectorType(real, lanes)
             undefined, zero = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0.0] * lanes)
             everywhere = ir.Constant(ir.VectorType(index, lanes), [0] * lanes)
 
-            def at(pointer: Any, *factors: Any) -> Any:
-                return builder.gep(pointer, [builder.mul(*factors)])
+            def at(pointer: Any, stride: Any, count: Any) -> Any:
+                count = count if isinstance(count, ir.Value) else ir.Constant(stride.type, count)
+                return builder.gep(pointer, [builder.mul(stride, count)])
 
             def spread(x: Any) -> Any:
-                return builder.shuffle_vector(
-                    builder.insert_element(undefined, x, ir.Constant(index, 0)), undefined, everywhere
-                )
+                first = builder.insert_element(undefined, x, ir.Constant(index, 0))
+                return builder.shuffle_vector(first, undefined, everywhere)
 
             sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows)]  # LLVM makes registers of them
             with cgutils.for_range(builder, steps) as loop:
-                b = builder.load(
-                    builder.bitcast(at(panel, loop.index, ir.Constant(word, lanes)), vector.as_pointer()),
-                    align=bytes_each,
-                )
+                place = builder.bitcast(at(right, right_row, loop.index), vector.as_pointer())
+                b = builder.load(place, align=bytes_each)
                 for i, total in enumerate(sums):
-                    a = builder.load(at(at(left, row, ir.Constant(word, i)), loop.index, step))
+                    a = builder.load(at(at(left, row, i), step, loop.index))
                     builder.store(builder.fadd(builder.load(total), builder.fmul(spread(a), b)), total)
             for i, total in enumerate(sums):
-                target = builder.bitcast(at(out, out_row, ir.Constant(word, i)), vector.as_pointer())
-                builder.store(builder.load(total), target, align=bytes_each)
+                place = builder.bitcast(at(out, out_row, i), vector.as_pointer())
+                builder.store(builder.load(total), place, align=bytes_each)
             return context.get_dummy_value()
 
-        return types.void(left, panel, out, *[types.intp] * 4), codegen
+        return types.void(left, right, out, *[types.intp] * 5), codegen
 
     return intrinsic(multiply)
 
 
 _multiply_rows, _multiply_row = _make_multiply(ROWS), _make_multiply(1)
+FEW_ROWS = 64  # up to here it does not pay to bring the columns together first
 
 
 @njit(nogil=True, cache=True)
@@ -99,26 +107,31 @@ def _multiply(left, right, out, panel, tile):
     """Write left @ right to `out`, which is contiguous; panel and tile are scratch."""
     rows, steps, columns = left.shape[0], left.shape[1], right.shape[1]
     row, step, lanes = left.strides[0] // left.itemsize, left.strides[1] // left.itemsize, panel.shape[1]
+    in_place = rows <= FEW_ROWS and right.strides[1] == right.itemsize
     for column in range(0, columns, lanes):
         width = min(lanes, columns - column)
-        for k in range(steps):
-            for j in range(width):
-                panel[k, j] = right[k, column + j]
+        if in_place and width == lanes:
+            source, source_row = _address(right, column), right.strides[0] // right.itemsize
+        else:
+            for k in range(steps):
+                for j in range(width):
+                    panel[k, j] = right[k, column + j]
+            source, source_row = _address(panel, 0), lanes
         for start in range(0, rows, ROWS):
             # the last group begins early, so that it is whole: what is computed twice is computed the same
             i = max(min(start, rows - ROWS), 0)
             count = min(ROWS, rows)
+            first = _address(left, i * row)
             if count == ROWS and width == lanes:
                 target = _address(out, i * columns + column)
-                _multiply_rows(_address(left, i * row), _address(panel, 0), target, steps, row, step, columns)
+                _multiply_rows(first, source, target, steps, row, step, source_row, columns)
                 continue
             if count == ROWS:
-                source = _address(left, i * row)
-                _multiply_rows(source, _address(panel, 0), _address(tile, 0), steps, row, step, lanes)
+                _multiply_rows(first, source, _address(tile, 0), steps, row, step, source_row, lanes)
             else:
                 for part in range(count):
-                    source, target = _address(left, (i + part) * row), _address(tile, part * lanes)
-                    _multiply_row(source, _address(panel, 0), target, steps, row, step, lanes)
+                    one, target = _address(left, (i + part) * row), _address(tile, part * lanes)
+                    _multiply_row(one, source, target, steps, row, step, source_row, lanes)
             for part in range(count):
                 for j in range(width):
                     out[i + part, column + j] = tile[part, j]

@@ -115,10 +115,22 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def _shorten(path: Path) -> None:
-    """Leave out of an SVG what nobody sees: the indentation, and digits of places behind the second."""
+    """Leave out of an SVG what nobody sees, and what depends on the processor.
+
+    That is the indentation, digits of places behind the second (of outlines the third), and names that matplotlib makes
+    of all bits of a place, which it takes from NumPy's logarithm.
+    """
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"(?<=translate\()[^)]*", lambda places: re.sub(r"(\.\d\d)\d+", r"\1", places[0]), text)
+    text = re.sub(r'(?<= d=")[^"]*', lambda outline: re.sub(r"-?\d+\.\d{4,}", _thousandths, outline[0]), text)
+    made = dict.fromkeys(re.findall(r'id="([mp][0-9a-f]{10})"', text))
+    names = {name: f"{name[0]}{number}" for number, name in enumerate(made)}
+    text = re.sub(r"\b[mp][0-9a-f]{10}\b", lambda name: names.get(name[0], name[0]), text)
     path.write_text(re.sub(r"(?m)^ +", "", text), encoding="utf-8")
+
+
+def _thousandths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.3f}".rstrip("0").removesuffix(".")
 
 
 def say_quick(figure: Figure) -> None:

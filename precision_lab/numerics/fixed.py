@@ -17,7 +17,8 @@ function                       what it is
 `power`                        a whole power of a float64, from 120 bits rounded once
 =============================  ========================================================================================
 
-All take float32 or float64 and return that dtype. `precision_lab.numerics.reference` has the same one number at a time.
+All take float32 or float64 and return that dtype, where no other is said. `precision_lab.numerics.reference` has the
+same one number at a time.
 """
 
 from __future__ import annotations
@@ -274,4 +275,4 @@ def _real(x: ArrayLike) -> Array:
     array = as_array(float(x) if isinstance(x, int) else x)
     if array.dtype.char not in "fd" or not array.dtype.isnative:
         raise ValueError(f"must be float32 or float64, got {array.dtype}")
-    return array
+    return array if array.flags.aligned else array.copy()

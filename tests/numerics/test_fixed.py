@@ -86,6 +86,12 @@ def test_the_layout_in_memory_and_leading_dimensions_do_not_matter(real: Any) ->
     assert same(fixed.matmul(a[..., ::-1], b[:, :, ::-1])[0, 0], in_loops(a[0, 0][:, ::-1], b[0, 0][::-1]))
     a.flags.writeable = False
     assert same(fixed.matmul(a, b), expected)
+    packed = np.zeros(a.shape, [("flag", "u1"), ("value", real)])  # values at odd addresses
+    packed["value"] = a
+    assert not packed["value"].flags.aligned
+    assert same(fixed.matmul(packed["value"], b), expected)
+    assert same(fixed.sum(packed["value"], 1), fixed.sum(a, 1))
+    assert same(fixed.exp(packed["value"]), fixed.exp(a))
 
 
 def test_the_reference_is_the_same_loop() -> None:

@@ -125,3 +125,9 @@ def test_the_comparison(notebooks: ModuleType, before: str, now: str, exactly: b
     assert notebooks.same(cell(notebooks, before), cell(notebooks, now)) == exactly
     committed = cell(notebooks, before, notebooks.VARIES)
     assert notebooks.same(committed, cell(notebooks, now)) == nearly
+
+
+def test_the_build_may_be_another_where_its_numbers_may(notebooks: ModuleType) -> None:
+    here, there = (cell(notebooks, f"torch 2.13, {kernels}", notebooks.VARIES) for kernels in ("AVX512", "AVX2"))
+    assert notebooks.same(here, there)
+    assert not notebooks.same(cell(notebooks, "torch 2.13, AVX512"), there)

@@ -331,10 +331,10 @@ def _log(v):
     e = np.float64(exponent - (I64(54) if tiny else I64(0)))
     c = _INVERSE[j]
     top = _cut(z, _TOP_28)
-    r = (top * c - 1.0) + (z - top) * c  # the first product and the difference are exact
+    r, error = _add_small(top * c - 1.0, (z - top) * c)  # the first product and the difference are exact
     high, low = _add_small(e * _LN2_HIGH + _LOG_HIGH[j], r)
     p = r * r * (-0.5 + r * (1 / 3 + r * (-0.25 + r * (0.2 + r * (-1 / 6 + r * (1 / 7 + r * (-0.125 + r * (1 / 9))))))))
-    return _add_small(high, p + (low + (e * _LN2_LOW + _LOG_LOW[j])))
+    return _add_small(high, p + (low + (error + (e * _LN2_LOW + _LOG_LOW[j]))))
 
 
 @njit(nogil=True, cache=True)

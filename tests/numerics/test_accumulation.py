@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from precision_lab import accumulate, dot, exact_sum, matmul, matmul_fp32_accumulate, round_to
@@ -243,6 +243,8 @@ def test_the_bound_holds(
     terms = [math.fmod(t, limit) for t in terms if math.isfinite(t)]
     trace = accumulate(terms, output or wide, method=method, mode=mode, block=block, accumulator=wide, rng=1)
     assert trace.exact is not None
+    # it is one of sums that do not overflow; in a format of a few values, rounded upwards, small terms get there too
+    assume(bool((np.abs(trace.partial_sums) < wide.max).all()) and abs(trace.result) < (output or wide).max)
     error = abs(Fraction(trace.result) - trace.exact)
     # the bound is rounded to a double
     assert math.isinf(trace.worst_case_bound) or error <= Fraction(math.nextafter(trace.worst_case_bound, math.inf))

@@ -542,7 +542,7 @@ class LossScalePlan:
 
         All elements count the same, as in a step with saturation; a step with an overflow is usually skipped.
         """
-        return min(self.conversions, key=lambda c: (_lost(c), abs(_exponent(c.loss_scale))))
+        return min(self.conversions, key=lambda c: (_lost(c), abs(log2_of_power_of_two(c.loss_scale))))
 
     @property
     def recommended(self) -> Conversion | None:
@@ -556,7 +556,7 @@ class LossScalePlan:
         safe = [c for c in self.conversions if highest is not None and c.loss_scale <= highest]
 
         def badness(c: Conversion) -> tuple[int, int, float]:
-            k = _exponent(c.loss_scale)
+            k = log2_of_power_of_two(c.loss_scale)
             return c.flushed, c.subnormal, -k if c.subnormal else abs(k)
 
         return min(safe, key=badness, default=None)
@@ -639,10 +639,6 @@ class LossScalePlan:
                 for c in self.conversions
             ],
         }
-
-
-def _exponent(power_of_two: float) -> int:
-    return math.frexp(power_of_two)[1] - 1
 
 
 def _lost(conversion: Conversion) -> int:

@@ -25,7 +25,7 @@ from precision_lab.numerics.codec import Codec, codec
 from precision_lab.numerics.environment import load_fixed_kernels, load_kernels, require_gradual_underflow
 from precision_lab.numerics.rounding import _decode_table, _encode_plan, _plan
 from precision_lab.numerics.verification import verify_against_ml_dtypes, verify_against_reference
-from precision_lab.presentation.files import write_json
+from precision_lab.support.files import write_json
 from precision_lab.testing.accumulators import check_accumulator
 from precision_lab.testing.casts import check_cast
 from precision_lab.training.models import MLP

@@ -17,16 +17,15 @@ from precision_lab.analysis.histogram import ExponentHistogram, _count
 from precision_lab.analysis.swamping import UpdateReport
 from precision_lab.analysis.tensor_files import (
     _INDEX_SUFFIX,
-    _MAX_JSON_BYTES,
-    TensorFileError,
     TensorInfo,
     _blaming,
-    _json_object,
     _shape,
+    json_object,
 )
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import get_mode
+from precision_lab.support.reading import read_small
 
 KIND = "precision_lab recording 1"
 """What the JSON of a recording says it is."""
@@ -202,12 +201,7 @@ def read_recording(path: str | Path) -> Recording:
     require_gradual_underflow()
     path = Path(path)
     with _blaming(path):
-        if not path.exists():
-            raise TensorFileError(f"{path}: no such file; check the path")
-        if not path.is_file():
-            raise TensorFileError(f"{path}: not a regular file; give a JSON file of GradientRecorder.save")
-        with path.open("rb") as stream:
-            return Recording.from_dict(_json_object(stream.read(_MAX_JSON_BYTES + 1)))
+        return Recording.from_dict(json_object(read_small(path)))
 
 
 def _text(value: Any) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import math
 import os
 import sys
@@ -34,6 +33,8 @@ from numpy.lib import format as npy
 from precision_lab.analysis import torch_files
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, is_integer
+from precision_lab.support.reading import MAX_BYTES, InputError, parse_json, read_small
+from precision_lab.support.text import shown
 
 Chunks: TypeAlias = Iterator[npt.NDArray[Any]]
 TensorSource: TypeAlias = Any
@@ -44,7 +45,7 @@ IN_MEMORY = Path("model")
 
 _Raw: TypeAlias = np.dtype[Any] | None  # what the void items of .npy and .npz are
 
-_MAX_JSON_BYTES = 100_000_000  # the limit of the reference implementation
+_MAX_JSON_BYTES = MAX_BYTES
 _MAX_NPY_HEADER_BYTES = 1 << 14
 _INDEX_SUFFIX = ".safetensors.index.json"
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl"}
@@ -284,6 +285,19 @@ def _with_tensors(slices: Sequence[TensorSlice]) -> list[_Source]:
     return filled
 
 
+def files_read(path: str | Path) -> list[Path]:
+    """Return the files that reading a path would open, whether they can be read or not; none for what is not there.
+
+    A file itself; for an index also all shards that may stand beside it; for a folder what of it is read.
+    """
+    path = Path(path)
+    if path.name.endswith(_INDEX_SUFFIX):
+        return [path, *sorted(path.parent.glob("*.safetensors"))]
+    if not path.is_dir():
+        return [path]
+    return sorted(f for f in path.iterdir() if f.suffix.lower() in _IN_FOLDERS or f.name.endswith(_INDEX_SUFFIX))
+
+
 def is_one_source(place: object) -> bool:
     """Say whether this is one place that tensors come from, and not several."""
     return isinstance(place, str | Path | Mapping) or hasattr(place, "named_parameters")
@@ -292,15 +306,9 @@ def is_one_source(place: object) -> bool:
 # ---- messages ----
 
 
-def _shown(text: object, limit: int = 300) -> str:
-    """Make any text fit for a one-line message: control characters as escapes, cut after `limit` characters."""
-    whole = str(text)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in whole[:limit]) + "..." * (len(whole) > limit)
-
-
 def _error(file: Path, what: object, cure: str = _AGAIN, tensor: str | None = None) -> TensorFileError:
-    where = _shown(file, 4096) + (f", tensor '{_shown(tensor, 100)}'" if tensor is not None else "")
-    return TensorFileError(f"{where}: {_shown(what)}; {cure}")
+    where = shown(file, 4096) + (f", tensor '{shown(tensor, 100)}'" if tensor is not None else "")
+    return TensorFileError(f"{where}: {shown(what)}; {cure}")
 
 
 @contextmanager
@@ -310,6 +318,8 @@ def _blaming(file: Path, tensor: str | None = None) -> Iterator[None]:
         yield
     except TensorFileError:
         raise
+    except InputError as error:  # it names the file
+        raise TensorFileError(str(error)) from error
     except OSError as error:
         raise _error(file, error.strerror or error, "check the path, the permissions and the disk", tensor) from error
     except Exception as error:
@@ -425,8 +435,7 @@ def _file_sources(file: Path, raw: _Raw) -> list[_Source]:
 
 def _indexed_sources(index: Path) -> list[_Source]:
     """Read the shards that an index names; each must hold exactly the tensors that the index puts there."""
-    with index.open("rb") as stream:
-        content = _json_object(stream.read(_MAX_JSON_BYTES + 1))
+    content = json_object(read_small(index, _MAX_JSON_BYTES))
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise _error(index, "its weight_map must be an object of tensor names and shard files")
@@ -490,7 +499,7 @@ def _torch_sources(file: Path, _raw: _Raw) -> list[_Source]:
         if not source.info.skipped and source.info.count:
             same = first.setdefault((torch_files.identity(tensor), source.info.dtype), name)
             if same != name:
-                source = replace(source, info=replace(source.info, skipped=f"the same data as '{_shown(same, 100)}'"))
+                source = replace(source, info=replace(source.info, skipped=f"the same data as '{shown(same, 100)}'"))
         sources.append(source)
     names = [source.info.name for source in sources]
     if len(set(names)) < len(names):
@@ -511,7 +520,7 @@ def _safetensors_sources(file: Path, _raw: _Raw) -> list[_Source]:
             raise _error(file, f"a header of {start - 8} bytes is beyond the limit of {_MAX_JSON_BYTES}", cure)
         if start > size:
             raise _error(file, f"the header takes {start} bytes, the file ends after {size}")
-        header = _json_object(stream.read(start - 8))
+        header = json_object(stream.read(start - 8))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _error(file, "__metadata__ must be an object of strings")
@@ -547,27 +556,11 @@ def _safetensors_source(file: Path, name: str, entry: object, start: int, size: 
         return _Source(info, start + begin, end - begin, swapped=sys.byteorder == "big")
 
 
-def _json_object(text: bytes) -> dict[str, Any]:
-    """Parse JSON and refuse what json.loads lets pass: duplicate keys, NaN, lone surrogates, leading space."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            key.encode()  # a lone surrogate is no text, and nobody could print it
-            if key in found:
-                raise ValueError(f"duplicate key '{key}'")
-            found[key] = value
-        return found
-
-    def no_constant(word: str) -> None:
-        raise ValueError(f"{word} is not JSON")
-
+def json_object(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object; its first byte must be its brace, as the reference implementation demands."""
     if len(text) > _MAX_JSON_BYTES or not text.startswith(b"{"):
         raise ValueError(f"the JSON must start with {{ and have at most {_MAX_JSON_BYTES} bytes")
-    try:
-        value: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=no_constant)
-    except ValueError as error:
-        raise ValueError(f"the JSON cannot be read: {error}") from error
+    value: dict[str, Any] = parse_json(text)
     return value
 
 

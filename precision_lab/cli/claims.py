@@ -28,8 +28,8 @@ def claims(keys: tuple[str, ...], mode: str, flush_subnormals: bool, data: Path 
     precision-lab claims fp16-1e-7 bf16-chopped --mode toward_zero --flush-subnormals
     """
     from precision_lab.claims import CLAIMS, Arithmetic, ClaimsConfig, run
-    from precision_lab.presentation.files import check_writable, replacing, write_json
     from precision_lab.presentation.tables import claims_page, claims_tables
+    from precision_lab.support.files import check_writable, replacing, write_json
 
     check_outputs(data)
     if page is not None:

@@ -75,9 +75,9 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
     precision-lab report underflow storage -o results
     """
     from precision_lab.presentation.collection import EXPERIMENTS, kept, results
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.report import write_report
     from precision_lab.presentation.tables import summary_table
+    from precision_lab.support.files import write_json
 
     output = output or Path("figures/quick" if quick else "figures")
     chosen = list(dict.fromkeys(names)) or list(EXPERIMENTS)
@@ -101,7 +101,7 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
 
 def _check(folder: Path, *names: str) -> None:
     """Make the folder, and raise before the work if a file cannot be written there."""
-    from precision_lab.presentation.files import check_writable, make_folder
+    from precision_lab.support.files import check_writable, make_folder
 
     make_folder(folder)
     for name in names:

@@ -87,7 +87,7 @@ def verify(chosen: tuple[str, ...], exhaustive: bool, processes: int | None, das
 
 def _verify_cast(exhaustive: bool, **options: Any) -> int:
     """Check a function of the user's; return the status."""
-    from precision_lab.presentation.files import write_json
+    from precision_lab.support.files import write_json
     from precision_lab.testing.casts import check_cast
 
     source, target = options["source"], options["target"]

@@ -115,7 +115,7 @@ def progress_bars(descriptions: Mapping[str, str]) -> Iterator[Callable[[str, in
 
 def check_outputs(data: Path | None, figure: Path | None = None) -> None:
     """Raise before the work, not after it, if what is asked for cannot be written."""
-    from precision_lab.presentation.files import check_writable
+    from precision_lab.support.files import check_writable
 
     if figure is not None:
         from precision_lab.presentation.plots import check_figure_path

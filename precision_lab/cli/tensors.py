@@ -55,8 +55,8 @@ def scan(
     from precision_lab.analysis.scan import DEFAULT_FORMATS
     from precision_lab.analysis.scan import scan as scan_files
     from precision_lab.analysis.swamping_scan import recorded_updates
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.tables import recording_text, scan_table, updates_table
+    from precision_lab.support.files import write_json
 
     check_outputs(data, figure)
     check_outputs(page)
@@ -139,8 +139,8 @@ def _plan_loss_scale(
 ) -> None:
     from precision_lab.analysis.loss_scaling import plan_tensors
     from precision_lab.analysis.scan import scan as scan_files
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.tables import loss_scale_tables
+    from precision_lab.support.files import write_json
 
     with progress_bar("Scanning") as progress:
         result = scan_files(files, formats=[fmt], dtype=dtype, progress=progress)
@@ -161,8 +161,8 @@ def _replay_loss_scale(
     recorded: Path, fmt: str, names: tuple[str, ...], data: Path | None, figure: Path | None
 ) -> None:
     from precision_lab.analysis.loss_scaling import SCALERS, get_scaler, read_trace, replay
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.tables import scale_trace_tables
+    from precision_lab.support.files import write_json
 
     scalers = [s for name in names for s in (SCALERS.values() if name == "all" else [get_scaler(name)])]
     max_abs = read_trace(recorded)
@@ -198,8 +198,8 @@ def accumulation(
     precision-lab accumulation gradients.safetensors -f bf16 --squares
     """
     from precision_lab.analysis.sums import sum_tensors
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.tables import sums_table
+    from precision_lab.support.files import write_json
 
     check_outputs(data)
     with progress_bar("Adding up") as progress:
@@ -241,8 +241,8 @@ def swamping(
     precision-lab swamping --weights before.npz --updates updates.npz --figure updates.png
     """
     from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan, scan_frozen, scan_updates
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.tables import frozen_table, updates_table
+    from precision_lab.support.files import write_json
 
     asked = sizes if lr is None else (*sizes, lr)
     if (updates is None) == (not asked):

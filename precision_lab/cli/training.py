@@ -39,8 +39,8 @@ def hyperparameters(
     """
     from precision_lab.analysis.hyperparameters import audit
     from precision_lab.numerics.formats import get_format
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.tables import hyperparameters_table
+    from precision_lab.support.files import write_json
 
     check_outputs(data, figure)
     formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
@@ -83,8 +83,8 @@ def memory(
     precision-lab memory --parameters 7e9 --optimizer adamw
     precision-lab memory --parameters 1.3e9 --storage master_bf16 --storage pure_bf16 --ranks 8
     """
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.tables import memory_tables
+    from precision_lab.support.files import write_json
     from precision_lab.training.memory import ledgers
 
     check_outputs(data)
@@ -137,8 +137,8 @@ def train(
     precision-lab train --model transformer --data novel.txt --steps 500 --seeds 1
     """
     from precision_lab.experiments.storage import Setting, StorageExperimentConfig, run
-    from precision_lab.presentation.files import write_json
     from precision_lab.presentation.tables import storage_tables
+    from precision_lab.support.files import write_json
 
     check_outputs(data, figure)
     config = StorageExperimentConfig(

@@ -28,7 +28,7 @@ from threading import Thread
 from typing import Any
 
 from precision_lab.analysis.plain import plain
-from precision_lab.presentation.files import write_json
+from precision_lab.support.files import write_json
 
 COMPUTING = ("numpy", "ml_dtypes", "numba")
 """The packages whose versions can change a result."""

@@ -47,7 +47,7 @@ from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted
-from precision_lab.presentation.files import write_json
+from precision_lab.support.files import write_json
 
 Array: TypeAlias = NDArray[Any]
 

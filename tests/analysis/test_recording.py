@@ -106,7 +106,7 @@ def broken() -> dict[str, Any]:
         "the JSON must start with {": "[1, 2]",
         "cannot be read": json.dumps(good)[:-40],
         "duplicate key": '{"kind": 1, "kind": 2}',
-        "recursion": '{"a":' * 100_000,
+        "nested too deeply": '{"a":' * 100_000,
         "NaN is not JSON": '{"kind": NaN}',
         "its kind must be": {"tensors": []},
         "got 'other'": changed(kind="other"),
@@ -142,7 +142,7 @@ def test_what_is_no_recording_gives_one_line(words: str, path: Path, command_lin
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
-    for name, words in (("none.json", "no such file"), ("folder.json", "not a regular file")):
+    for name, words in (("none.json", "No such file"), ("folder.json", "not a regular file")):
         with pytest.raises(TensorFileError, match=words):
             scan(tmp_path / name)
 

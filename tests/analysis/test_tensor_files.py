@@ -479,7 +479,7 @@ BAD_HEADERS: dict[str, tuple[bytes, list[str]]] = {
     "duplicate key": (safetensors_bytes(b'{"w": 1, "w": 2}'), ["duplicate key 'w'"]),
     "duplicate field": (safetensors_bytes(b'{"w": {"dtype": "F32", "dtype": "F16"}}'), ["duplicate key 'dtype'"]),
     "lone surrogate": (safetensors_bytes(b'{"\\ud800": 1}'), ["surrogates not allowed"]),
-    "deep nesting": (safetensors_bytes(b'{"w": ' + NESTED), ["recursion"]),
+    "deep nesting": (safetensors_bytes(b'{"w": ' + NESTED), ["nested too deeply"]),
     "nan": (safetensors_bytes(b'{"w": NaN}'), ["NaN is not JSON"]),
     "infinity": (safetensors_bytes(b'{"w": -Infinity}'), ["-Infinity is not JSON"]),
     "a number of 5000 digits": (safetensors_bytes(b'{"w": ' + b"9" * 5000 + b"}"), ["JSON cannot be read"]),
@@ -826,7 +826,7 @@ GOOD_MAP = {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensor
 BAD_INDEXES: dict[str, tuple[object, list[str]]] = {
     "not json": ("{", ["JSON cannot be read"]),
     "a list": ("[]", ["must start with {"]),
-    "nested": ('{"a":' + "[" * 100_000, ["recursion"]),
+    "nested": ('{"a":' + "[" * 100_000, ["nested too deeply"]),
     "no weight_map": ({"metadata": {}}, ["weight_map"]),
     "weight_map a list": ({"weight_map": []}, ["weight_map"]),
     "shard a number": ({"weight_map": {"a": 1}}, ["weight_map"]),

@@ -23,7 +23,6 @@ from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scaling import DynamicLossScale, plan_loss_scale, plan_tensors, replay
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.presentation.files import OutputError
 from precision_lab.presentation.plots import (
     FATE_COLORS,
     loss_scale_figure,
@@ -37,6 +36,7 @@ from precision_lab.presentation.plots import (
     scale_trace_figure,
     underflow_figure,
 )
+from precision_lab.support.files import OutputError
 
 mpl.use("Agg")
 

@@ -17,12 +17,12 @@ from precision_lab.experiments import memory
 from precision_lab.experiments.storage import times
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.presentation.collection import EXPERIMENTS
-from precision_lab.presentation.files import OutputError
 from precision_lab.presentation.report import write_report, write_scan_page
 from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
 from precision_lab.presentation.report.pages import embed
 from precision_lab.presentation.report.sections import QUESTIONS, hero, lesson, sections
 from precision_lab.presentation.tables import ledgers_tables, percent
+from precision_lab.support.files import OutputError
 from tests.conftest import CommandLine
 from tests.presentation.pages import FIGURE, HOSTILE, results, scanned, small_scan, thousand_tensors, thresholds
 

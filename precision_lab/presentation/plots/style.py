@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from precision_lab.numerics import fixed
-from precision_lab.presentation.files import replacing
+from precision_lab.support.files import replacing
 
 Fate: TypeAlias = Literal["kept", "subnormal", "flushed", "overflowed"]
 

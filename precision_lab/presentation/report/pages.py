@@ -21,9 +21,9 @@ from precision_lab import __version__
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.scan import ScanResult
 from precision_lab.numerics.formats import get_format
-from precision_lab.presentation.files import replacing
 from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
 from precision_lab.presentation.report.sections import colophon, hero, sections
+from precision_lab.support.files import replacing
 
 _FIRST_SCRIPT = "theme.js"  # before anything is drawn
 _SCRIPTS = ("fates.js", "chart.js", "explorer.js", "numbers.js", "tensors.js", "start.js")

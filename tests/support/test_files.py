@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from precision_lab.presentation.files import OutputError, check_writable, make_folder, replacing, write_json
+from precision_lab.support.files import OutputError, check_writable, make_folder, replacing, write_json
 
 
 def test_json_is_written_whole(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -88,13 +89,15 @@ def verify(chosen: tuple[str, ...], exhaustive: bool, processes: int | None, das
 
 def _verify_cast(exhaustive: bool, **options: Any) -> int:
     """Check a function of the user's; return the status."""
-    from precision_lab.support.files import write_json
+    from precision_lab.support.files import check_outputs, write_json
     from precision_lab.testing.casts import check_cast
 
     source, target = options["source"], options["target"]
     if source is None or target is None:
         raise click.UsageError("--cast needs --source and --target, such as --source fp32 --target bf16")
     cast = _load_function(options["reference"])
+    if options["data"] is not None:
+        check_outputs({"--json": options["data"]}, _source_of(cast))
     with progress_bar(f"{source} to {target}") as progress:
         report = check_cast(
             cast,
@@ -130,6 +133,13 @@ def _load_function(reference: str) -> Any:
             raise ValueError(f"{module_name} has no {names}")
         found = getattr(found, name)
     return found
+
+
+def _source_of(cast: Any) -> list[Path]:
+    """Return the file that a function comes from, where there is one: it has been read."""
+    module = sys.modules.get(getattr(cast, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    return [Path(file)] if isinstance(file, str) else []
 
 
 def _verify_installation(chosen: tuple[str, ...], exhaustive: bool, processes: int | None, dask: str | None) -> None:

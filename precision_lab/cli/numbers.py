@@ -12,6 +12,7 @@ import click
 from precision_lab.cli.options import command, formats_option, json_option
 from precision_lab.cli.show import progress_bar, say, show
 from precision_lab.cli.workers import dask_option, executor, workers_option
+from precision_lab.support.text import shown
 
 
 @command()
@@ -45,7 +46,7 @@ def inspect(values: tuple[str, ...], chosen: tuple[str, ...]) -> None:
     asked = [get_format(name) for name in chosen or FORMATS]
     numbers = [parse_number(text) for text in values]
     for text, number in zip(values, numbers, strict=True):
-        show(inspection_table(text, [inspect_number(number, fmt) for fmt in asked]))
+        show(inspection_table(shown(text, 100), [inspect_number(number, fmt) for fmt in asked]))
 
 
 @command()
@@ -125,7 +126,7 @@ def _load_function(reference: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"cannot import {shown(module_name)}: {type(error).__name__}: {shown(error)}") from error
     finally:
         del sys.path[-1 - sys.path[::-1].index("")]  # or what is imported later would be looked for here, too
     for name in names.split("."):

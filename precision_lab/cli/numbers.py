@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from _precision_lab_command import DIFFERS
 from precision_lab.cli.options import formats_option, json_option
 from precision_lab.cli.show import check_outputs, progress_bar, show
 from precision_lab.cli.workers import dask_option, executor, workers_option
@@ -110,7 +111,7 @@ def _verify_cast(exhaustive: bool, **options: Any) -> int:
     click.echo(str(report))
     if options["data"] is not None:
         write_json(report.to_dict(), options["data"])
-    return 0 if report.ok else 1
+    return 0 if report.ok else DIFFERS
 
 
 def _load_function(reference: str) -> Any:
@@ -122,7 +123,7 @@ def _load_function(reference: str) -> Any:
         sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
     for name in names.split("."):
         if not hasattr(found, name):
@@ -154,4 +155,4 @@ def _verify_installation(chosen: tuple[str, ...], exhaustive: bool, processes: i
         for example in result.examples:
             click.echo(f"{result.format}: {example}", err=True)
     if wrong:
-        sys.exit(1)
+        sys.exit(DIFFERS)

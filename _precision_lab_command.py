@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,7 +38,8 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def terminable() -> Iterator[None]:
     """Raise `Terminated` where SIGTERM would end the process, as long as the block runs."""
     answer = signal.getsignal(signal.SIGTERM)
-    if answer is not signal.SIG_DFL:  # somebody ignores it, or answers it already
+    # somebody ignores it, or answers it already; and threads cannot
+    if answer is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGTERM, _terminate)

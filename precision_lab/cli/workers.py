@@ -27,6 +27,9 @@ def _begin(begin: Callable[[Any], None] | None, argument: Any) -> None:
         begin(argument)
 
 
+_ANSWER = 10  # seconds that a scheduler has to answer, and a process to end
+
+
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Start processes: signals are answered afterwards, so that none is started and not known.
@@ -74,8 +77,11 @@ def workers(
     except BaseException:
         # the executor's thread may stumble over futures that are cancelled while its processes end, and would say so
         hook, threading.excepthook = threading.excepthook, lambda _: None
-        for process in list((executor._processes or {}).values()):
+        processes = list((executor._processes or {}).values())
+        for process in processes:
             process.kill()  # they hold nothing that is to be cleaned up
+        for process in processes:  # one that still begins would miss the semaphores of the executor, and say so
+            process.join(_ANSWER)
         executor.shutdown(cancel_futures=True)
         threading.excepthook = hook
         raise
@@ -89,8 +95,6 @@ dask_option = click.option(
     help="Run on a Dask cluster, tcp://host:8786, or on one of this machine, 'local'; needs the extra distributed. "
     "Files must be on a file system that all workers share.",
 )
-
-_ANSWER = 10  # seconds that a scheduler has to answer
 
 
 @contextmanager

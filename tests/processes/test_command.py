@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -125,6 +126,11 @@ def test_sigterm_within_the_process() -> None:
     with pytest.raises(_precision_lab_command.Terminated), _precision_lab_command.terminable():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_command_runs_in_a_thread_too(command_line: CommandLine) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(command_line, "formats").result().status == 0
 
 
 # ---- what click would answer itself ----

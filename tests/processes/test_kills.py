@@ -93,6 +93,7 @@ class Work:
         assert in_time
         assert (child.returncode, err) == (STATUS[how], SAID[how]), f"{self.name}: {how.name} at {moment:.2f} s"
         self.look(parts=how is signal.SIGKILL)
+        print(f"{self.name}: {how.name} at {moment:.2f} s", flush=True)
         self.kills.append(how.name)
         return True
 
@@ -160,7 +161,7 @@ def attack(works: list[Work], kills: int, seed: int) -> None:
     for work in works:
         work.finish()
         counts = ", ".join(f"{work.kills.count(how.name)} {how.name}" for how in STATUS)
-        print(f"\n{work.name}: {counts}; nobody left after {work.slowest:.2f} s at most", end="")
+        print(f"{work.name}: {counts}; nobody left after {work.slowest:.2f} s at most")
     assert done == kills
 
 

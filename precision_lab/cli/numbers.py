@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from _precision_lab_command import DIFFERS
 from precision_lab.cli.options import command, formats_option, json_option
 from precision_lab.cli.show import progress_bar, say, show
 from precision_lab.cli.workers import dask_option, executor, workers_option
@@ -114,7 +115,7 @@ def _verify_cast(exhaustive: bool, **options: Any) -> int:
     say(str(report))
     if options["data"] is not None:
         write_json(report.to_dict(), options["data"])
-    return 0 if report.ok else 1
+    return 0 if report.ok else DIFFERS
 
 
 def _load_function(reference: str) -> Any:
@@ -128,7 +129,8 @@ def _load_function(reference: str) -> Any:
     except (Exception, SystemExit) as error:
         raise ValueError(f"cannot import {shown(module_name)}: {type(error).__name__}: {shown(error)}") from error
     finally:
-        del sys.path[-1 - sys.path[::-1].index("")]  # or what is imported later would be looked for here, too
+        if "" in sys.path:  # or what is imported later would be looked for here, too
+            del sys.path[-1 - sys.path[::-1].index("")]
     for name in names.split("."):
         if not hasattr(found, name):
             raise ValueError(f"{module_name} has no {names}")
@@ -166,4 +168,4 @@ def _verify_installation(chosen: tuple[str, ...], exhaustive: bool, processes: i
         for example in result.examples:
             click.echo(f"{result.format}: {example}", err=True)
     if wrong:
-        sys.exit(1)
+        sys.exit(DIFFERS)

@@ -1,16 +1,18 @@
-"""Processes and clusters for the long work, which Ctrl-C ends in silence."""
+"""Processes and clusters for the long work, which end in silence when this process does."""
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context, parent_process, resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from precision_lab.support.processes import end_with_parent, number_of_processes
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -18,43 +20,68 @@ if TYPE_CHECKING:
 
 def _begin(begin: Callable[[Any], None] | None, argument: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+    end_with_parent(parent.join)
     if begin is not None:
         begin(argument)
+
+
+_ANSWER = 10  # seconds that a scheduler has to answer, and a process to end
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Start processes: signals are answered afterwards, so that none is started and not known.
+
+    Ctrl-C reaches all processes of the terminal, and is this one's to answer: the others are born with it blocked.
+    """
+    came: list[int] = []
+    numbers = signal.SIGINT, signal.SIGTERM
+    answers = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
+    mask = None
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # it unblocks signals where it is started
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that was blocked is noted here
+        for number, answer in zip(numbers, answers, strict=True):
+            signal.signal(number, answer)
+        for first in came[:1]:
+            signal.raise_signal(first)
 
 
 @contextmanager
 def workers(
     count: int | None, begin: Callable[[Any], None] | None = None, argument: Any = None
 ) -> Iterator[Executor | None]:
-    """Give an executor of so many processes, None for one; on Ctrl-C they are told to stop at once.
+    """Give an executor of so many processes, None for one; they end at once on Ctrl-C and when this process ends.
 
     Each process calls `begin` with the argument first.
     """
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
 
-    count = (os.cpu_count() or 1) if count is None else count
-    if count < 1:
-        raise ValueError(f"workers must be an integer of at least 1, got {count}")
+    count = number_of_processes(count)
     if count == 1:
         yield None
         return
-    # Ctrl-C reaches all processes of the terminal, and is this one's to answer: the others are started while it is
-    # ignored, which they inherit
     executor = ProcessPoolExecutor(count, get_context("spawn"), _begin, (begin, argument))
-    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        for _ in range(count):
-            executor.submit(int)
-    finally:
-        signal.signal(signal.SIGINT, answer)
-    try:
+        with _uninterrupted():
+            for _ in range(count):
+                executor.submit(int)
         yield executor
     except BaseException:
         # the executor's thread may stumble over futures that are cancelled while its processes end, and would say so
         hook, threading.excepthook = threading.excepthook, lambda _: None
-        for process in list((executor._processes or {}).values()):
-            process.terminate()
+        processes = list((executor._processes or {}).values())
+        for process in processes:
+            process.kill()  # they hold nothing that is to be cleaned up
+        for process in processes:  # one that still begins would miss the semaphores of the executor, and say so
+            process.join(_ANSWER)
         executor.shutdown(cancel_futures=True)
         threading.excepthook = hook
         raise
@@ -68,8 +95,6 @@ dask_option = click.option(
     help="Run on a Dask cluster, tcp://host:8786, or on one of this machine, 'local'; needs the extra distributed. "
     "Files must be on a file system that all workers share.",
 )
-
-_ANSWER = 10  # seconds that a scheduler has to answer
 
 
 @contextmanager
@@ -114,24 +139,20 @@ def _local_cluster(count: int | None) -> Iterator[str]:
     """Start worker processes of one thread each, and end them."""
     from distributed import LocalCluster
 
-    count = (os.cpu_count() or 1) if count is None else count
-    if count < 1:
-        raise ValueError(f"workers must be an integer of at least 1, got {count}")
-    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for `workers`
+    cluster = None
     try:
-        cluster = LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        )
-    finally:
-        signal.signal(signal.SIGINT, answer)
-    try:
+        with _uninterrupted():
+            cluster = LocalCluster(
+                n_workers=number_of_processes(count),
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
         yield cluster.scheduler_address
     finally:
-        cluster.close()
+        if cluster is not None:
+            cluster.close()
 
 
 @contextmanager

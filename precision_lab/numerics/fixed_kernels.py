@@ -17,10 +17,11 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from precision_lab.numerics.compiled import compiled
 from precision_lab.numerics.kernels import _reinterpret
 
 I64 = np.int64
@@ -102,7 +103,7 @@ _multiply_rows, _multiply_row = _make_multiply(ROWS), _make_multiply(1)
 FEW_ROWS = 64  # up to here it does not pay to bring the columns together first
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _multiply(left, right, out, panel, tile):
     """Write left @ right to `out`, which is contiguous; panel and tile are scratch."""
     rows, steps, columns = left.shape[0], left.shape[1], right.shape[1]
@@ -143,7 +144,7 @@ def _products(dimensions: int) -> Any:
     return [types.void(matrix, matrix, types.Array(matrix.dtype, dimensions, "C")) for matrix in given]
 
 
-@njit(_products(2), nogil=True, cache=True)
+@compiled(signatures=_products(2))
 def matmul(left, right, out):
     """Write left @ right to `out`: k ascending from +0, each product and each sum rounded."""
     lanes = VECTOR_BYTES // left.itemsize
@@ -151,7 +152,7 @@ def matmul(left, right, out):
     _multiply(left, right, out, panel, tile)
 
 
-@njit(_products(3), nogil=True, cache=True)
+@compiled(signatures=_products(3))
 def matmul_each(left, right, out):
     """Write left[i] @ right[i] to out[i], for every i, as `matmul`."""
     lanes = VECTOR_BYTES // left.itemsize
@@ -163,7 +164,7 @@ def matmul_each(left, right, out):
 # --- sums ------------------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_middle(x, out):
     """Add up the middle one of three dimensions: ascending, from +0."""
     for i in range(x.shape[0]):
@@ -180,7 +181,7 @@ def sum_middle(x, out):
                     sums[j] += row[j]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_by_group(rows, groups, sums):
     """Add row after row to the sums of its group."""
     for i in range(groups.size):
@@ -253,20 +254,20 @@ _TANH_SMALL = 0.125  # below it the series
 _TANH_LARGE = 22.0  # from here on 1 is nearer than its neighbour, in float64 too
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_small(large, small):
     """Return the sum and its error (Dekker 1971), for abs(large) >= abs(small)."""
     total = large + small
     return total, (large - total) + small
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _cut(x, mask):
     """Clear low bits of a double."""
     return _reinterpret(U64(_reinterpret(x) & mask))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _to_odd(high, low):
     """Round high + low to odd, so that one more rounding, to a narrower format, is exact."""
     bits = _reinterpret(high)
@@ -275,7 +276,7 @@ def _to_odd(high, low):
     return _reinterpret(U64(bits + step)) if low != 0.0 and U64(bits & U64(1)) == U64(0) else high
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # without a branch at every division
+@compiled(error_model="numpy")  # without a branch at every division
 def _divide(high, low, by_high, by_low):
     """Divide a pair of positive doubles by another, to some 75 bits."""
     divisor = _cut(by_high, _TOP_26)
@@ -285,7 +286,7 @@ def _divide(high, low, by_high, by_low):
     return _add_small(quotient, remainder / by_high)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _exp(x):
     """Return exp(x) = (high + low) * 2^power for a finite x of at most 2^10 in magnitude; 1 <= high < 2 or nearly."""
     shifted = x * _PARTS_PER_UNIT + _TO_INTEGER
@@ -299,13 +300,13 @@ def _exp(x):
     return high, low, parts >> I64(6)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _two_to(power):
     """Return 2^power, for the powers of normal doubles."""
     return _reinterpret(U64((power + I64(1023)) << I64(52)))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def exp(x, out):
     """Write the exponentials, of float32 correctly rounded."""
     narrow = out.itemsize == 4
@@ -319,7 +320,7 @@ def exp(x, out):
         out[i] = value if v == v else v
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _log(v):
     """Return log(v) as a pair, for positive finite v."""
     tiny = v < 2.0**-1022
@@ -337,7 +338,7 @@ def _log(v):
     return _add_small(high, p + (low + (error + (e * _LN2_LOW + _LOG_LOW[j]))))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _log_of_any(high, v):
     """Return the logarithm, where v is neither positive nor finite too."""
     high = np.inf if v == np.inf else high
@@ -345,7 +346,7 @@ def _log_of_any(high, v):
     return high if v >= 0.0 else np.nan
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def log(x, out):
     """Write the natural logarithms, of float32 correctly rounded."""
     narrow = out.itemsize == 4
@@ -355,7 +356,7 @@ def log(x, out):
         out[i] = _log_of_any(_to_odd(high, low) if narrow else high, v)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def log_to_base(x, out, factor_high, factor_low):
     """Write log(x) times a pair of numbers, one over the logarithm of the base; powers of the base come out exact."""
     factor = _cut(factor_high, _TOP_26)
@@ -371,7 +372,7 @@ def log_to_base(x, out, factor_high, factor_low):
 PER_LN2, PER_LN10 = _PER_LN2, _PER_LN10
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # without a branch at every division
+@compiled(error_model="numpy")  # without a branch at every division
 def tanh(x, out):
     """Write the hyperbolic tangents, of float32 correctly rounded."""
     narrow = out.itemsize == 4
@@ -395,7 +396,7 @@ def tanh(x, out):
         out[i] = np.copysign(value, v) if v == v else v
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # without a branch at every division
+@compiled(error_model="numpy")  # without a branch at every division
 def sigmoid(x, out):
     """Write 1 / (1 + exp(-x)), of float32 correctly rounded."""
     narrow = out.itemsize == 4

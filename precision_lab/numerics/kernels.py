@@ -1,4 +1,4 @@
-"""The compiled inner loops; the only file that imports numba.
+"""The compiled inner loops.
 
 Arrays are one-dimensional float32 or float64, the *carrier*; the loops work on its bit patterns. What a format and a
 mode mean is data, one small array of constants a call (made in `rounding.py`), so that one compiled loop serves every
@@ -24,9 +24,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import config, njit, types
+from numba import config, types
 from numba.extending import intrinsic
 
+from precision_lab.numerics.compiled import compiled
 from precision_lab.numerics.errors import CompilerDisabledError
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba makes it; the loops reinterpret bits, Python cannot
@@ -91,7 +92,7 @@ _shift_up, _shift_down = _make_shift("shl"), _make_shift("lshr")
 # halve the vector width: hence a cast around every operation.
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _finish(r, b, k, U, F):
     """Give the magnitude r the sign of b; flush what is below `smallest`; NaN and zero as the format has them."""
     sign, smallest, lost_zero, nan_keep, nan_flip = k
@@ -110,7 +111,7 @@ def _make_even(U: Any, F: Any, width: int, mantissa: int, plain: bool) -> Any:
     ABS = U((1 << (width - 1)) - 1)
     EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
 
-    @njit(nogil=True, cache=True)
+    @compiled()
     def add_even(x, out, c):
         """Round by addition."""
         emin, emax, up, largest, overflow = c[0], c[1], c[2], _reinterpret(c[3]), _reinterpret(c[4])
@@ -141,7 +142,7 @@ def _make_directed(U: Any, F: Any, width: int, mantissa: int) -> Any:
     ABS = U((1 << (width - 1)) - 1)
     EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
 
-    @njit(nogil=True, cache=True)
+    @compiled()
     def directed(x, out, c):
         """Round by fields, with the dithers of a mode."""
         keep, odd_bits, scale, quantum = c[0], c[1], _reinterpret(c[2]), _reinterpret(c[3])
@@ -178,7 +179,7 @@ directed_32 = _make_directed(U32, np.float32, 32, 23)
 directed_64 = _make_directed(U64, np.float64, 64, 52)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def mask_even_plain(x, out, c):
     """Round by fields to even, where the format has float32's exponents."""
     keep, last, below_half, largest, overflow = c[0], c[1], c[2], c[3], c[4]
@@ -194,14 +195,14 @@ def mask_even_plain(x, out, c):
 # --- stochastic rounding ----------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _mix(x, y, turn):
     """One round of Threefry on two words."""
     x = U32(x + y)
     return x, U32(U32(U32(y << U32(turn)) | U32(y >> U32(32 - turn))) ^ x)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def random_words(words, low, high, key0, key1):
     """Fill `words` with Threefry-2x32-13 (Salmon et al. 2011): two words a counter, from (low, high) on.
 
@@ -230,7 +231,7 @@ def random_words(words, low, high, key0, key1):
         words[2 * i + 1] = y
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _random_tile(x, out, c, numbers, carrier, U, F, Signed):
     """Round stochastically with one number of 16 bits an element."""
     plain, sign, top = carrier
@@ -259,11 +260,11 @@ def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[
     """Build the stochastic loops; Signed holds 2^16 times the format's largest subnormal in units of the smallest."""
     CARRIER = (plain, U(1 << (width - 1)), U(width - 17))
 
-    @njit(nogil=True, cache=True)
+    @compiled()
     def random(x, out, c, numbers):
         _random_tile(x, out, c, numbers, CARRIER, U, F, Signed)
 
-    @njit(nogil=True, cache=True)
+    @compiled()
     def seeded(x, out, c, stream):
         """Use the numbers of a stream, [seed, index of the first element]."""
         seed, first = stream[0], stream[1]
@@ -297,7 +298,7 @@ def _make_encode(U: Any, F: Any, Signed: Any, width: int, mantissa: int) -> Any:
     EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
     TO_CODE_SIGN = U(width - 1)
 
-    @njit(nogil=True, cache=True)
+    @compiled()
     def encode(x, out, c):
         """Turn values that already are in the format into codes."""
         shift, offset, scale, smallest_normal = c[0], c[1], _reinterpret(c[2]), _reinterpret(c[3])
@@ -319,7 +320,7 @@ encode_32 = _make_encode(U32, np.float32, np.int32, 32, 23)
 encode_64 = _make_encode(U64, np.float64, np.int64, 64, 52)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def decode_32(codes, out, c):
     """Turn codes into their values."""
     shift, scale, sign_shift, infinity, first_nan, negative_nan = c[0], _reinterpret(c[1]), c[2], c[3], c[4], c[5]
@@ -349,14 +350,14 @@ def _fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, x, x), codegen
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _hoist(c):
     """Read the constants of `_even` once a call."""
     floats = (_reinterpret(c[3]), _reinterpret(c[4]), _reinterpret(c[5]), _reinterpret(c[6]))
     return c[0], c[1], c[2], floats, (SIGN, np.float32(0), c[7], c[8], c[9])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _even(x, k):
     """Round one float32, ties to even: by fields, and by addition below the smallest normal; for any format."""
     keep, last, below_half, (smallest_normal, shift_out, largest, overflow), tail = k
@@ -371,7 +372,7 @@ def _even(x, k):
     return _reinterpret(_finish(r, b, tail, U32, np.float32))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def scaled_sum_32(x, y, z, out, c):
     """Compute R(x * y + z) of a float32 number x and arrays."""
     k = _hoist(c)
@@ -379,7 +380,7 @@ def scaled_sum_32(x, y, z, out, c):
         out[i] = _even(_fma(x, y[i], z[i]), k)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def lerp_32(weight, m, g, out, c):
     """Compute R(m + weight * (g - m)) from the nearer end, as torch does."""
     k = _hoist(c)
@@ -389,7 +390,7 @@ def lerp_32(weight, m, g, out, c):
         out[i] = _even(_fma(factor, np.float32(g[i] - m[i]), m[i] if near else g[i]), k)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def mean_square_32(beta, rest, v, g, out, c):
     """Compute R(R(beta * v) + (rest * g) * g)."""
     k = _hoist(c)
@@ -397,7 +398,7 @@ def mean_square_32(beta, rest, v, g, out, c):
         out[i] = _even(_fma(np.float32(rest * g[i]), g[i], _even(np.float32(beta * v[i]), k)), k)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # division by zero is no error
+@compiled(error_model="numpy")  # division by zero is no error
 def adam_direction_32(scale, correction, epsilon, m, v, out, c):
     """Compute (scale * m) / R(R(R(sqrt(v)) / correction) + epsilon)."""
     k = _hoist(c)
@@ -416,7 +417,7 @@ HALF_NORMAL_CLASS = 31  # in zero's row, whose class 0 is taken: half the carrie
 LANES = 16  # neighbouring elements count in different cells: no increment waits for the one before it
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _key(a, fraction_mask, to_top, to_row, split, U):
     """Key of a normal magnitude, less the row offset."""
     fraction = U(a & fraction_mask)
@@ -436,7 +437,7 @@ def _make_histogram(U: Any, width: int, mantissa: int) -> Any:
     HALF_NORMAL = U(1 << (mantissa - 1))
     LEADING = U(width - 1 - mantissa)  # zero bits above the leading bit of a normal's significand
 
-    @njit(nogil=True, cache=True)
+    @compiled()
     def count(x, cells, extremes):
         """Add x to `cells` (LANES cells a key) and to `extremes`: least non-zero magnitude less one, largest finite."""
         keys = np.empty(TILE, np.uint32)
@@ -486,7 +487,7 @@ LARGEST_64 = np.finfo(np.float64).max
 _EVEN, _AWAY, _ZERO, _POSITIVE, _NEGATIVE, _ODD, _RANDOM = range(7)  # the order of RoundingMode
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _sum_to_odd(a, b, downward):
     """Round a + b to odd; an exact zero is -0 if both are, `downward` if either is; NaN is positive."""
     s = a + b
@@ -502,12 +503,12 @@ def _sum_to_odd(a, b, downward):
     return odd if s == s else np.nan
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _power(exponent):
     return _reinterpret(U64(U64(exponent + 1023) << U64(52)))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _round_one(x, c, number):
     """Round one double in any mode; c as `_constants` in accumulation.py lays it out."""
     mode, mantissa_bits, emin, largest = int(c[0]), int(c[1]), int(c[2]), c[3]
@@ -548,21 +549,21 @@ def _round_one(x, c, number):
     return -r if negative else r
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add(a, b, c, numbers, i):
     """Add and round once, with the i-th random number where there are any."""
     number = numbers[i] if numbers.size else np.uint16(0)
     return _round_one(_sum_to_odd(a, b, int(c[0]) == _NEGATIVE), c, number)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def round_values(x, c, numbers):
     """Round in place."""
     for i in range(x.size):
         x[i] = _round_one(x[i], c, numbers[i] if numbers.size else np.uint16(0))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_sequential(terms, sums, c, numbers):
     """Leave the running sums in `sums`."""
     s = 0.0
@@ -571,7 +572,7 @@ def sum_sequential(terms, sums, c, numbers):
         sums[i] = s
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_blocks(terms, sums, c, numbers, block):
     """Leave the sum of each block of terms in `sums`."""
     s = 0.0
@@ -580,7 +581,7 @@ def sum_blocks(terms, sums, c, numbers, block):
         sums[i // block] = s
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_pairs(level, sums, c, numbers):
     """Add neighbours, level by level, in place; every sum also goes to `sums`."""
     count, done = level.size, 0
@@ -594,7 +595,7 @@ def sum_pairs(level, sums, c, numbers):
         count = (count + 1) // 2
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_kahan(terms, sums, c, numbers):
     """Leave the running sums in `sums`; a step takes four numbers."""
     s = compensation = 0.0
@@ -606,7 +607,7 @@ def sum_kahan(terms, sums, c, numbers):
         sums[i] = s
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_neumaier(terms, sums, c, numbers):
     """Leave the running sums in `sums` and return the sum with its compensation."""
     s = compensation = 0.0
@@ -621,7 +622,7 @@ def sum_neumaier(terms, sums, c, numbers):
     return _add(s, compensation, c, numbers, 4 * terms.size)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def multiply(column, row, out):
     """Write the exact products (of values that float32 holds); NaN is positive."""
     for i in range(column.size):
@@ -630,14 +631,14 @@ def multiply(column, row, out):
             out[i, j] = p if p == p else np.nan
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_to_odd(sums, terms, out, downward):
     """Add element by element."""
     for i in range(sums.size):
         out[i] = _sum_to_odd(sums[i], terms[i], downward)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_products_to_odd(sums, column, row, out, downward):
     """Add the exact products of a column and a row (of values that float32 holds)."""
     for i in range(column.size):
@@ -665,7 +666,7 @@ def _muladd(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, x, x), codegen
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _even_sum(s, k, U):
     """Round a finite s that does not overflow."""
     exponent, sign, emin, c = k
@@ -675,7 +676,7 @@ def _even_sum(s, k, U):
     return _reinterpret(U(_reinterpret(r) | U(bits & sign)))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def fused_even(sums, left, right, smallest_normal, c):
     """Add left @ right to `sums` in float64: k ascending, each product exact, each sum rounded."""
     k = (U64(0x7FF0000000000000), U64(0x8000000000000000), _reinterpret(smallest_normal), c)
@@ -687,7 +688,7 @@ def fused_even(sums, left, right, smallest_normal, c):
                 acc[j] = _even_sum(_muladd(a, b[j], acc[j]), k, U64)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def rounded_even(sums, left, right, smallest_normal, c):
     """Add left @ right to `sums` in float32: k ascending, each product and each sum rounded."""
     k = (INFINITY, SIGN, _reinterpret(smallest_normal), c)
@@ -699,7 +700,7 @@ def rounded_even(sums, left, right, smallest_normal, c):
                 acc[j] = _even_sum(np.float32(acc[j] + _even_sum(np.float32(a * b[j]), k, U32)), k, U32)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _lowest_bit(a):
     """Return the value of the lowest set bit of a normal double that is not negative; infinite for 0."""
     bits = _reinterpret(a)
@@ -707,7 +708,7 @@ def _lowest_bit(a):
     return a - rest if a > 0.0 else np.inf
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def product_extents(left, largest, lowest, total, high, low):
     """Write of each row the sum and the maximum of |a| * largest and the minimum of (lowest bit of a) * lowest.
 
@@ -726,7 +727,7 @@ def product_extents(left, largest, lowest, total, high, low):
         total[i], high[i], low[i] = s, _reinterpret(h), _reinterpret(g)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_exactly(terms, cells):
     """Add the significands of finite terms to `cells`, by sign and exponent field, in two halves of 27 and 26 bits."""
     for t in terms:
@@ -751,7 +752,7 @@ LARGEST_UPDATE = 2.0**480  # its square can be added 2^62 times
 MAGNITUDE_64 = U64(0x7FFFFFFFFFFFFFFF)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _exponent_of_largest(x):
     """Biased exponent of the largest magnitude, -1 where all are zero."""
     largest = U64(0)
@@ -760,13 +761,13 @@ def _exponent_of_largest(x):
     return np.int64(largest >> U64(52)) if largest else np.int64(-1)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _shift_to(unit):
     """1.5 * 2^52 units of 2^(unit - 1074)."""
     return _reinterpret(U64((unit + np.int64(1)) << np.int64(52))) * 1.5
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_integers(total, n, shift, unit, sums):
     """Add a total of n bit patterns, less those of the shift, in two halves that do not overflow."""
     total -= np.int64(n) * np.int64(_reinterpret(shift))
@@ -774,7 +775,7 @@ def _add_integers(total, n, shift, unit, sums):
     sums[unit, 1] += total & np.int64(0xFFFFFFFF)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_products(a, b, unit, rest, sums):
     """Add a[j] * b[j], each rounded to float64, to `sums`: the halves of integers, in units of 2^(unit - 1074).
 
@@ -814,7 +815,7 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
     LIFT, LIFTED = F(2.0**64), Signed(64)
     SHIFT = Signed(mantissa)
 
-    @njit(nogil=True, cache=True)
+    @compiled()
     def add_to_odd(w, u, out):
         """Add w and u, rounded to odd (Boldo and Melquiond 2008): one more rounding, two bits shorter, is exact."""
         for i in range(w.size):
@@ -828,7 +829,7 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
             step = (Signed(-1) if inward else Signed(1)) if inexact_and_even else Signed(0)
             out[i] = _reinterpret(U(bits + step))
 
-    @njit(nogil=True, cache=True)
+    @compiled()
     def count(w, u, rounded, cells, sums):
         """Add to `cells` (LANES a key, the key 4 * row + column) and to the sums of u^2, d^2 and d*u.
 
@@ -881,7 +882,7 @@ ROUNDINGS_32 = (mask_even_plain, add_even_plain_32, add_even_32, directed_32)
 ROUNDINGS_64 = (add_even_plain_64, add_even_64, directed_64, seeded_plain_64, seeded_64)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _round_32(kind, x, out, c, stream):
     if kind == 0:
         mask_even_plain(x, out, c)
@@ -893,7 +894,7 @@ def _round_32(kind, x, out, c, stream):
         directed_32(x, out, c)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _round_64(kind, x, out, c, stream):
     if kind == 0:
         add_even_plain_64(x, out, c)
@@ -907,7 +908,7 @@ def _round_64(kind, x, out, c, stream):
         seeded_64(x, out, c, stream)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _unhide(x, rounded):
     """Put a NaN wherever x is infinite or NaN."""
     for j in range(x.size):
@@ -915,7 +916,7 @@ def _unhide(x, rounded):
 
 
 # twice the same: what a factory closes over, or what takes loops as arguments, is compiled in every process anew
-@njit(nogil=True, cache=True)
+@compiled()
 def updates_32(w, u, storing, rounding, stream, hides, cells, sums):
     """Store float32 weights, add updates, round, and count, tile by tile.
 
@@ -936,7 +937,7 @@ def updates_32(w, u, storing, rounding, stream, hides, cells, sums):
         _count_updates_32(a, us, r, cells, sums)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def updates_64(w, u, storing, rounding, stream, hides, cells, sums):
     """The same for float64, with ROUNDINGS_64."""
     room = np.empty((3, UPDATE_TILE), np.float64)
@@ -957,7 +958,7 @@ WEIGHT_CLASSES = 4  # power of two (or zero), even, odd, and the largest value o
 WEIGHT_ROWS = 256
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def count_weights(w, cells, c):
     """Add float32 values of a format to `cells` (LANES a key): 8 * row + 2 * class + (whether negative).
 
@@ -990,7 +991,7 @@ def count_weights(w, cells, c):
             cells[U64(keys[j])] += U32(1)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_in_turn(terms, numbers, state, c):
     """Add positive values of a format one by one to state[0]; return how many came before one that cannot change it.
 

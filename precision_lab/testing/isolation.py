@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from precision_lab.numerics.environment import require_gradual_underflow
+from precision_lab.support.processes import end_with_forking_thread
 
 Array = NDArray[Any]
 SLOT = 1 << 18  # elements that a call may have
@@ -153,11 +154,13 @@ class Forked:
         self._next = 0
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
+        caller = os.getpid()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads
             self._pid: int | None = os.fork()
         if self._pid == 0:
             try:
+                end_with_forking_thread(caller)
                 os.close(self._requests)
                 os.close(self._answers)
                 self._serve(requests, answers)
@@ -169,6 +172,7 @@ class Forked:
     def _serve(self, requests: int, answers: int) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and so is what the caller does then
         faulthandler.disable()  # the caller reports a crash
         threadpool_limits(1)
         self._before = np.empty(SLOT, self._dtype)

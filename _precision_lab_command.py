@@ -1,0 +1,72 @@
+"""The command `precision-lab`, from its first moment: what ends it, with which status, and in one line.
+
+It stands beside the package because importing the package takes as long as it takes to change one's mind.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+DIFFERS = 1
+"""`verify` found something that is not as it should be."""
+REFUSED = 2
+"""Bad input, a file that cannot be read or written, no compiler: one line on standard error says what and the cure."""
+INTERRUPTED = 130
+"""Ctrl-C (128 + SIGINT), in one line."""
+NOBODY_READS = 141
+"""The reader of the output has gone, as in ``| head`` (128 + SIGPIPE), without a word."""
+TERMINATED = 143
+"""SIGTERM (128 + SIGTERM), in one line: a batch system, ``timeout``, a container that is stopped."""
+
+
+class Terminated(KeyboardInterrupt):  # no error, as KeyboardInterrupt is none
+    """SIGTERM has come: everything that cleans up after Ctrl-C does after this."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends two; the cleaning up goes on
+    raise Terminated
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raise `Terminated` where SIGTERM would end the process, as long as the block runs."""
+    answer = signal.getsignal(signal.SIGTERM)
+    # somebody ignores it, or answers it already; and threads cannot
+    if answer is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, answer)
+
+
+def stopped(why: KeyboardInterrupt) -> NoReturn:
+    """Say in one line that the command was stopped, and exit."""
+    terminated = isinstance(why, Terminated)
+    # Ctrl-C leaves a ^C on the terminal's line
+    said = "precision-lab: terminated" if terminated else "\nprecision-lab: interrupted"
+    print(said, file=sys.stderr)  # noqa: T201
+    sys.exit(TERMINATED if terminated else INTERRUPTED)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the console script and of ``python -m precision_lab``."""
+    try:
+        with terminable():
+            from precision_lab.cli import main as run
+
+            run()
+    except KeyboardInterrupt as why:
+        stopped(why)
+    finally:  # what is left is Python's own end, and bounded
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)

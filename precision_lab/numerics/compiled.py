@@ -1,0 +1,101 @@
+"""How the loops are compiled and where machine code is kept; only kernels.py and fixed_kernels.py import this.
+
+numba keeps what it compiles in files, and takes them for whole: one that was cut or overwritten ends the program, now
+and every time. And where no folder can be written to, it refuses to compile. Here each file ends with a digest of what
+is before it, so that any damage is a miss: the loop is compiled again and the file replaced. Without a place nothing is
+kept. Only the folders that numba itself would take are used: what lies there is code, so they must be nobody else's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.serialize import dumps
+
+_DIGEST = hashlib.sha256
+
+
+def compiled(*, signatures: Sequence[Any] = (), **options: Any) -> Callable[[Any], Any]:
+    """Compile the decorated function when it is first called, and keep the result where there is a place.
+
+    Parameters
+    ----------
+    signatures : sequence
+        Compile it for these, now, and for no others.
+    options
+        Others of `numba.njit`.
+
+    """
+
+    def decorate(function: Any) -> Any:
+        dispatcher = njit(nogil=True, **options)(function)
+        with suppress(RuntimeError, OSError):  # no place can be written to
+            dispatcher._cache = _Cache(function)
+        for signature in signatures:
+            dispatcher.compile(signature)
+        if signatures:
+            dispatcher.disable_compile()
+        return dispatcher
+
+    return decorate
+
+
+class _Cache(FunctionCache):
+    """numba's, whose failures cost time and nothing else."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        impl = self._impl
+        self._cache_file = _Files(self._cache_path, impl.filename_base, impl.locator.get_source_stamp())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever was kept, it cannot be used
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):  # a full disk, a folder that may no longer be written to
+            super().save_overload(sig, data)
+
+
+class _Files(IndexDataCacheFile):
+    """An index and, for each signature, a file of code; each is replaced at once by `_open_for_write`."""
+
+    def save(self, key: Any, data: Any) -> None:
+        # its name depends on the signature: two processes that each add one give them no common name
+        name = self._data_name(int.from_bytes(_DIGEST(dumps(key)).digest()[:6]))
+        self._save_data(name, data)
+        self._save_index(self._load_index() | {key: name})
+
+    @contextmanager
+    def _open_for_write(self, filepath: str) -> Iterator[io.BytesIO]:
+        content = io.BytesIO()
+        yield content
+        with super()._open_for_write(filepath) as file:
+            file.write(content.getvalue() + _DIGEST(content.getvalue()).digest())
+
+    def _load_index(self) -> dict[Any, str]:
+        return super()._load_index() if _whole(self._index_path) else {}
+
+    def _load_data(self, name: str) -> Any:
+        if not _whole(self._data_path(name)):
+            raise OSError(f"{name} is damaged")  # like one that is missing
+        return super()._load_data(name)
+
+
+def _whole(path: str) -> bool:
+    """Whether a file ends with the digest of the rest, which unpickling leaves alone."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return False
+    size = len(content) - _DIGEST().digest_size
+    return content[size:] == _DIGEST(content[:size]).digest() if size > 0 else False

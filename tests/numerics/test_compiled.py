@@ -1,0 +1,215 @@
+"""Compiled loops are kept where there is a place, and no cache, damaged or missing, keeps anybody from computing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+
+import precision_lab
+from precision_lab.numerics import compiled
+from precision_lab.numerics.compiled import _whole
+
+FILES: Any = compiled._Files  # numba has no types
+PACKAGE = Path(precision_lab.__file__).parent
+INSPECT = ("inspect", "0.1", "-f", "bf16")  # needs four of the loops
+
+
+def start(
+    *arguments: object, environment: Mapping[str, str], root: Path = PACKAGE.parent, user: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    """Start `precision-lab` with hardly an environment."""
+    return subprocess.Popen(
+        [*user, sys.executable, "-m", "precision_lab", *map(str, arguments)],
+        env={"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output(child: subprocess.Popen[str]) -> str:
+    out, err = child.communicate(timeout=300)
+    assert (child.returncode, err) == (0, "")
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A cache as it should be, and what the command prints."""
+    place = tmp_path_factory.mktemp("cache")
+    return place, output(start(*INSPECT, environment={"NUMBA_CACHE_DIR": str(place)}))
+
+
+def kept(place: Path) -> dict[str, Path]:
+    return {file.name: file for file in sorted(place.rglob("*")) if file.is_file()}
+
+
+def test_what_is_kept_is_used(whole: tuple[Path, str]) -> None:
+    place, said = whole
+    before = {name: (file.stat().st_mtime_ns, _whole(str(file))) for name, file in kept(place).items()}
+    assert {name.rpartition(".")[2] for name in before} == {"nbi", "nbc"}
+    assert all(fine for _, fine in before.values())
+    assert output(start(*INSPECT, environment={"NUMBA_CACHE_DIR": str(place)})) == said
+    assert {name: (file.stat().st_mtime_ns, _whole(str(file))) for name, file in kept(place).items()} == before
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def sealed(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
+
+
+Damage: TypeAlias = Callable[[bytes], bytes]
+DAMAGES: list[list[Damage]] = [  # one for each of the four loops
+    [lambda _: b"", lambda content: content[:40], lambda content: content[:1000], lambda content: content[:-1]],
+    [
+        flipped,
+        lambda _: np.random.default_rng(0).bytes(5000),
+        lambda _: pickle.dumps({"a": 1}),
+        lambda _: sealed(pickle.dumps({"a": 1})),  # whole, and something else
+    ],
+]
+
+
+@pytest.mark.parametrize("damages", DAMAGES)
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_cache_is_made_again(
+    whole: tuple[Path, str], tmp_path: Path, damages: list[Damage], kind: str
+) -> None:
+    """By two processes at once, too."""
+    place, said = tmp_path / "cache", whole[1]
+    shutil.copytree(whole[0], place)
+    before = kept(place)
+    damaged = {}
+    for file, damage in zip([file for file in before.values() if file.suffix == f".{kind}"], damages, strict=True):
+        file.write_bytes(damage(file.read_bytes()))
+        damaged[file] = file.read_bytes()
+    environment = {"NUMBA_CACHE_DIR": str(place)}
+    children = [start(*INSPECT, environment=environment) for _ in range(2 if damages is DAMAGES[0] else 1)]
+    assert [output(child) for child in children] == [said] * len(children)
+    assert kept(place) == before  # replaced, and nothing beside them
+    assert all(_whole(str(file)) for file in before.values())
+    assert all(file.read_bytes() != content for file, content in damaged.items())
+
+
+def nowhere(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Copy the package to where nothing can be written beside the loops, for root neither; and an environment so."""
+    shutil.copytree(PACKAGE, folder / "precision_lab", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PACKAGE.parent / "_precision_lab_command.py", folder)
+    (folder / "precision_lab/numerics/__pycache__").write_text("a file where the folder would be")
+    return folder, {"HOME": "/dev/null/home", "NUMBA_CACHE_DIR": "/dev/null/cache"}
+
+
+@pytest.mark.parametrize("arguments", [INSPECT, ("scan", "x.npy", "-f", "fp16", "--workers", 2)])
+def test_without_a_place_for_a_cache(
+    tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, environment = nowhere(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.array([1e-7, 1.0, 1e6], np.float32))
+    here = output(start(*arguments, environment={}))
+    before = kept(root)
+    assert output(start(*arguments, root=root, environment=environment)) == here
+    assert kept(root) == before
+
+
+def test_numba_itself_refuses_without_a_place(tmp_path: Path) -> None:
+    """So that the test above is one."""
+    root, environment = nowhere(tmp_path)
+    module = root / "precision_lab/numerics/plain.py"
+    module.write_text("import numba\n\n@numba.njit(cache=True)\ndef f(x):\n    return x\n")
+    done = subprocess.run(
+        [sys.executable, str(module)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "no locator available" in done.stderr
+
+
+def test_another_user_without_a_home(tmp_path: Path, whole: tuple[Path, str]) -> None:
+    if os.name != "posix" or os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root may become another user, with setpriv")
+    user = (
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "env",
+    )  # the second program has no privileges
+    if subprocess.run([*user, sys.executable, "-c", ""], capture_output=True, cwd="/", check=False).returncode:
+        pytest.skip("another user may not run this interpreter")
+    assert output(start(*INSPECT, user=user, environment={"HOME": "/nonexistent"})) == whole[1]
+
+
+# ---- many at once, on a small function ----
+
+SMALL = """
+import random, sys
+from pathlib import Path
+from precision_lab.numerics.compiled import compiled
+
+place, seed = Path(sys.argv[1]), int(sys.argv[2])
+chance = random.Random(seed)
+
+def twice(x):
+    return x + x
+
+for _ in range(12):
+    loop = compiled()(twice)
+    for value in chance.sample([1, 1.5, 2 + 1j], 3):
+        assert loop(value) == 2 * value and type(loop(value)) is type(value)
+    files = sorted(place.rglob("*.nb?"))
+    if files:
+        file = chance.choice(files)
+        try:
+            chance.choice([lambda: file.write_bytes(file.read_bytes()[: chance.choice([0, 40, 1000])]), file.unlink])()
+        except FileNotFoundError:
+            pass
+"""
+
+
+def test_several_processes_damage_read_and_write_one_cache(tmp_path: Path) -> None:
+    program, place = tmp_path / "small.py", tmp_path / "cache"
+    program.write_text(SMALL)
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(place), str(seed)],
+            env=os.environ | {"PYTHONPATH": str(PACKAGE.parent), "NUMBA_CACHE_DIR": str(place)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    assert [output(child) for child in children] == [""] * 3
+    assert [file.suffix for file in kept(place).values() if file.suffix not in (".nbi", ".nbc")] == []
+
+
+def test_two_that_add_at_once_give_no_common_name(tmp_path: Path) -> None:
+    """numba counts the files of an index: of two processes that read it before either writes, one would win."""
+
+    class Late(FILES):  # type: ignore[misc]
+        def _load_index(self) -> dict[object, str]:
+            return {}  # read before the other wrote
+
+    late: Any = Late
+    first, second = (late(str(tmp_path), "loop", b"stamp") for _ in range(2))
+    first.save("float32", "code of float32")
+    second.save("float64", "code of float64")
+    files = FILES(str(tmp_path), "loop", b"stamp")
+    assert files.load("float64") == "code of float64"
+    assert files.load("float32") is None  # lost from the index, and made again
+    files.save("float32", "code of float32")
+    assert (files.load("float32"), files.load("float64")) == ("code of float32", "code of float64")
+    assert len(kept(tmp_path)) == 3

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
-from precision_lab.analysis.plain import finite_or_none
+from precision_lab.analysis.plain import finite_or_none, whole
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted
@@ -704,10 +704,14 @@ class TensorPlans:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: ``total``, ``loss_scale``, ``tensors``."""
+        return whole(self.parts())
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with an iterator in place of the list: a file is written an entry at a time."""
         return {
             "total": self.total.to_dict(),
             "loss_scale": self.loss_scale,
-            "tensors": [{"name": name} | plan.to_dict() for name, plan in self.tensors],
+            "tensors": ({"name": name} | plan.to_dict() for name, plan in self.tensors),
         }
 
 

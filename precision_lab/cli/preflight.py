@@ -79,4 +79,4 @@ def preflight(
         click.echo(f"- {sentence}")
     say_skipped(report.skipped)
     if data is not None:
-        write_json(report.to_dict(), data)
+        write_json(report.parts(), data)

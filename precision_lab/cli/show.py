@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from precision_lab.support.text import shown
+
 if TYPE_CHECKING:
     from precision_lab.analysis.tensor_files import TensorInfo
     from precision_lab.presentation.tables import Table
 
+
+_SAID = 20  # of the tensors that were skipped
 
 _WIDE = 200  # columns where nobody sees them: a pipe or a file
 
@@ -42,7 +46,7 @@ def show(table: Table) -> None:
     terminal = console()
     totals = table.totals or ("",) * len(table.columns)
     for part in _parts(table, terminal.width):
-        shown = RichTable(
+        printed = RichTable(
             title=Text(table.title),
             title_justify="left",
             show_footer=table.totals is not None,
@@ -51,12 +55,12 @@ def show(table: Table) -> None:
         for i in part:
             justify: JustifyMethod = "right" if i in table.numeric else "left"
             least = _PROSE if i in table.prose else None
-            shown.add_column(
+            printed.add_column(
                 Text(table.columns[i]), footer=Text(totals[i]), justify=justify, overflow="fold", min_width=least
             )
         for row in table.rows:
-            shown.add_row(*(_cell(table.columns[i], row[i]) for i in part))
-        terminal.print(shown)
+            printed.add_row(*(_cell(table.columns[i], row[i]) for i in part))
+        terminal.print(printed)
     if table.note:
         terminal.print(Text(table.note, style="dim"))
 
@@ -126,7 +130,10 @@ def check_outputs(data: Path | None, figure: Path | None = None) -> None:
             check_writable(output)
 
 
-def say_skipped(skipped: Iterable[TensorInfo]) -> None:
-    """Say on standard error which tensors were left out, and why."""
-    for info in skipped:
-        click.echo(f"skipped {info.file.name}: {info.name!r}: {info.skipped}", err=True)
+def say_skipped(skipped: Sequence[TensorInfo]) -> None:
+    """Say on standard error which tensors were left out, and why; of very many the first."""
+    for info in skipped[:_SAID]:
+        name = shown(repr(info.name), 200)
+        click.echo(f"skipped {shown(info.file.name, 200)}: {name}: {shown(info.skipped)}", err=True)
+    if len(skipped) > _SAID:
+        click.echo(f"skipped {len(skipped) - _SAID:,} more", err=True)

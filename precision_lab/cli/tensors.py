@@ -71,7 +71,7 @@ def scan(
             show(updates_table(updates))
         click.echo(f"{file.name}: {recording_text(recording)}")
     if data is not None:
-        write_json(result.to_dict(), data)
+        write_json(result.parts(), data)
     if figure is not None:
         from precision_lab.presentation.plots import save_figure, scan_figure
 
@@ -144,13 +144,13 @@ def _plan_loss_scale(
 
     with progress_bar("Scanning") as progress:
         result = scan_files(files, formats=[fmt], dtype=dtype, progress=progress)
-    histograms = zip(result.labels, (tensor.histogram for tensor in result.tensors), strict=True)
+    histograms = zip(result.names, (tensor.histogram for tensor in result.tensors), strict=True)
     plans = plan_tensors(histograms, fmt, margin=margin)
     for table in loss_scale_tables(plans):
         show(table)
     say_skipped(result.skipped)
     if data is not None:
-        write_json(plans.to_dict(), data)
+        write_json(plans.parts(), data)
     if figure is not None:
         from precision_lab.presentation.plots import loss_scale_figure, save_figure
 
@@ -207,7 +207,7 @@ def accumulation(
     show(sums_table(result))
     say_skipped(result.skipped)
     if data is not None:
-        write_json(result.to_dict(), data)
+        write_json(result.parts(), data)
 
 
 @click.command()
@@ -261,7 +261,7 @@ def swamping(
         )
     say_skipped(result.skipped)
     if data is not None:
-        write_json(result.to_dict(), data)
+        write_json(result.parts(), data)
     if figure is not None:
         from precision_lab.presentation.plots import save_figure, swamping_scan_figure
 

@@ -536,7 +536,7 @@ class LossScalePlan:
         high = _MOST if sufficient is None else min(log2_of_power_of_two(max(marks)) + 2, _MOST)
         return tuple(self.at(2.0**k) for k in range(low, high + 1))
 
-    @property
+    @cached_property
     def best(self) -> Conversion:
         """The scale at which the fewest elements are lost, flushed or overflowed; of several, that closest to 1.
 
@@ -544,7 +544,7 @@ class LossScalePlan:
         """
         return min(self.conversions, key=lambda c: (_lost(c), abs(log2_of_power_of_two(c.loss_scale))))
 
-    @property
+    @cached_property
     def recommended(self) -> Conversion | None:
         """The scale to choose: nothing overflows, with `margin` binades to spare, and the fewest elements are flushed.
 
@@ -711,7 +711,8 @@ class TensorPlans:
         return {
             "total": self.total.to_dict(),
             "loss_scale": self.loss_scale,
-            "tensors": ({"name": name} | plan.to_dict() for name, plan in self.tensors),
+            # of copies: a plan keeps its conversions
+            "tensors": ({"name": name} | replace(plan).to_dict() for name, plan in self.tensors),
         }
 
 

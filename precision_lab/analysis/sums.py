@@ -14,7 +14,7 @@ which a sum is made decides whether it has two digits or none. `WAYS` holds the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class SummedTensor:
     terms : int
         How many of its elements, the first ones in the order of memory, were added up.
     traces : dict of str to AccumulationTrace
-        Per name of `WAYS`.
+        Per name of `WAYS`; without the partial sums.
 
     """
 
@@ -219,7 +219,9 @@ def sum_tensors(
             with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
                 added = terms * terms if squares else terms
             traces = sum_every_way(added, asked, seed=seed)
-            tensors.append(SummedTensor(info, terms.size, traces))
+            # without their partial sums, which of many tensors would fill the memory
+            last = {name: replace(trace, partial_sums=trace.partial_sums[:0].copy()) for name, trace in traces.items()}
+            tensors.append(SummedTensor(info, terms.size, last))
             if progress is not None:
                 progress(len(tensors), everything)
     tensors.sort(key=lambda tensor: -tensor.worst)

@@ -183,9 +183,10 @@ def chunks_of(tensor: Any, elements: int, *, mapped: bool = False) -> Iterator[N
         flat = (_in_memory(flat) if mapped else flat).resolve_neg()
         mapped = False
     flat = flat.reshape(-1)
+    buffer = flat.new_empty(min(elements, flat.numel())) if mapped else None
     for start in range(0, flat.numel(), elements):
         part = flat[start : start + elements]
-        part = _copied(part) if mapped else part.cpu()
+        part = part.cpu() if buffer is None else _copied(part, buffer[: len(part)])
         yield np.asarray((part.double() if dtype_name(part) == "float64" else part.float()).numpy())
 
 
@@ -204,11 +205,11 @@ def _in_memory(tensor: Any) -> Any:
     span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     raw = torch.empty(0, dtype=tensor.dtype)  # without the negative bit
     raw.set_(tensor.untyped_storage(), tensor.storage_offset(), (span,), (1,))
-    view = _copied(raw).as_strided(tensor.shape, tensor.stride())
+    view = _copied(raw, torch.empty_like(raw)).as_strided(tensor.shape, tensor.stride())
     return -view if tensor.is_neg() else view
 
 
-def _copied(mapped: Any) -> Any:
+def _copied(mapped: Any, new: Any) -> Any:
     """Copy elements that lie next to each other in a mapped file, which may have been cut short.
 
     A look at what is no longer there would end the process (SIGBUS). So the kernel looks: the bytes go through a pipe,
@@ -217,8 +218,7 @@ def _copied(mapped: Any) -> Any:
     import torch
 
     if os.name != "posix":
-        return mapped.clone()
-    new = torch.empty_like(mapped)
+        return new.copy_(mapped)
     source, target = (memoryview(x.view(torch.uint8).numpy()) for x in (mapped, new))
     out, into = os.pipe()
     try:

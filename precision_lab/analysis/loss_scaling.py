@@ -389,19 +389,25 @@ class DynamicLossScale:
         if found_inf:
             overflows = min(self.overflows + 1, self.hysteresis)
             if overflows < self.hysteresis:
-                return replace(self, clean_steps=0, overflows=overflows)
+                return self._with(clean_steps=0, overflows=overflows)
             smaller = max(self._stored(self.loss_scale * self.backoff_factor), self.min_scale)
             stuck = smaller == self.loss_scale
-            return replace(
-                self, loss_scale=smaller, clean_steps=0, overflows=overflows, unanswered=self.unanswered + stuck
+            return self._with(
+                loss_scale=smaller, clean_steps=0, overflows=overflows, unanswered=self.unanswered + stuck
             )
         overflows = 0 if self.consecutive_hysteresis else self.overflows
         if self.clean_steps + 1 < self.window + self.delay:
-            return replace(self, clean_steps=self.clean_steps + 1, overflows=overflows)
+            return self._with(clean_steps=self.clean_steps + 1, overflows=overflows)
         larger = min(self._stored(self.loss_scale * self.growth_factor), self.max_scale)
         if self.keeps_finite and larger == math.inf:
             larger = self.loss_scale
-        return replace(self, loss_scale=larger, clean_steps=self.delay, overflows=0)
+        return self._with(loss_scale=larger, clean_steps=self.delay, overflows=0)
+
+    def _with(self, **changes: Any) -> Self:
+        """Return a copy in another state; what is right need not be checked again, a million times."""
+        new = object.__new__(type(self))
+        vars(new).update(vars(self), **changes)
+        return new
 
     def _stored(self, value: float) -> float:
         return _to_fp32(value) if self.scale_dtype == "float32" else float(value)
@@ -900,11 +906,14 @@ def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> Scale
     skipped: list[bool] = []
     floor_from = None
     now = scaler
+    seen = None
     for step, magnitude in enumerate(magnitudes):
-        if now.ended:
-            break
-        if floor_from is None and now.at_floor:
-            floor_from = step
+        if (now.loss_scale, now.unanswered) != seen:  # nothing else ends it
+            seen = now.loss_scale, now.unanswered
+            if now.ended:
+                break
+            if floor_from is None and now.at_floor:
+                floor_from = step
         scales.append(now.loss_scale)
         skipped.append(_overflows(now.loss_scale, magnitude, asked))
         now = now.adjust(skipped[-1])
@@ -913,6 +922,9 @@ def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> Scale
 
 def _magnitudes(max_abs_per_step: ArrayLike) -> tuple[float, ...]:
     accepted = "one number for each step, not negative; inf and NaN stand for an overflow"
+    given = max_abs_per_step
+    if type(given) is tuple and given and all(type(m) is float and not m < 0 for m in given):
+        return given  # as `read_trace` returns it: several scalers share it
     try:
         array = as_array(max_abs_per_step)
         numbers = array.dtype.kind in "iuf" and array.dtype != np.longdouble

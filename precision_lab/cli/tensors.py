@@ -170,7 +170,7 @@ def _replay_loss_scale(
     for table in scale_trace_tables(traces):
         show(table)
     if data is not None:
-        write_json([trace.to_dict() for trace in traces], data)
+        write_json((trace.to_dict() for trace in traces), data)
     if figure is not None:
         from precision_lab.presentation.plots import save_figure, scale_trace_figure
 

@@ -922,8 +922,8 @@ def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> Scale
 
 def _magnitudes(max_abs_per_step: ArrayLike) -> tuple[float, ...]:
     accepted = "one number for each step, not negative; inf and NaN stand for an overflow"
-    given = max_abs_per_step
-    if type(given) is tuple and given and all(type(m) is float and not m < 0 for m in given):
+    given: Any = max_abs_per_step
+    if isinstance(given, tuple) and given and all(type(m) is float and not m < 0 for m in given):
         return given  # as `read_trace` returns it: several scalers share it
     try:
         array = as_array(max_abs_per_step)

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache, cached_property
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -203,7 +204,7 @@ class ExponentHistogram:
         """All elements."""
         return self.nonzero + self.zero + self.nonfinite
 
-    @property
+    @cached_property
     def nonzero(self) -> int:
         """Finite elements that are not zero."""
         return int(self.table.sum())
@@ -223,6 +224,8 @@ class ExponentHistogram:
         if not isinstance(other, ExponentHistogram):
             return NotImplemented
         require_gradual_underflow()  # or two subnormal extremes would compare equal
+        if not other.count:
+            return self
         parts = [h for h in (self, other) if len(h.table)]
         first = min((h.first_exponent for h in parts), default=0)
         table = np.zeros((max((h.exponents.stop for h in parts), default=0) - first, CLASSES), np.int64)
@@ -276,15 +279,15 @@ class ExponentHistogram:
     def conversion(self, fmt: object, loss_scale: float = 1) -> Conversion:
         """Return all counts of a conversion at once; raises as `flushed`."""
         fmt = get_format(fmt)
-        log2_of_power_of_two(loss_scale)
+        flushed = self.flushed(fmt, loss_scale)
         return Conversion(
             fmt,
             float(loss_scale),
             self.count,
             self.zero,
             self.nonfinite,
-            self.flushed(fmt, loss_scale),
-            self.subnormal(fmt, loss_scale),
+            flushed,
+            self._below(fmt.subnormal_threshold, loss_scale, inclusive=False) - flushed,
             self.overflowed(fmt, loss_scale),
         )
 
@@ -294,9 +297,9 @@ class ExponentHistogram:
         row = exponent - log2_of_power_of_two(loss_scale) - self.first_exponent
         if row < 0:
             return 0
-        rows = self.table[: row + 1]
-        below = int(rows[:row].sum())
-        return below + (int(rows[row, :position].sum()) if row < len(self.table) else 0)
+        if row >= len(self.table):
+            return self.nonzero
+        return int(self.table[:row].sum()) + int(self.table[row, :position].sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the counts of each binade by its exponent, without trailing zeros."""
@@ -345,6 +348,7 @@ class ExponentHistogram:
             raise ValueError(f"not a histogram made by ExponentHistogram.to_dict: {error!r}") from error
 
 
+@cache
 def place_of(threshold: float, *, inclusive: bool) -> tuple[int, int]:
     """Return where a threshold cuts the table.
 

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
-from precision_lab.analysis.plain import finite_or_none
+from precision_lab.analysis.plain import finite_or_none, whole
 from precision_lab.analysis.tensor_files import npy_array
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
@@ -391,19 +391,25 @@ class DynamicLossScale:
         if found_inf:
             overflows = min(self.overflows + 1, self.hysteresis)
             if overflows < self.hysteresis:
-                return replace(self, clean_steps=0, overflows=overflows)
+                return self._with(clean_steps=0, overflows=overflows)
             smaller = max(self._stored(self.loss_scale * self.backoff_factor), self.min_scale)
             stuck = smaller == self.loss_scale
-            return replace(
-                self, loss_scale=smaller, clean_steps=0, overflows=overflows, unanswered=self.unanswered + stuck
+            return self._with(
+                loss_scale=smaller, clean_steps=0, overflows=overflows, unanswered=self.unanswered + stuck
             )
         overflows = 0 if self.consecutive_hysteresis else self.overflows
         if self.clean_steps + 1 < self.window + self.delay:
-            return replace(self, clean_steps=self.clean_steps + 1, overflows=overflows)
+            return self._with(clean_steps=self.clean_steps + 1, overflows=overflows)
         larger = min(self._stored(self.loss_scale * self.growth_factor), self.max_scale)
         if self.keeps_finite and larger == math.inf:
             larger = self.loss_scale
-        return replace(self, loss_scale=larger, clean_steps=self.delay, overflows=0)
+        return self._with(loss_scale=larger, clean_steps=self.delay, overflows=0)
+
+    def _with(self, **changes: Any) -> Self:
+        """Return a copy in another state; what is right need not be checked again, a million times."""
+        new = object.__new__(type(self))
+        vars(new).update(vars(self), **changes)
+        return new
 
     def _stored(self, value: float) -> float:
         return _to_fp32(value) if self.scale_dtype == "float32" else float(value)
@@ -538,7 +544,7 @@ class LossScalePlan:
         high = _MOST if sufficient is None else min(log2_of_power_of_two(max(marks)) + 2, _MOST)
         return tuple(self.at(2.0**k) for k in range(low, high + 1))
 
-    @property
+    @cached_property
     def best(self) -> Conversion:
         """The scale at which the fewest elements are lost, flushed or overflowed; of several, that closest to 1.
 
@@ -546,7 +552,7 @@ class LossScalePlan:
         """
         return min(self.conversions, key=lambda c: (_lost(c), abs(log2_of_power_of_two(c.loss_scale))))
 
-    @property
+    @cached_property
     def recommended(self) -> Conversion | None:
         """The scale to choose: nothing overflows, with `margin` binades to spare, and the fewest elements are flushed.
 
@@ -706,10 +712,15 @@ class TensorPlans:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: ``total``, ``loss_scale``, ``tensors``."""
+        return whole(self.parts())
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with an iterator in place of the list: a file is written an entry at a time."""
         return {
             "total": self.total.to_dict(),
             "loss_scale": self.loss_scale,
-            "tensors": [{"name": name} | plan.to_dict() for name, plan in self.tensors],
+            # of copies: a plan keeps its conversions
+            "tensors": ({"name": name} | replace(plan).to_dict() for name, plan in self.tensors),
         }
 
 
@@ -897,11 +908,14 @@ def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> Scale
     skipped: list[bool] = []
     floor_from = None
     now = scaler
+    seen = None
     for step, magnitude in enumerate(magnitudes):
-        if now.ended:
-            break
-        if floor_from is None and now.at_floor:
-            floor_from = step
+        if (now.loss_scale, now.unanswered) != seen:  # nothing else ends it
+            seen = now.loss_scale, now.unanswered
+            if now.ended:
+                break
+            if floor_from is None and now.at_floor:
+                floor_from = step
         scales.append(now.loss_scale)
         skipped.append(_overflows(now.loss_scale, magnitude, asked))
         now = now.adjust(skipped[-1])
@@ -910,6 +924,9 @@ def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> Scale
 
 def _magnitudes(max_abs_per_step: ArrayLike) -> tuple[float, ...]:
     accepted = "one number for each step, not negative; inf and NaN stand for an overflow"
+    given: Any = max_abs_per_step
+    if isinstance(given, tuple) and given and all(type(m) is float and not m < 0 for m in given):
+        return given  # as `read_trace` returns it: several scalers share it
     try:
         array = as_array(max_abs_per_step)
         numbers = array.dtype.kind in "iuf" and array.dtype != np.longdouble

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -65,3 +65,8 @@ def ranges(numbers: Iterable[int]) -> list[list[int]]:
         else:
             found.append([number, number + 1])
     return found
+
+
+def whole(parts: dict[str, Any]) -> dict[str, Any]:
+    """Return a result whose iterators have become lists; a file is written from the iterators, an entry at a time."""
+    return {key: list(value) if isinstance(value, Iterator) else value for key, value in parts.items()}

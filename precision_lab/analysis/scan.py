@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
+from precision_lab.analysis.plain import whole
 from precision_lab.analysis.recording import Recording, is_recording, read_recording
 from precision_lab.analysis.tensor_files import (
     TensorFileError,
     TensorInfo,
     TensorSlice,
     TensorSource,
+    check_unchanged,
     is_one_source,
     labels_of,
     list_tensors,
+    names_of,
+    open_tensors,
     read_slices,
     read_tensors,
     slice_tensors,
@@ -29,12 +34,13 @@ from precision_lab.analysis.tensor_files import (
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.spread import completed
+from precision_lab.support.text import shown
 
 DEFAULT_FORMATS = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2")
 _CHUNK_BYTES = 1 << 22  # large enough to hide what a histogram costs per chunk, small enough for the caches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScannedTensor:
     """A tensor of floats and the histogram of its magnitudes."""
 
@@ -64,7 +70,7 @@ class ScanResult:
     formats: tuple[FloatFormat, ...]
     loss_scale: float
 
-    @property
+    @cached_property
     def total(self) -> ExponentHistogram:
         """The histogram of all elements together."""
         return sum((tensor.histogram for tensor in self.tensors), ExponentHistogram.empty())
@@ -74,10 +80,19 @@ class ScanResult:
         """A name for each tensor to show: that of its file stands before it where there are several files."""
         return labels_of(tensor.info for tensor in self.tensors)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The same names as they are in the files."""
+        return names_of(tensor.info for tensor in self.tensors)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: ``tensors``, ``total``, ``loss_scale`` and ``skipped``."""
+        return whole(self.parts())
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         return {
-            "tensors": [
+            "tensors": (
                 {
                     "file": str(tensor.info.file),
                     "name": tensor.info.name,
@@ -86,13 +101,13 @@ class ScanResult:
                     **self._counts(tensor.histogram),
                 }
                 for tensor in self.tensors
-            ],
+            ),
             "total": self._counts(self.total),
             "loss_scale": self.loss_scale,
-            "skipped": [
+            "skipped": (
                 {"file": str(info.file), "name": info.name, "dtype": info.dtype, "reason": info.skipped}
                 for info in self.skipped
-            ],
+            ),
         }
 
     def _counts(self, histogram: ExponentHistogram) -> dict[str, Any]:
@@ -159,6 +174,8 @@ def scan(
         raise ValueError("nothing to scan; name a file or a folder")
     recordings = [(Path(place), read_recording(place)) for place in places if is_recording(place)]
     files = [place for place in places if not is_recording(place)]
+    if len(files) == 1:  # of several the headers are read twice, so that not all of them are kept
+        files = [open_tensors(files[0], dtype=raw)]
     everything = sum(info.count for place in files for info in list_tensors(place, dtype=raw) if not info.skipped)
     read = (lambda done: None) if progress is None else (lambda done: progress(done, everything))
     counted = _count_here(files, raw, read) if executor is None else _spread(files, raw, executor, everything, read)
@@ -214,12 +231,13 @@ def _count_here(places: Sequence[TensorSource], raw: FloatFormat | None, read: C
     done = 0
     for place in places:
         for info, chunks in read_tensors(place, dtype=raw, chunk_bytes=_CHUNK_BYTES):
-            histogram = ExponentHistogram.empty()
+            histogram: ExponentHistogram | None = None
             for chunk in () if info.skipped else chunks:
-                histogram += ExponentHistogram.of(chunk)
+                found = ExponentHistogram.of(chunk)
+                histogram = found if histogram is None else histogram + found
                 done += chunk.size
                 read(done)
-            counted.append((info, histogram))
+            counted.append((info, histogram or ExponentHistogram.empty()))
     return counted
 
 
@@ -234,10 +252,13 @@ def _spread(
     elements = _elements_per_task(everything)
     infos: list[TensorInfo] = []
     slices: list[TensorSlice] = []
+    states: dict[Path, tuple[int, int] | None] = {}
     for place in places:
-        more, cut = slice_tensors(place, elements=elements, start=len(infos), dtype=raw)
+        tensors = open_tensors(place, dtype=raw)
+        more, cut = slice_tensors(tensors, elements=elements, start=len(infos))
         infos += more
         slices += cut
+        states |= tensors.states
     histograms = [ExponentHistogram.empty() for _ in infos]
     done = 0
     for _, counted in completed(_count, list(_tasks(slices, elements)), executor):
@@ -245,10 +266,12 @@ def _spread(
             histograms[tensor] += histogram
             done += histogram.count
         read(done)
+    check_unchanged(states)
     for info, histogram in zip(infos, histograms, strict=True):
         if not info.skipped and histogram.count != info.count:
             what = f"{histogram.count} of {info.count} elements were counted"
-            raise TensorFileError(f"{info.file}, tensor '{info.name}': {what}; do not change files while they are read")
+            where = f"{shown(info.file, 4096)}, tensor '{shown(info.name, 100)}'"
+            raise TensorFileError(f"{where}: {what}; do not change files while they are read")
     return list(zip(infos, histograms, strict=True))
 
 

@@ -14,15 +14,15 @@ which a sum is made decides whether it has two digits or none. `WAYS` holds the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from precision_lab.analysis.plain import finite_or_none
-from precision_lab.analysis.tensor_files import TensorInfo, list_tensors, read_tensors
+from precision_lab.analysis.plain import finite_or_none, whole
+from precision_lab.analysis.tensor_files import TensorInfo, list_tensors, open_tensors, read_tensors
 from precision_lab.numerics.accumulation import AccumulationTrace, accumulate
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
@@ -92,7 +92,7 @@ class SummedTensor:
     terms : int
         How many of its elements, the first ones in the order of memory, were added up.
     traces : dict of str to AccumulationTrace
-        Per name of `WAYS`.
+        Per name of `WAYS`; without the partial sums.
 
     """
 
@@ -131,10 +131,14 @@ class SumsResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; None stands for infinity and NaN."""
+        return whole(self.parts())
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         return {
             "format": self.format.name,
             "squares": self.squares,
-            "tensors": [
+            "tensors": (
                 {
                     "file": str(tensor.info.file),
                     "name": tensor.info.name,
@@ -149,11 +153,11 @@ class SumsResult:
                     },
                 }
                 for tensor in self.tensors
-            ],
-            "skipped": [
+            ),
+            "skipped": (
                 {"file": str(info.file), "name": info.name, "dtype": info.dtype, "reason": info.skipped}
                 for info in self.skipped
-            ],
+            ),
         }
 
 
@@ -198,9 +202,11 @@ def sum_tensors(
     raw = None if dtype is None else get_format(dtype)
     if not is_integer(limit) or limit < 1:
         raise ValueError(f"limit must be an integer of at least 1, got {limit!r}")
-    places = [paths] if isinstance(paths, str | Path) else list(paths)
+    places: list[Any] = [paths] if isinstance(paths, str | Path) else list(paths)
     if not places:
         raise ValueError("nothing to add up; name a file or a folder")
+    if len(places) == 1:
+        places = [open_tensors(places[0], dtype=raw)]
     everything = sum(not info.skipped for place in places for info in list_tensors(place, dtype=raw))
     tensors: list[SummedTensor] = []
     skipped: list[TensorInfo] = []
@@ -213,7 +219,9 @@ def sum_tensors(
             with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
                 added = terms * terms if squares else terms
             traces = sum_every_way(added, asked, seed=seed)
-            tensors.append(SummedTensor(info, terms.size, traces))
+            # without their partial sums, which of many tensors would fill the memory
+            last = {name: replace(trace, partial_sums=trace.partial_sums[:0].copy()) for name, trace in traces.items()}
+            tensors.append(SummedTensor(info, terms.size, last))
             if progress is not None:
                 progress(len(tensors), everything)
     tensors.sort(key=lambda tensor: -tensor.worst)

@@ -459,11 +459,12 @@ class WeightGaps:
                 if _hides(fmt):
                     stored[~np.isfinite(block)] = np.nan
                 kernels.count_weights(stored.astype(np.float32, copy=False), cells.reshape(-1), layout)
-            table = cells.sum(axis=3, dtype=np.int64)
+            rows = np.flatnonzero(cells[:-1].any(axis=(1, 2, 3)))  # of a small array few are touched
+            table = cells[rows].sum(axis=3, dtype=np.int64)
             gaps: Counter[Gaps] = Counter()
-            for row, kind, negative in np.argwhere(table[:-1]).tolist():
-                gaps[_gaps(fmt, row - 127, kind, bool(negative))] += int(table[row, kind, negative])
-            result += cls(fmt, int(table[-1].sum()), dict(sorted(gaps.items())))
+            for i, kind, negative in np.argwhere(table).tolist():
+                gaps[_gaps(fmt, int(rows[i]) - 127, kind, bool(negative))] += int(table[i, kind, negative])
+            result += cls(fmt, int(cells[-1].sum(dtype=np.int64)), dict(sorted(gaps.items())))
         return result
 
     @property

@@ -8,18 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from precision_lab.analysis.plain import whole
 from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.swamping import UpdateReport, WeightGaps, update_report
 from precision_lab.analysis.tensor_files import (
-    IN_MEMORY,
     Chunks,
     TensorFileError,
     TensorInfo,
+    Tensors,
     TensorSource,
     list_tensors,
+    open_tensors,
     read_tensors,
 )
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.support.text import shown
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -55,11 +58,15 @@ class FrozenScan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: ``tensors``, worst first, ``total`` and ``skipped``."""
+        return whole(self.parts())
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         return {
             "update_sizes": list(self.update_sizes),
-            "tensors": [_described(info) | {"formats": self._counts(gaps)} for info, gaps in self.tensors],
+            "tensors": (_described(info) | {"formats": self._counts(gaps)} for info, gaps in self.tensors),
             "total": {"formats": self._counts(self.total)},
-            "skipped": [_described(info) | {"reason": info.skipped} for info in self.skipped],
+            "skipped": (_described(info) | {"reason": info.skipped} for info in self.skipped),
         }
 
     def _counts(self, gaps: Sequence[WeightGaps]) -> dict[str, Any]:
@@ -101,10 +108,14 @@ class UpdateScan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: ``tensors``, worst first, ``total`` and ``skipped``."""
+        return whole(self.parts())
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         return {
-            "tensors": [_described(info) | {"formats": _by_format(reports)} for info, reports in self.tensors],
+            "tensors": (_described(info) | {"formats": _by_format(reports)} for info, reports in self.tensors),
             "total": {"formats": _by_format(self.total)},
-            "skipped": [_described(info) | {"reason": info.skipped} for info in self.skipped],
+            "skipped": (_described(info) | {"reason": info.skipped} for info in self.skipped),
         }
 
 
@@ -155,6 +166,7 @@ def scan_frozen(
         No size, or one that is negative, infinite, NaN or no number; unknown format.
 
     """
+    weights = open_tensors(weights, dtype=_raw(dtype))
     asked = _formats(weights, formats, dtype)
     sizes = tuple(dict.fromkeys(WeightGaps(asked[0]).frozen(size).update_size for size in update_sizes))
     if not sizes:
@@ -201,10 +213,11 @@ def scan_updates(
         Unknown format.
 
     """
-    asked = _formats(weights, formats, dtype)
     raw = _raw(dtype)
-    check_partners(weights, updates, list_tensors(weights, dtype=raw), list_tensors(updates, dtype=raw))
-    find = finder(updates, raw)
+    weights, updates = open_tensors(weights, dtype=raw), open_tensors(updates, dtype=raw)
+    asked = _formats(weights, formats, dtype)
+    check_partners(weights, updates, list_tensors(weights), list_tensors(updates))
+    find = updates.finder(CHUNK_BYTES)
     count = counter(weights, dtype, progress)
     tensors: list[tuple[TensorInfo, tuple[UpdateReport, ...]]] = []
     skipped = []
@@ -262,51 +275,34 @@ def counter(weights: TensorSource, dtype: object, progress: Progress | None) -> 
 
 
 def check_partners(
-    weights: TensorSource, updates: TensorSource, of_weights: Sequence[TensorInfo], of_updates: Sequence[TensorInfo]
+    weights: Tensors, updates: Tensors, of_weights: Sequence[TensorInfo], of_updates: Sequence[TensorInfo]
 ) -> None:
     """Raise if the tensors of floats of two files do not belong together one by one."""
     sides = []
-    weights, updates = (p if isinstance(p, str | Path) else IN_MEMORY for p in (weights, updates))
     for path, infos in ((weights, of_weights), (updates, of_updates)):
         names = Counter(info.name for info in infos if not info.skipped)
         if twice := [name for name, n in names.items() if n > 1]:
-            raise TensorFileError(f"{path}: two tensors are named '{twice[0]}'; give one file of them")
+            raise TensorFileError(f"{path}: two tensors are named '{shown(twice[0], 100)}'; give one file of them")
         sides.append({info.name: info for info in infos if not info.skipped})
     here, there = (weights, sides[0]), (updates, sides[1])
     for (path, present), (other_path, other) in ((here, there), (there, here)):
         if missing := [name for name in present if name not in other]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            first = shown(missing[0], 100)
             raise TensorFileError(
-                f"{other_path}: no tensor '{missing[0]}'{more}, which {path} has; updates belong to weights by name"
+                f"{other_path}: no tensor '{first}'{more}, which {path} has; updates belong to weights by name"
             )
     for name, info in sides[0].items():
         update = sides[1][name]
         if info.shape != update.shape:
             raise TensorFileError(
-                f"{updates}, tensor '{name}': shape {update.shape} is not that of the weights, {info.shape}"
+                f"{updates}, tensor '{shown(name, 100)}': shape {update.shape} is not that of the weights, {info.shape}"
             )
         if info.column_major != update.column_major and sum(n > 1 for n in info.shape) > 1:
             raise TensorFileError(
-                f"{updates}, tensor '{name}': stored in another order (rows, columns) than the weights; "
+                f"{updates}, tensor '{shown(name, 100)}': stored in another order (rows, columns) than the weights; "
                 "save both with np.ascontiguousarray"
             )
-
-
-def finder(path: TensorSource, raw: FloatFormat | None) -> Callable[[str], Chunks]:
-    """Return what finds the chunks of a tensor by name; it starts again only where the order differs."""
-    stream = read_tensors(path, dtype=raw, chunk_bytes=CHUNK_BYTES)
-
-    def find(name: str) -> Chunks:
-        nonlocal stream
-        where = path if isinstance(path, str | Path) else IN_MEMORY
-        for _ in range(2):
-            for info, chunks in stream:
-                if info.name == name and not info.skipped:
-                    return chunks
-            stream = read_tensors(path, dtype=raw, chunk_bytes=CHUNK_BYTES)
-        raise TensorFileError(f"{where}: tensor '{name}' has gone; do not change files while they are read")
-
-    return find
 
 
 def in_step(first: Chunks, second: Chunks) -> Iterator[tuple[Any, Any]]:

@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -33,7 +34,7 @@ from numpy.lib import format as npy
 from precision_lab.analysis import torch_files
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, is_integer
-from precision_lab.support.reading import MAX_BYTES, InputError, parse_json, read_small
+from precision_lab.support.reading import CHANGED, MAX_BYTES, InputError, parse_json, read_small, state_of
 from precision_lab.support.text import shown
 
 Chunks: TypeAlias = Iterator[npt.NDArray[Any]]
@@ -50,6 +51,7 @@ _MAX_NPY_HEADER_BYTES = 1 << 14
 _INDEX_SUFFIX = ".safetensors.index.json"
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl"}
 _AGAIN = "download or save it again"
+_LONGEST = 200  # characters of a name that are shown
 
 # the dtypes of safetensors: the name of the elements and their width in bits
 _SAFETENSORS_DTYPES = {
@@ -62,10 +64,13 @@ _SAFETENSORS_DTYPES = {
     **{"C64": ("complex64", 64), "BOOL": ("bool", 8)},
 }
 _STREAMED = {"float64"} | {known.dtype.name for known in FORMATS.values() if known.dtype is not None}
+_PACKED = "packed elements of less than a byte"
 _SKIPPED = {  # by the start of the dtype's name
     "float8_e8m0": "F8_E8M0 holds block scales, not values",
-    "float": "extended precision (longdouble)",
-    "F": "packed elements of less than a byte",
+    "float4_e2m1fn_x2": _PACKED,
+    **dict.fromkeys(("float80", "float96", "float128", "longdouble"), "extended precision (longdouble)"),
+    **dict.fromkeys(("F6", "F4"), _PACKED),
+    "bits": "raw bits, of no format",
     "bool": "boolean tensor",
     "int": "integer tensor",
     "uint": "integer tensor",
@@ -77,7 +82,7 @@ class TensorFileError(ValueError):
     """A tensor file that cannot be read, in one line: where (file, tensor), what, and the cure."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """What the header of a file says about one tensor.
 
@@ -112,7 +117,7 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Source:
     """A tensor and where its bytes are: `nbytes` from `offset` in the file, or in the `member` of the archive."""
 
@@ -122,13 +127,72 @@ class _Source:
     swapped: bool = False  # the bytes of an element are not in this machine's order
     member: str | None = None
     tensor: Any = field(default=None, compare=False, repr=False)  # in memory, or mapped there
+    state: tuple[int, int] | None = None  # of the file when its header was read
+
+
+class Tensors:
+    """The tensors of a path, whose headers were read and checked; made by `open_tensors`.
+
+    It may stand wherever a path does, and is then not read and checked again.
+    """
+
+    def __init__(self, place: TensorSource, sources: list[_Source]) -> None:
+        self.place = place if isinstance(place, str | Path) else IN_MEMORY
+        self.sources = sources
+
+    def __str__(self) -> str:
+        """Return the path, for messages."""
+        return shown(self.place, 4096)
+
+    @property
+    def states(self) -> dict[Path, tuple[int, int] | None]:
+        """What each of the files was when its header was read."""
+        return {source.info.file: source.state for source in self.sources}
+
+    def finder(self, chunk_bytes: int) -> Callable[[str], Chunks]:
+        """Return what gives the chunks of a tensor of floats by its name, in any order; as `read_tensors` else."""
+        by_name = {source.info.name: source for source in reversed(self.sources) if not source.info.skipped}
+        buffer = _buffer(chunk_bytes)
+        archive = cache(_archive)
+
+        def find(name: str) -> Chunks:
+            source = by_name.get(name)
+            if source is None:
+                raise TensorFileError(f"{self}: no tensor of floats '{shown(name, 100)}'; updates belong by name")
+            return _chunks(source, archive(source.info.file) if source.member else None, buffer, chunk_bytes)
+
+        return find
+
+
+def open_tensors(path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None) -> Tensors:
+    """Read and check all headers of a path once, for several `list_tensors` and `read_tensors` of it.
+
+    Parameters and errors are those of `list_tensors`.
+    """
+    return path if isinstance(path, Tensors) else Tensors(path, _sources(path, _raw_dtype(dtype)))
 
 
 def labels_of(infos: Iterable[TensorInfo]) -> tuple[str, ...]:
-    """Return a name for each tensor to show: that of its file stands before it where there are several files."""
+    """Return a name for each tensor to show: that of its file stands before it where there are several files.
+
+    Names are other people's: they are escaped, and cut where they are very long, so that two may be the same.
+    """
+    listed = list(infos)
+    several = len({info.file for info in listed}) > 1
+    return tuple(label_of(info, several) for info in listed)
+
+
+def names_of(infos: Iterable[TensorInfo]) -> tuple[str, ...]:
+    """Return the names that `labels_of` shows as they are, for other programs."""
     listed = list(infos)
     several = len({info.file for info in listed}) > 1
     return tuple(f"{info.file.name}: {info.name}" if several else info.name for info in listed)
+
+
+def label_of(info: TensorInfo, with_file: bool = False) -> str:
+    """Return the name of a tensor to show, after that of its file if asked for."""
+    name = shown(info.name, _LONGEST)
+    return f"{shown(info.file.name, _LONGEST)}: {name}" if with_file else name
 
 
 def read_tensors(
@@ -233,6 +297,7 @@ def slice_tensors(
 
     """
     sources = _sources(path, _raw_dtype(dtype))
+    absolute = cache(Path.absolute)
     slices = []
     sizes: dict[Path, int] = {}
     for number, source in enumerate(sources, start):
@@ -240,10 +305,12 @@ def slice_tensors(
             continue
         if source.info.file is IN_MEMORY:
             raise TensorFileError("tensors in memory cannot be read by other processes; save them, or leave them out")
-        file = source.info.file.absolute()  # workers may be in another folder
-        size = sizes.setdefault(file, file.stat().st_size)
+        file = absolute(source.info.file)  # workers may be in another folder
+        if file not in sizes:
+            sizes[file] = file.stat().st_size
+        size = sizes[file]
         width = source.nbytes // source.info.count
-        sent = replace(source, info=replace(source.info, file=file), tensor=None)
+        sent = replace(source, info=replace(source.info, file=file), tensor=None, state=None)
         step = source.info.count if source.member else max(1, elements)
         for first in range(0, source.info.count, step):
             count = min(step, source.info.count - first)
@@ -262,27 +329,36 @@ def read_slices(slices: Iterable[TensorSlice], *, chunk_bytes: int = 1 << 20) ->
 
     """
     listed = list(slices)
+    states: dict[Path, Any] = {}  # not those of the process that cut: another machine may see times more coarsely
     for file, size in {s.source.info.file: s.size for s in listed}.items():
         with _blaming(file):
-            found = file.stat().st_size if file.is_file() else None
+            states[file] = state_of(file) if file.is_file() else None
+        found = states[file] and states[file][0]
         if found != size:
             what = "not found by a worker" if found is None else f"has {found} bytes for a worker, and {size} at first"
             cure = "do not change files while they are read; with a cluster they must be on a file system shared by all"
             raise _error(file, what, cure)
-    yield from zip(listed, (chunks for _, chunks in _stream(_with_tensors(listed), chunk_bytes)), strict=True)
+    yield from zip(listed, (chunks for _, chunks in _stream(_filled(listed, states), chunk_bytes)), strict=True)
 
 
-def _with_tensors(slices: Sequence[TensorSlice]) -> list[_Source]:
-    """Give slices of torch's files their tensors again, which are not sent."""
+def _filled(slices: Sequence[TensorSlice], states: Mapping[Path, Any]) -> list[_Source]:
+    """Give slices what is not sent: the state of their file here, and tensors of torch's files."""
     torchs = {s.source.info.file for s in slices if s.source.info.file.suffix.lower() in torch_files.SUFFIXES}
     tensors = {(source.info.file, source.info.name): source.tensor for f in torchs for source in _file_sources(f, None)}
     filled = []
     for s in slices:
         tensor = tensors.get((s.source.info.file, s.source.info.name))
         if tensor is not None:
-            tensor = tensor.reshape(-1)[s.first : s.first + s.count]
-        filled.append(replace(s.source, tensor=tensor))
+            tensor = torch_files.part_of(tensor, s.first, s.count)
+        filled.append(replace(s.source, tensor=tensor, state=states[s.source.info.file]))
     return filled
+
+
+def check_unchanged(states: Mapping[Path, tuple[int, int] | None]) -> None:
+    """Raise if a file is no longer what it was: `states` are those of `Tensors.states`."""
+    for file, state in states.items():
+        with _blaming(file):
+            _check_unchanged(file, state)
 
 
 def files_read(path: str | Path) -> list[Path]:
@@ -300,10 +376,17 @@ def files_read(path: str | Path) -> list[Path]:
 
 def is_one_source(place: object) -> bool:
     """Say whether this is one place that tensors come from, and not several."""
-    return isinstance(place, str | Path | Mapping) or hasattr(place, "named_parameters")
+    return isinstance(place, str | Path | Mapping | Tensors) or hasattr(place, "named_parameters")
 
 
 # ---- messages ----
+
+
+def _check_unchanged(file: Path | int, state: tuple[int, int] | None, name: Path | None = None) -> None:
+    """Raise if a file, or an open one of this name, is no longer what it was when its header was read."""
+    if state is not None and state_of(file) != state:
+        what, _, cure = CHANGED.partition("; ")
+        raise _error(name or Path(str(file)), what, cure)
 
 
 def _error(file: Path, what: object, cure: str = _AGAIN, tensor: str | None = None) -> TensorFileError:
@@ -330,12 +413,16 @@ def _blaming(file: Path, tensor: str | None = None) -> Iterator[None]:
 
 
 def _stream(sources: list[_Source], chunk_bytes: int) -> Iterator[tuple[TensorInfo, Chunks]]:
-    buffer = np.empty(max(chunk_bytes, 8), np.uint8)  # 8: at least one element of any dtype
+    buffer = _buffer(chunk_bytes)
     for file, group in itertools.groupby(sources, key=lambda source: source.info.file):
         # an archive stays open from tensor to tensor, because opening it reads its whole directory
         with _archive(file) if file.suffix.lower() == ".npz" else nullcontext() as archive:
             for source in group:
                 yield source.info, iter(()) if source.info.skipped else _chunks(source, archive, buffer, chunk_bytes)
+
+
+def _buffer(chunk_bytes: int) -> npt.NDArray[np.uint8]:
+    return np.empty(max(chunk_bytes, 8), np.uint8)  # 8: at least one element of any dtype
 
 
 def _archive(file: Path) -> zipfile.ZipFile:
@@ -348,16 +435,22 @@ def _chunks(
 ) -> Chunks:
     """Stream one tensor through the buffer; it opens the file itself, so that tensors can be read in any order."""
     dtype = np.dtype(source.info.dtype)
+    file = source.info.file
     if source.tensor is not None:
         yield from _memory_chunks(source, max(1, chunk_bytes // dtype.itemsize))
         return
     step = max(1, chunk_bytes // dtype.itemsize) * dtype.itemsize
-    with _blaming(source.info.file, source.info.name), _opened(source, archive) as stream:
+    with _blaming(file, source.info.name), _opened(source, archive) as stream:
+        handle = stream.fileno() if archive is None or archive.fp is None else archive.fp.fileno()
+        _check_unchanged(handle, source.state, file)
         # a member is read up to its data, not sought: seeking may switch the CRC check off
         _ = stream.read(source.offset) if source.member else stream.seek(source.offset)
         for done in range(0, source.nbytes, step):
             part = buffer[: min(step, source.nbytes - done)]
-            if (got := _fill(stream, part.data)) < part.size:
+            got = _fill(stream, part.data)
+            if done + got == source.nbytes or got < part.size:  # before the last chunk: nobody need ask for more
+                _check_unchanged(handle, source.state, file)
+            if got < part.size:
                 raise ValueError(f"expected {source.nbytes} bytes of data, found {done + got}")
             chunk: npt.NDArray[Any] = part.view(dtype)
             yield chunk.byteswap(inplace=True) if source.swapped else chunk
@@ -366,7 +459,9 @@ def _chunks(
 def _memory_chunks(source: _Source, elements: int) -> Chunks:
     with _blaming(source.info.file, source.info.name):
         if torch_files.is_tensor(source.tensor):
-            yield from torch_files.chunks_of(source.tensor, elements)
+            for chunk in torch_files.chunks_of(source.tensor, elements, mapped=source.state is not None):
+                _check_unchanged(source.info.file, source.state)
+                yield chunk
             return
         flat = source.tensor.reshape(-1)
         for start in range(0, flat.size, elements):
@@ -395,6 +490,8 @@ def _fill(stream: io.FileIO | zipfile.ZipExtFile, view: memoryview) -> int:
 
 
 def _sources(place: TensorSource, raw: _Raw) -> list[_Source]:
+    if isinstance(place, Tensors):
+        return place.sources
     if not isinstance(place, str | Path):
         return _memory_sources(place)
     path = Path(place)
@@ -428,9 +525,12 @@ def _file_sources(file: Path, raw: _Raw) -> list[_Source]:
             raise _error(file, f"unknown kind of tensor file {suffix!r}", "convert it to .safetensors or .npz")
         if not file.is_file():
             raise _error(file, "not a regular file", f"give a folder or a {suffix} file")
-        if file.stat().st_size == 0:
+        state = state_of(file)
+        if state[0] == 0:
             raise _error(file, "the file is empty")
-        return _READERS[suffix](file, raw)
+        sources = _READERS[suffix](file, raw)
+        _check_unchanged(file, state)
+        return [replace(source, state=state) for source in sources]
 
 
 def _indexed_sources(index: Path) -> list[_Source]:
@@ -470,9 +570,8 @@ def _memory_sources(place: TensorSource) -> list[_Source]:
 def _memory_source(file: Path, name: str, value: Any) -> _Source:
     with _blaming(file, name):
         if torch_files.is_tensor(value):
-            dtype = torch_files.dtype_name(value)
-            skipped = torch_files.cannot_be_read(value) or _skip_reason(dtype)
-            return _Source(TensorInfo(file, name, dtype, tuple(value.shape), skipped), 0, 0, tensor=value)
+            dtype, shape, cannot = torch_files.described(value)
+            return _Source(TensorInfo(file, name, dtype, shape, cannot or _skip_reason(dtype)), 0, 0, tensor=value)
         try:
             array = as_array(value)
         except ValueError as error:
@@ -494,18 +593,24 @@ def _torch_sources(file: Path, _raw: _Raw) -> list[_Source]:
         raise _error(file, what, cure) from error
     sources: list[_Source] = []
     first: dict[Any, str] = {}
+    seen: set[str] = set()
     for name, tensor in found:
+        if name in seen:
+            raise _error(file, "two tensors of this name", tensor=name)
+        seen.add(name)
         source = _memory_source(file, name, tensor)
         if not source.info.skipped and source.info.count:
             same = first.setdefault((torch_files.identity(tensor), source.info.dtype), name)
             if same != name:
                 source = replace(source, info=replace(source.info, skipped=f"the same data as '{shown(same, 100)}'"))
         sources.append(source)
-    names = [source.info.name for source in sources]
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise _error(file, "two tensors of this name", tensor=twice)
     return sources
+
+
+def mapped_tensors(file: Path, named: Mapping[str, Any]) -> Tensors:
+    """Return tensors that `torch_files.load` gave of a file, and arrays, as if they had been found there."""
+    state = state_of(file)
+    return Tensors(file, [replace(_memory_source(file, name, value), state=state) for name, value in named.items()])
 
 
 # ---- safetensors headers ----

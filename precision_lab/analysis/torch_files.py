@@ -7,7 +7,10 @@ before anything of it is called. No other way is used here. torch is imported wh
 
 from __future__ import annotations
 
+import os
 import re
+import reprlib
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +22,11 @@ from numpy.typing import NDArray
 
 SUFFIXES = (".pt", ".pth")
 _DEEPEST = 16  # dictionaries within dictionaries
+_MOST = 10**6  # tensors and containers: ten times what the largest models and their optimizers have
+_LATER_PROTOCOLS = range(0x8C, 0x98)  # the instructions that pickle's protocols 4 and 5 added
+_MAPPED = {b"_rebuild_tensor_v2", b"_rebuild_tensor_v3", b"_rebuild_parameter"}
+"""What makes tensors in torch.load without a look at their elements."""
+_BUFFER = 1 << 16  # bytes that a pipe takes at a time
 
 
 def load(file: Path) -> Any:
@@ -41,7 +49,7 @@ def load(file: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch deprecates is not the reader's business
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=_can_be_mapped(file))
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a dozen kinds, by what is wrong
@@ -51,9 +59,34 @@ def load(file: Path) -> Any:
                 f"it holds {refused[1].rstrip('.')}, not tensors only, and torch.load(weights_only=True) refuses it; "
                 "nothing of it was run; save the state_dict() alone"
             ) from error
+        operand = re.search(r"Unsupported operand (\d+)", str(error))
+        if operand and int(operand[1]) in _LATER_PROTOCOLS:
+            raise ValueError(
+                "it is pickled by protocol 4 or 5, which torch.load(weights_only=True) does not read; save it with "
+                "pickle_protocol=2, the default of torch.save"
+            ) from error
         said = str(error).rpartition("error: ")[2].strip().partition("\n")[0]
         what = f"torch cannot read it as tensors only ({type(error).__name__}: {said[:160]})"
         raise ValueError(f"{what}; download or save it again") from error
+
+
+def _can_be_mapped(file: Path) -> bool:
+    """Say whether torch.load will map the file and not touch the data: what is mapped may be cut short meanwhile.
+
+    Touched are the numbers of sparse tensors, which are checked, and those in another byte order, which are turned. A
+    file of either is read into memory.
+    """
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        records = {Path(record.filename).name: record for record in archive.infolist()[::-1]}
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("a part of it is compressed, which torch.save never does")
+        if "data.pkl" not in records:
+            return True  # torch says what it is
+        made = set(re.findall(rb"_rebuild\w+", archive.read(records["data.pkl"])))
+        order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
+        return made <= _MAPPED and order == sys.byteorder.encode()
 
 
 def is_tensor(value: object) -> bool:
@@ -64,22 +97,56 @@ def is_tensor(value: object) -> bool:
 def named_tensors(content: Any) -> Iterator[tuple[str, Any]]:
     """Yield the tensors of nested dictionaries and lists, their keys joined by dots; what else is there is left out.
 
+    A container that stands in several places, also within itself, is entered once, under its first name: a file of a
+    few lines can hold a list of ten times the same list, twelve deep.
+
     Raises
     ------
     ValueError
-        Nested too deeply, or in a circle.
+        Nested too deeply, or too much of it.
 
     """
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    entered: set[int] = set()  # by identity: all of them live as long as `content` does
+    found = 0
+    waiting: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter([("", content)]))]
     while waiting:
-        keys, value = waiting.pop()
-        if is_tensor(value):
-            yield ".".join(keys) or "tensor", value
-        elif isinstance(value, Mapping | list | tuple):
-            if len(keys) >= _DEEPEST:
+        prefix, entries = waiting[-1]
+        for key, value in entries:
+            if not (is_tensor(value) or isinstance(value, Mapping | list | tuple)) or id(value) in entered:
+                continue
+            found += 1
+            if found > _MOST:
+                raise ValueError(f"more than {_MOST:,} tensors, lists and dictionaries; save the state_dict() alone")
+            name = prefix + _text(key)
+            if is_tensor(value):
+                yield name or "tensor", value
+                continue
+            if len(waiting) > _DEEPEST:
                 raise ValueError(f"more than {_DEEPEST} dictionaries within each other; save the state_dict() alone")
+            entered.add(id(value))
             inner = value.items() if isinstance(value, Mapping) else enumerate(value)
-            waiting += [((*keys, str(key)), v) for key, v in reversed(list(inner))]
+            waiting.append((name + "." * (len(waiting) > 1), iter(inner)))
+            break
+        else:
+            waiting.pop()
+
+
+_short = reprlib.Repr()
+_short.maxlevel = 2
+
+
+def _text(key: Any) -> str:
+    """Return a key as text; a tuple may hold the same tuple ten times, and that one ten others."""
+    return str(key) if isinstance(key, str | int | float | None) else _short.repr(key)
+
+
+def described(tensor: Any) -> tuple[str, tuple[int, ...], str | None]:
+    """Return the dtype of a tensor, its shape, and why its elements are not to be had; whatever torch says to that."""
+    try:
+        why = cannot_be_read(tensor)
+        return dtype_name(tensor), () if tensor.is_nested else tuple(tensor.shape), why
+    except Exception as error:  # some kinds of tensors answer to nothing
+        return dtype_name(tensor), (), f"torch cannot say what is in it ({type(error).__name__})"
 
 
 def dtype_name(tensor: Any) -> str:
@@ -89,6 +156,8 @@ def dtype_name(tensor: Any) -> str:
 
 def cannot_be_read(tensor: Any) -> str | None:
     """Say why the elements of a tensor are not to be had one by one; None if they are."""
+    if tensor.is_nested:
+        return "nested tensor"
     if str(tensor.layout) != "torch.strided" or tensor.is_quantized:
         return "sparse or quantized tensor"
     if str(tensor.device) == "meta":
@@ -100,12 +169,69 @@ def cannot_be_read(tensor: Any) -> str | None:
 
 def identity(tensor: Any) -> tuple[Any, ...]:
     """Return what two tensors that are the same data under two names have in common."""
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+    place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+    return (*place, tensor.is_neg())
 
 
-def chunks_of(tensor: Any, elements: int) -> Iterator[NDArray[Any]]:
-    """Yield the elements in order, so many at a time: float64 as they are, all others as float32, exactly."""
-    flat = tensor.detach().reshape(-1)
+def chunks_of(tensor: Any, elements: int, *, mapped: bool = False) -> Iterator[NDArray[Any]]:
+    """Yield the elements in order, so many at a time: float64 as they are, all others as float32, exactly.
+
+    Where they are `mapped` from a file, a ValueError says that it was cut short meanwhile.
+    """
+    flat = tensor.detach()
+    if not (flat.is_contiguous() and not flat.is_neg()):
+        flat = (_in_memory(flat) if mapped else flat).resolve_neg()
+        mapped = False
+    flat = flat.reshape(-1)
+    buffer = flat.new_empty(min(elements, flat.numel())) if mapped else None
     for start in range(0, flat.numel(), elements):
-        part = flat[start : start + elements].cpu()
+        part = flat[start : start + elements]
+        part = part.cpu() if buffer is None else _copied(part, buffer[: len(part)])
         yield np.asarray((part.double() if dtype_name(part) == "float64" else part.float()).numpy())
+
+
+def part_of(tensor: Any, first: int, count: int) -> Any:
+    """Return some elements of a tensor in a mapped file, in order."""
+    flat = tensor.detach()
+    return (flat if flat.is_contiguous() else _in_memory(flat)).reshape(-1)[first : first + count]
+
+
+def _in_memory(tensor: Any) -> Any:
+    """Copy a view in a mapped file: the elements that it lies among, and the same view of them."""
+    import torch
+
+    if not tensor.numel():
+        return torch.empty_like(tensor)
+    span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    raw = torch.empty(0, dtype=tensor.dtype)  # without the negative bit
+    raw.set_(tensor.untyped_storage(), tensor.storage_offset(), (span,), (1,))
+    view = _copied(raw, torch.empty_like(raw)).as_strided(tensor.shape, tensor.stride())
+    return -view if tensor.is_neg() else view
+
+
+def _copied(mapped: Any, new: Any) -> Any:
+    """Copy elements that lie next to each other in a mapped file, which may have been cut short.
+
+    A look at what is no longer there would end the process (SIGBUS). So the kernel looks: the bytes go through a pipe,
+    and it says EFAULT. Where there is no such signal, a mapped file cannot be cut.
+    """
+    import torch
+
+    if os.name != "posix":
+        return new.copy_(mapped)
+    source, target = (memoryview(x.view(torch.uint8).numpy()) for x in (mapped, new))
+    out, into = os.pipe()
+    try:
+        os.set_blocking(into, False)  # it takes what it has room for
+        done = 0
+        while done < len(source):
+            size = os.write(into, source[done : done + _BUFFER])
+            while size:
+                got = os.readv(out, [target[done : done + size]])
+                done, size = done + got, size - got
+    except OSError as error:
+        raise ValueError("the file was cut short while it was read") from error
+    finally:
+        os.close(out)
+        os.close(into)
+    return new

@@ -78,4 +78,4 @@ def preflight(
         say(f"- {sentence}")
     say_skipped(report.skipped)
     if data is not None:
-        write_json(report.to_dict(), data)
+        write_json(report.parts(), data)

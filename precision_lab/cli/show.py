@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from precision_lab.analysis.tensor_files import TensorInfo
     from precision_lab.presentation.tables import Table
 
+
+_SAID = 20  # of the tensors that were skipped
 
 _WIDE = 200  # columns where nobody sees them: a pipe or a file
 
@@ -55,7 +57,7 @@ def show(table: Table) -> None:
     terminal = console()
     totals = table.totals or ("",) * len(table.columns)
     for part in _parts(table, terminal.width):
-        shown = RichTable(
+        printed = RichTable(
             title=Text(table.title),
             title_justify="left",
             show_footer=table.totals is not None,
@@ -64,16 +66,12 @@ def show(table: Table) -> None:
         for i in part:
             justify: JustifyMethod = "right" if i in table.numeric else "left"
             least = _PROSE if i in table.prose else None
-            shown.add_column(
-                Text(table.columns[i]),
-                footer=Text(totals[i]),
-                justify=justify,
-                overflow="fold",
-                min_width=least,
+            printed.add_column(
+                Text(table.columns[i]), footer=Text(totals[i]), justify=justify, overflow="fold", min_width=least
             )
         for row in table.rows:
-            shown.add_row(*(_cell(table.columns[i], row[i]) for i in part))
-        terminal.print(shown)
+            printed.add_row(*(_cell(table.columns[i], row[i]) for i in part))
+        terminal.print(printed)
     if table.note:
         terminal.print(Text(table.note, style="dim"))
 
@@ -130,7 +128,9 @@ def progress_bars(descriptions: Mapping[str, str]) -> Iterator[Callable[[str, in
         yield lambda which, done, total: bars.update(tasks[which], completed=done, total=total)
 
 
-def say_skipped(skipped: Iterable[TensorInfo]) -> None:
-    """Say on standard error which tensors were left out, and why."""
-    for info in skipped:
-        say(f"skipped {shown(info.file.name)}: '{shown(info.name)}': {shown(info.skipped)}", error=True)
+def say_skipped(skipped: Sequence[TensorInfo]) -> None:
+    """Say on standard error which tensors were left out, and why; of very many the first."""
+    for info in skipped[:_SAID]:
+        say(f"skipped {shown(info.file.name)}: '{shown(info.name, 200)}': {shown(info.skipped)}", error=True)
+    if len(skipped) > _SAID:
+        say(f"skipped {len(skipped) - _SAID:,} more", error=True)

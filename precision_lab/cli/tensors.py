@@ -69,7 +69,7 @@ def scan(
             show(updates_table(updates))
         say(f"{file.name}: {recording_text(recording)}")
     if data is not None:
-        write_json(result.to_dict(), data)
+        write_json(result.parts(), data)
     if figure is not None:
         from precision_lab.presentation.plots import save_figure, scan_figure
 
@@ -141,13 +141,13 @@ def _plan_loss_scale(
 
     with progress_bar("Scanning") as progress:
         result = scan_files(files, formats=[fmt], dtype=dtype, progress=progress)
-    histograms = zip(result.labels, (tensor.histogram for tensor in result.tensors), strict=True)
+    histograms = zip(result.names, (tensor.histogram for tensor in result.tensors), strict=True)
     plans = plan_tensors(histograms, fmt, margin=margin)
     for table in loss_scale_tables(plans):
         show(table)
     say_skipped(result.skipped)
     if data is not None:
-        write_json(plans.to_dict(), data)
+        write_json(plans.parts(), data)
     if figure is not None:
         from precision_lab.presentation.plots import loss_scale_figure, save_figure
 
@@ -167,7 +167,7 @@ def _replay_loss_scale(
     for table in scale_trace_tables(traces):
         show(table)
     if data is not None:
-        write_json([trace.to_dict() for trace in traces], data)
+        write_json((trace.to_dict() for trace in traces), data)
     if figure is not None:
         from precision_lab.presentation.plots import save_figure, scale_trace_figure
 
@@ -203,7 +203,7 @@ def accumulation(
     show(sums_table(result))
     say_skipped(result.skipped)
     if data is not None:
-        write_json(result.to_dict(), data)
+        write_json(result.parts(), data)
 
 
 @command()
@@ -254,7 +254,7 @@ def swamping(
         say("Adam's updates are about as large as the learning rate at first, and smaller later: more is lost then.")
     say_skipped(result.skipped)
     if data is not None:
-        write_json(result.to_dict(), data)
+        write_json(result.parts(), data)
     if figure is not None:
         from precision_lab.presentation.plots import save_figure, swamping_scan_figure
 

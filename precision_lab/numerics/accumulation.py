@@ -231,9 +231,8 @@ def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     positive, negative = (
         # field f means 2^(f - 1075) times the significand as an integer, 0 what 1 does
         sum(
-            ((int(high) << 26) + int(low)) << max(field - 1, 0)
-            for field, (high, low) in enumerate(of_sign)
-            if high or low
+            ((int(of_sign[field, 0]) << 26) + int(of_sign[field, 1])) << max(field - 1, 0)
+            for field in np.flatnonzero(of_sign.any(axis=1)).tolist()
         )
         for of_sign in cells
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.numerics.environment import require_gradual_underflow
+from precision_lab.support.jsontext import json_pieces
 from precision_lab.support.text import shown
 
 if sys.platform != "win32":  # there a file that is open cannot be removed, which is lock enough for part files
@@ -246,8 +247,9 @@ def write_json(data: Any, path: str | Path, *, indent: int | None = 1) -> None:
     And FloatingPointError where subnormal numbers are flushed to zero: Python would write 0.0 for them.
     """
     require_gradual_underflow()
-    with replacing(path) as new:
-        new.write_text(json.dumps(data, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
+        file.writelines(json_pieces(data, indent) if indent else [json.dumps(data, allow_nan=False)])
+        file.write("\n")
 
 
 def make_folder(path: str | Path) -> Path:

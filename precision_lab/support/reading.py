@@ -14,6 +14,9 @@ MAX_BYTES = 100_000_000
 """What is read of a small file: the limit of the reference implementation of safetensors for its header."""
 
 
+CHANGED = "it was changed while it was read; read it again when it is finished"
+
+
 class InputError(ValueError):
     """A file that cannot be read, in one line: where, why, and the cure."""
 
@@ -40,21 +43,35 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise
 
 
+def state_of(file: int | str | Path) -> tuple[int, int]:
+    """Return what changes where a file is changed: its size, and when it was written last.
+
+    Not the number of its inode: some network file systems give a file a new one each time they are asked. A file of
+    the same size that is put in its place has another time.
+    """
+    found = os.stat(file)  # noqa: PTH116 - of a handle, too
+    return found.st_size, found.st_mtime_ns
+
+
 def read_small(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     """Read a whole file of at most so many bytes.
 
     Raises
     ------
     InputError
-        It is no regular file, or larger.
+        It is no regular file, or larger; it was changed while it was read.
     OSError
         It cannot be read.
 
     """
     with open_regular(path) as file:
+        before = state_of(file.fileno())
         content = file.read(limit + 1)
+        changed = state_of(file.fileno()) != before
     if len(content) > limit:
         raise InputError(f"{shown(path, 4096)}: too large; such a file has at most {limit} bytes")
+    if changed:
+        raise InputError(f"{shown(path, 4096)}: {CHANGED}")
     return content
 
 

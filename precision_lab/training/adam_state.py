@@ -23,10 +23,20 @@ from typing import Any
 import numpy as np
 
 from precision_lab.analysis import torch_files
-from precision_lab.analysis.swamping_scan import finder, in_step
-from precision_lab.analysis.tensor_files import Chunks, TensorFileError, TensorInfo, TensorSource, list_tensors
+from precision_lab.analysis.swamping_scan import CHUNK_BYTES, in_step
+from precision_lab.analysis.tensor_files import (
+    Chunks,
+    TensorFileError,
+    TensorInfo,
+    Tensors,
+    TensorSource,
+    list_tensors,
+    mapped_tensors,
+    open_tensors,
+)
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FloatFormat
+from precision_lab.support.text import shown
 
 PARTS = ("exp_avg", "exp_avg_sq", "step")
 STATE_NAME = re.compile(r"(?:^|\.)(?:exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|step)$")
@@ -39,14 +49,14 @@ class AdamState:
 
     Attributes
     ----------
-    source : path or mapping
-        What `read_tensors` reads them from.
+    source : Tensors
+        All that is there.
     names : mapping of str to mapping
         For a weight's name the tensors' names by part: ``exp_avg``, ``exp_avg_sq`` and, if it is known, ``step``.
 
     """
 
-    source: TensorSource
+    source: Tensors
     names: Mapping[str, Mapping[str, str]]
 
 
@@ -72,10 +82,16 @@ def find_adam_state(
         It cannot be read; there are no moments, or some of no weight, or of another shape; numbers that say too little.
 
     """
-    place = state if isinstance(state, str | Path) else "the optimizer's state"
+    from_file = isinstance(state, str | Path)
+    place = shown(state, 4096) if from_file else "the optimizer's state"
     content = _content(state)
-    source = state if content is None else _flat(content)
-    infos = {info.name: info for info in list_tensors(source, dtype=dtype)}
+    if content is None:
+        source = open_tensors(state, dtype=dtype)
+    elif from_file:
+        source = mapped_tensors(Path(state), _flat(content))
+    else:
+        source = open_tensors(_flat(content))
+    infos = {info.name: info for info in list_tensors(source)}
     found: dict[str, dict[str, str]] = {}
     for name in infos:
         key, _, part = name.rpartition(".")
@@ -92,14 +108,15 @@ def find_adam_state(
         found = _numbered(place, found, infos, weights, content, in_order)
     if strangers := [key for key in found if key not in names]:
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-        raise TensorFileError(f"{place}: moments of '{strangers[0]}'{more}, which the weights do not have")
+        raise TensorFileError(f"{place}: moments of '{shown(strangers[0], 100)}'{more}, which the weights do not have")
     for info in weights:
         for part in PARTS[:2] if info.name in found else ():
             moment = infos[found[info.name][part]]
             if moment.shape != info.shape or moment.skipped:
+                found_is, name = moment.skipped or f"shape {moment.shape}", shown(info.name, 100)
                 raise TensorFileError(
-                    f"{place}, tensor '{moment.name}': {moment.skipped or f'shape {moment.shape}'} is not what "
-                    f"belongs to the weights '{info.name}' of shape {info.shape}"
+                    f"{place}, tensor '{shown(moment.name, 100)}': {found_is} is not what belongs to the weights "
+                    f"'{name}' of shape {info.shape}"
                 )
     return AdamState(source, found)
 
@@ -111,14 +128,13 @@ def adam_updates(
     beta1: float,
     beta2: float,
     eps: float,
-    dtype: FloatFormat | None = None,
 ) -> Callable[[str], Chunks]:
     """Return what gives the updates of a weight by its name, chunk by chunk in float32; computed in float64.
 
     Weight decay is not in them. Where the number of the step is not known, the moments are taken without bias
     corrections, as late in a run.
     """
-    first, second, steps = (finder(state.source, dtype) for _ in PARTS)
+    first, second, steps = (state.source.finder(CHUNK_BYTES) for _ in PARTS)
 
     def updates(name: str) -> Iterator[Any]:
         parts = state.names[name]
@@ -202,5 +218,7 @@ def _numbered(
     for key, parts in found.items():
         shape = infos[parts["exp_avg"]].shape
         if key not in numbers or numbers[key].shape != shape:
-            raise TensorFileError(f"{place}: parameter {key} of shape {shape} is not the weights in its place; {cure}")
+            raise TensorFileError(
+                f"{place}: parameter {shown(key, 100)} of shape {shape} is not the weights in its place; {cure}"
+            )
     return {numbers[key].name: parts for key, parts in found.items()}

@@ -49,22 +49,27 @@ import numpy as np
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.hyperparameters import Finding, HyperparameterAudit, Severity, audit
 from precision_lab.analysis.loss_scaling import NoLossScale, StaticLossScale, TensorPlans, plan_loss_scale, plan_tensors
+from precision_lab.analysis.plain import whole
 from precision_lab.analysis.scan import ScanResult, scan
 from precision_lab.analysis.swamping import WeightGaps, update_report
-from precision_lab.analysis.swamping_scan import CHUNK_BYTES, check_partners, counter, finder, in_step
+from precision_lab.analysis.swamping_scan import CHUNK_BYTES, check_partners, counter, in_step
 from precision_lab.analysis.tensor_files import (
     Chunks,
     TensorFileError,
     TensorInfo,
+    Tensors,
     TensorSource,
+    label_of,
     labels_of,
     list_tensors,
+    open_tensors,
     read_tensors,
 )
 from precision_lab.analysis.torch_files import SUFFIXES
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.rounding import round_to
+from precision_lab.support.text import shown
 from precision_lab.training.adam_state import STATE_NAME, adam_updates, find_adam_state
 from precision_lab.training.memory import MemoryLedger, memory
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promoted
@@ -341,6 +346,11 @@ class PreflightReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
+        gradients = None if self.gradients is None else self.gradients.to_dict()
+        return whole(self.parts() | {"gradients": gradients})
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         total = self.total
         return {
             "verdict": self.verdict,
@@ -368,7 +378,7 @@ class PreflightReport:
                 }
                 for c in self.candidates
             ],
-            "tensors": [
+            "tensors": (
                 {
                     "file": str(t.info.file),
                     "name": t.info.name,
@@ -380,9 +390,9 @@ class PreflightReport:
                     "standstill": {str(way): _counts(found) for way, found in t.standstill.items()},
                 }
                 for t in self.tensors
-            ],
-            "gradients": None if self.gradients is None else self.gradients.to_dict(),
-            "skipped": [{"file": str(i.file), "name": i.name, "reason": i.skipped} for i in self.skipped],
+            ),
+            "gradients": None if self.gradients is None else self.gradients.parts(),
+            "skipped": ({"file": str(i.file), "name": i.name, "reason": i.skipped} for i in self.skipped),
             "unknown": list(self.unknown),
         }
 
@@ -466,11 +476,13 @@ def preflight(
     candidates = {**CONFIGURATIONS, **asked}
     ways = tuple(dict.fromkeys(Way(s.updated, s.update) for s in candidates.values()))
 
-    infos = [_without_state(info) for info in list_tensors(weights, dtype=raw)]
+    in_order = not isinstance(weights, str | Path) or Path(weights).suffix.lower() in SUFFIXES
+    weights = open_tensors(weights, dtype=raw)
+    infos = [_without_state(info) for info in list_tensors(weights)]
     floats = [info for info in infos if not info.skipped]
     if not any(info.count for info in floats):
-        raise TensorFileError(f"{_place(weights)}: no weights: there is no tensor of floats that has elements")
-    source = _updates(weights, floats, base, updates, optimizer_state, gradients, raw)
+        raise TensorFileError(f"{weights}: no weights: there is no tensor of floats that has elements")
+    source = _updates(weights, in_order, floats, base, updates, optimizer_state, gradients, raw)
     recorded = None if gradients is None else scan(gradients, formats=(_FP32,), dtype=raw)
     tensors, skipped = [], [info for info in infos if info.skipped]
     count = counter(weights, dtype, progress)
@@ -509,7 +521,7 @@ def _asked(storage: str | StorageConfig | Sequence[str | StorageConfig]) -> dict
 
 
 def _place(source: TensorSource) -> str:
-    return str(source) if isinstance(source, str | Path) else "model"
+    return shown(source, 4096) if isinstance(source, str | Path) else "model"
 
 
 def _skipping(info: TensorInfo, why: str) -> TensorInfo:
@@ -591,7 +603,8 @@ def _lost(w: Any, u: Any, way: Way) -> Standstill:
 
 
 def _updates(
-    weights: TensorSource,
+    weights: Tensors,
+    in_order: bool,
     floats: Sequence[TensorInfo],
     base: HyperparameterAudit,
     updates: TensorSource | None,
@@ -603,17 +616,18 @@ def _updates(
     lr = base.hyperparameters["lr"]
     names = frozenset(info.name for info in floats)
     if optimizer_state is not None:
-        in_order = not isinstance(weights, str | Path) or Path(weights).suffix.lower() in SUFFIXES
         state = find_adam_state(optimizer_state, floats, in_order=in_order, dtype=raw)
         constants = {key: base.hyperparameters[key] for key in ("lr", "beta1", "beta2", "eps")}
         words = f"what Adam would add now, by its moments in {_place(optimizer_state)}"
-        return _Recorded(adam_updates(state, **constants, dtype=raw), words, frozenset(state.names))
+        return _Recorded(adam_updates(state, **constants), words, frozenset(state.names))
     if updates is not None:
-        check_partners(weights, updates, floats, list_tensors(updates, dtype=raw))
-        return _Recorded(finder(updates, raw), f"the updates in {_place(updates)}", names)
+        given = open_tensors(updates, dtype=raw)
+        check_partners(weights, given, floats, list_tensors(given))
+        return _Recorded(given.finder(CHUNK_BYTES), f"the updates in {_place(updates)}", names)
     if base.optimizer == "sgd":
-        check_partners(weights, gradients, floats, list_tensors(gradients, dtype=raw))
-        find = finder(gradients, raw)
+        given = open_tensors(gradients, dtype=raw)
+        check_partners(weights, given, floats, list_tensors(given))
+        find = given.finder(CHUNK_BYTES)
 
         def scaled(name: str) -> Iterator[Any]:
             for g in find(name):
@@ -701,7 +715,7 @@ def _update_losses(way: Way, found: _Checkpoint) -> Iterator[str]:
         shares = [
             n / max(t.standstill[way].count, 1) for n, t in zip(_more_lost(way, found), found.tensors, strict=True)
         ]
-        worst = found.tensors[shares.index(max(shares))].info.name
+        worst = label_of(found.tensors[shares.index(max(shares))].info)
         can = "can lose" if way.two_words else "loses"
         yield f"{way} {can} the updates of {_percent(share)} of the weights that fp32 moves, '{worst}' the most"
 
@@ -777,7 +791,7 @@ def _best(storage: StorageConfig, total: ExponentHistogram, fmt: FloatFormat) ->
 
 
 def _plans(recorded: ScanResult) -> TensorPlans:
-    histograms = zip(recorded.labels, (tensor.histogram for tensor in recorded.tensors), strict=True)
+    histograms = zip(recorded.names, (tensor.histogram for tensor in recorded.tensors), strict=True)
     return plan_tensors(histograms, "fp16")
 
 

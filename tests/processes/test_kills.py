@@ -79,7 +79,8 @@ class Work:
             assert child.stdout.readline() == "begins\n"
             time.sleep(moment)
             in_time = child.poll() is None
-            (os.killpg if group else os.kill)(child.pid, how)
+            if in_time:
+                (os.killpg if group else os.kill)(child.pid, how)
             start = time.monotonic()
             assert left(child.pid) == [], f"{self.name}: left after {how.name} at {moment:.2f} s"
             self.slowest = max(self.slowest, time.monotonic() - start)
@@ -90,7 +91,6 @@ class Work:
             assert err == ""
             self.finish()
             return False
-        assert in_time
         assert (child.returncode, err) == (STATUS[how], SAID[how]), f"{self.name}: {how.name} at {moment:.2f} s"
         self.look(parts=how is signal.SIGKILL)
         print(f"{self.name}: {how.name} at {moment:.2f} s", flush=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from precision_lab.analysis.hyperparameters import Severity
-from precision_lab.presentation.tables.table import Table, bytes_text, number, percent
+from precision_lab.analysis.tensor_files import label_of
+from precision_lab.presentation.tables.table import Table, and_more, bytes_text, number, percent, worst
 from precision_lab.presentation.tables.tensors import loss_scale_tables
 from precision_lab.training.preflight import Candidate, PreflightReport, Standstill, Way
 from precision_lab.training.storage import StorageConfig
@@ -46,31 +47,32 @@ def _candidates(report: PreflightReport) -> Table:
 def _tensors(report: PreflightReport) -> Table:
     asked = report.asked or (report.cheapest.name, "pure_bf16")
     ways = tuple(dict.fromkeys((*(report[name].way for name in asked), Way(StorageConfig().updated))))
-    order = sorted(range(len(report.tensors)), key=lambda i: -report.tensors[i].standstill[ways[0]].fraction)
+    order = sorted(report.tensors, key=lambda tensor: -tensor.standstill[ways[0]].fraction)
+    several = len({t.info.file for t in order}) > 1
 
     def cells(standstill: dict[Way, Standstill]) -> tuple[str, ...]:
         return tuple(percent(standstill[way].fraction) for way in ways)
 
     rows = tuple(
         (
-            report.labels[i],
+            label_of(t.info, several),
             t.info.dtype,
             f"{t.info.count:,}",
             number(t.histogram.min_nonzero),
             number(t.histogram.max_abs),
             *cells(dict(t.standstill)),
         )
-        for i, t in ((i, report.tensors[i]) for i in order)
+        for t in worst(order)
     )
     what = "Frozen weights" if report.sizes else "Lost updates"
-    worst = " With a second word (kahan, collage): in the worst case." if any(way.two_words for way in ways) else ""
+    second = " With a second word (kahan, collage): in the worst case." if any(way.two_words for way in ways) else ""
     return Table(
         f"{what} in percent, by how a new weight is stored",
         ("tensor", "dtype", "elements", "min nonzero", "max", *map(str, ways)),
         rows,
         frozenset(range(2, 5 + len(ways))),
         totals=("total", "", f"{report.parameters:,}", "", "", *cells(report.total)),
-        note=f"Updates: {report.updates}." + worst,
+        note=f"Updates: {report.updates}." + second + and_more(len(order), f"the largest share, {ways[0]}"),
     )
 
 

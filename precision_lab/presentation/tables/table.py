@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from precision_lab.support.text import printable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,28 @@ class Table:
         from precision_lab.presentation.html import table_html
 
         return table_html(self)
+
+
+MOST_ROWS = 100
+"""Rows of a table of tensors: what a person reads, and a terminal still prints at once."""
+
+
+def worst(items: Sequence[T], badness: Callable[[T], Any] | None = None) -> Sequence[T]:
+    """Return the items themselves, or where there are more than `MOST_ROWS` the worst of them, worst first.
+
+    Those that are listed worst first already need no `badness`.
+    """
+    if len(items) <= MOST_ROWS:
+        return items
+    return items[:MOST_ROWS] if badness is None else heapq.nlargest(MOST_ROWS, items, badness)
+
+
+def and_more(count: int, meaning: str = "") -> str:
+    """Return the sentence of a note that says how many of so many items are not shown; nothing if all are."""
+    if count <= MOST_ROWS:
+        return ""
+    said = f"Shown are the worst {MOST_ROWS}, {count - MOST_ROWS:,} more are not"
+    return f" {said}{f' (worst: {meaning})' if meaning else ''}; totals are of all, and so is --json."
 
 
 def percent(share: float) -> str:

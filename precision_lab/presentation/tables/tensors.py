@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scaling import LossScalePlan, ScaleTrace, TensorPlans
 from precision_lab.analysis.recording import Recording
-from precision_lab.analysis.scan import ScanResult
+from precision_lab.analysis.scan import ScannedTensor, ScanResult
 from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult
 from precision_lab.analysis.swamping import UpdateReport, WeightGaps
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
-from precision_lab.analysis.tensor_files import TensorInfo, labels_of
+from precision_lab.analysis.tensor_files import label_of
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import AccumulationTrace
-from precision_lab.presentation.tables.table import Table, number, percent, power_of_two
+from precision_lab.presentation.tables.table import Table, and_more, number, percent, power_of_two, worst
+from precision_lab.support.text import shown
 
 
 def fates_text(conversion: Conversion) -> str:
@@ -45,7 +46,13 @@ def scan_table(result: ScanResult) -> Table:
             *fates,
         )
 
-    rows = tuple(row(label, t.info.dtype, t.histogram) for label, t in zip(result.labels, result.tensors, strict=True))
+    def lost(tensor: ScannedTensor) -> float:
+        h, scale = tensor.histogram, result.loss_scale
+        return max(h.flushed(fmt, scale) + h.overflowed(fmt, scale) for fmt in result.formats) / max(h.nonzero, 1)
+
+    told = worst(result.tensors, lost)
+    several = len({t.info.file for t in result.tensors}) > 1
+    rows = tuple(row(label_of(t.info, several), t.info.dtype, t.histogram) for t in told)
     columns = ("tensor", "dtype", "elements", "zero %", "inf, NaN", "min nonzero", "max")
     return Table(
         "What each format would do",
@@ -55,7 +62,8 @@ def scan_table(result: ScanResult) -> Table:
         totals=row("total", "", result.total),
         note="Under each format: flushed to zero / subnormal / overflowed, in percent of the nonzero finite elements"
         + _scale_note(result.loss_scale)
-        + ".",
+        + "."
+        + and_more(len(result.tensors), "flushed or overflowed, in the format that loses the largest share"),
     )
 
 
@@ -66,13 +74,14 @@ def sums_table(result: SumsResult) -> Table:
         exact = next(iter(tensor.traces.values())).exact_sum
         return (label, f"{tensor.terms:,}", number(exact), *map(_error, tensor.traces.values()))
 
+    several = len({tensor.info.file for tensor in result.tensors}) > 1
     return Table(
         f"Sums of {'squares' if result.squares else 'the elements'} in {result.format}: relative error in percent",
         ("tensor", "terms", "exact", *WAYS),
-        tuple(map(row, labels_of(tensor.info for tensor in result.tensors), result.tensors)),
+        tuple(row(label_of(tensor.info, several), tensor) for tensor in worst(result.tensors)),
         frozenset(range(1, 3 + len(WAYS))),
         note="A sum near zero has large relative errors however it is made. inf, NaN: the sum itself is. Every step is "
-        "rounded once; blocks have 64 terms.",
+        "rounded once; blocks have 64 terms." + and_more(len(result.tensors), "the largest error of all ways"),
     )
 
 
@@ -104,11 +113,12 @@ def loss_scale_tables(plans: TensorPlans) -> tuple[Table, Table]:
             *("tensor", "elements", "min nonzero", "max", "nothing flushed from", "nothing overflows up to", "S = 1"),
             f"S = {power_of_two(chosen)}",
         ),
-        tuple(row(name, plan) for name, plan in plans.tensors),
+        tuple(row(shown(name, 400), plan) for name, plan in worst(plans.tensors)),
         frozenset(range(1, 8)),
         totals=row("total", total),
         note="Under each loss scale: flushed to zero / subnormal / overflowed, in percent of the nonzero finite "
-        f"elements. Worst first at S = {power_of_two(chosen)}. A dash: no scale from 2^-126 to 2^127.",
+        f"elements. Worst first at S = {power_of_two(chosen)}. A dash: no scale from 2^-126 to 2^127."
+        + and_more(len(plans.tensors)),
     )
     names = {
         1.0: "no loss scaling",
@@ -184,7 +194,7 @@ def _outcome(trace: ScaleTrace) -> str:
 
 def _changes_table(trace: ScaleTrace, most: int = 40) -> Table:
     changes = trace.changes
-    shown = changes if len(changes) <= most else (*changes[: most // 2], *changes[-most // 2 :])
+    told = changes if len(changes) <= most else (*changes[: most // 2], *changes[-most // 2 :])
     rows = [
         (
             f"{change.step:,}",
@@ -193,29 +203,22 @@ def _changes_table(trace: ScaleTrace, most: int = 40) -> Table:
             power_of_two(change.before),
             power_of_two(change.after),
         )
-        for change in shown
+        for change in told
     ]
-    if len(shown) < len(changes):
-        rows.insert(most // 2, ("…", "", f"{len(changes) - len(shown):,} more", "", ""))
+    if len(told) < len(changes):
+        rows.insert(most // 2, ("…", "", f"{len(changes) - len(told):,} more", "", ""))
     columns = ("after step", "max |gradient|", "", "S", "next S")
     return Table(f"Where {trace.scaler.framework} moved the loss scale", columns, tuple(rows), frozenset({0, 1, 3, 4}))
 
 
 def recording_text(recording: Recording) -> str:
     """Say in a line what a recording covers."""
-    made = f"{recording.steps:,} step{'' if recording.steps == 1 else 's'} of {recording.model}"
+    made = f"{recording.steps:,} step{'' if recording.steps == 1 else 's'} of {shown(recording.model)}"
     steps = f"{made}, the gradients of {recording.recorded_steps:,} are counted"
     skipped = f"; {recording.skipped_steps:,} more were skipped by the loss scaler" if recording.skipped_steps else ""
     unchanged = sum(tensor.unchanged for tensor in recording.tensors)
     stood = f"; {unchanged:,} weights with a gradient stood still" if unchanged else ""
     return f"{steps}{skipped}{stood}."
-
-
-def _names(infos: Iterable[TensorInfo]) -> list[str]:
-    """Return the names of tensors, with those of their files if there are several."""
-    listed = list(infos)
-    several = len({info.file for info in listed}) > 1
-    return [f"{info.file.name}: {info.name}" if several else info.name for info in listed]
 
 
 def frozen_table(result: FrozenScan) -> Table:
@@ -228,10 +231,9 @@ def frozen_table(result: FrozenScan) -> Table:
     def counts(gaps: Sequence[WeightGaps]) -> tuple[str, str]:
         return f"{gaps[0].count + gaps[0].nonfinite:,}", f"{max(g.nonfinite for g in gaps):,}"
 
-    names = _names(info for info, _ in result.tensors)
+    several = len({info.file for info, _ in result.tensors}) > 1
     rows = tuple(
-        (name, info.dtype, *counts(gaps), *cells(gaps))
-        for name, (info, gaps) in zip(names, result.tensors, strict=True)
+        (label_of(info, several), info.dtype, *counts(gaps), *cells(gaps)) for info, gaps in worst(result.tensors)
     )
     asked = tuple(f"{fmt} |u|={size:.3g}" for fmt in result.formats for size in result.update_sizes)
     return Table(
@@ -241,7 +243,8 @@ def frozen_table(result: FrozenScan) -> Table:
         frozenset(range(2, 4 + len(asked))),
         totals=("total", "", *counts(result.total), *cells(result.total)),
         note="Under each format and size of the update: cannot move up / cannot move down / can move neither way, in "
-        "percent of the finite weights, ties to even. Sorted by the last figure of the first of these columns.",
+        "percent of the finite weights, ties to even. Sorted by the last figure of the first of these columns."
+        + and_more(len(result.tensors)),
     )
 
 
@@ -257,10 +260,10 @@ def updates_table(result: UpdateScan) -> Table:
         nonfinite, overflowed = (max(getattr(r, name) for r in reports) for name in ("nonfinite", "overflowed"))
         return f"{reports[0].count:,}", f"{nonfinite:,}", f"{overflowed:,}", number(reports[0].raw_update_norm)
 
-    names = _names(info for info, _ in result.tensors)
+    several = len({info.file for info, _ in result.tensors}) > 1
     rows = tuple(
-        (name, info.dtype, *counts(reports), *cells(reports))
-        for name, (info, reports) in zip(names, result.tensors, strict=True)
+        (label_of(info, several), info.dtype, *counts(reports), *cells(reports))
+        for info, reports in worst(result.tensors)
     )
     asked = tuple(fmt.name for fmt in result.formats)
     return Table(
@@ -270,5 +273,6 @@ def updates_table(result: UpdateScan) -> Table:
         frozenset(range(2, 6 + len(asked))),
         totals=("total", "", *counts(result.total), *cells(result.total)),
         note="Under each format: lost updates in percent of those that are not zero / imprecision, in percent of all "
-        "elements / effective descent quality <d,u>/||u||^2 (1: the whole step, 0: standstill), ties to even.",
+        "elements / effective descent quality <d,u>/||u||^2 (1: the whole step, 0: standstill), ties to even."
+        + and_more(len(result.tensors), "lost updates in the first format"),
     )

@@ -1,0 +1,66 @@
+"""JSON as text, piece by piece, so that a long result need not be there as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from typing import Any
+
+_dumps = json.JSONEncoder(allow_nan=False).encode
+
+
+def json_pieces(data: Any, indent: int = 1, depth: int = 0) -> Iterator[str]:
+    """Yield the text of ``json.dumps(data, indent=indent, allow_nan=False)``, and write iterators as arrays.
+
+    What is innermost is written by the compiled encoder, which json.dumps leaves out where it indents. Iterators may
+    be values of dictionaries, or of dictionaries in them.
+    """
+    inner, outer = _breaks(indent, depth)
+    if isinstance(data, dict) and data:
+        between = "{"
+        for key, value in data.items():
+            yield f"{between}{inner}{_key(key)}"
+            yield from json_pieces(value, indent, depth + 1)
+            between = ","
+        yield outer + "}"
+    elif isinstance(data, Iterator):
+        between = "["
+        for value in data:
+            yield f"{between}{inner}{_text(value, indent, depth + 1)}"
+            between = ","
+        yield outer + "]" if between == "," else "[]"
+    else:
+        yield _text(data, indent, depth)
+
+
+def _text(data: Any, indent: int, depth: int) -> str:
+    if not isinstance(data, dict | list | tuple) or not data:
+        return _dumps(data)
+    inner, outer = _breaks(indent, depth)
+    named = isinstance(data, dict)
+    if any(isinstance(value, dict | list | tuple) for value in (data.values() if isinstance(data, dict) else data)):
+        parts = (
+            [_key(key) + _text(value, indent, depth + 1) for key, value in data.items()]
+            if isinstance(data, dict)
+            else [_text(value, indent, depth + 1) for value in data]
+        )
+        text = f",{inner}".join(parts)
+    else:
+        text = _flat(inner)(data)[1:-1]
+    return f"{'{' if named else '['}{inner}{text}{outer}{'}' if named else ']'}"
+
+
+@cache
+def _breaks(indent: int, depth: int) -> tuple[str, str]:
+    return "\n" + " " * indent * (depth + 1), "\n" + " " * indent * depth
+
+
+@cache
+def _flat(inner: str) -> Any:
+    return json.JSONEncoder(allow_nan=False, separators=("," + inner, ": ")).encode
+
+
+@lru_cache(maxsize=256, typed=True)
+def _key(key: Any) -> str:
+    return _dumps({key: 0})[1:-2]

@@ -1,0 +1,51 @@
+"""Text of JSON: the bytes of json.dumps, whatever is in it, and never the whole of it at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precision_lab.support.jsontext import json_pieces
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+_JSON = st.recursive(
+    _SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4)
+    ),
+)
+
+
+@given(_JSON, st.integers(1, 4))
+def test_the_text_is_that_of_json_dumps(data: Any, indent: int) -> None:
+    assert "".join(json_pieces(data, indent)) == json.dumps(data, indent=indent, allow_nan=False)
+
+
+def test_iterators_are_written_an_entry_at_a_time() -> None:
+    asked = []
+
+    def entries() -> Iterator[dict[str, Any]]:
+        for i in range(3):
+            asked.append(i)
+            yield {"i": i, "shape": [i]}
+
+    pieces = json_pieces({"a": {"b": entries()}, "c": iter(())})
+    text = ""
+    while '"i": 0' not in text:
+        text += next(pieces)
+    assert asked == [0]
+    whole = {"a": {"b": [{"i": i, "shape": [i]} for i in range(3)]}, "c": []}
+    assert text + "".join(pieces) == json.dumps(whole, indent=1)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), {"a": float("inf")}, [[float("-inf")]], {"a": object()}])
+def test_what_is_no_json_is_refused(wrong: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        "".join(json_pieces(wrong))

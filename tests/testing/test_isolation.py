@@ -1,4 +1,4 @@
-"""Where a function is called: forked, in a new interpreter, or here; what becomes of it, and that the report says so."""
+"""Where a function is called: forked, in a new interpreter, or here; what becomes of it, and what the report says."""
 
 from __future__ import annotations
 

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = {"subprocess", "pty", "socket", "urllib", "http", "ftplib", "smtplib", "requests", "ssl", "webbrowser"}
+PROGRAMS = {
+    "subprocess",
+    "pty",
+    "socket",
+    "urllib.request",
+    "http",
+    "ftplib",
+    "smtplib",
+    "requests",
+    "ssl",
+    "webbrowser",
+}
 STARTING = re.compile(r"system|popen|exec[lv]\w*|(posix_)?spawn\w+")  # of os
 
 
@@ -18,9 +29,10 @@ def starting(source: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names} & PROGRAMS
+            found |= {name for alias in node.names for name in PROGRAMS if f"{alias.name}.".startswith(f"{name}.")}
         elif isinstance(node, ast.ImportFrom):
-            found |= {(node.module or "").split(".")[0]} & PROGRAMS
+            whole = [f"{node.module}.{alias.name}." for alias in node.names]
+            found |= {name for name in PROGRAMS if any(text.startswith(f"{name}.") for text in whole)}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
             found |= {f"os.{node.attr}"} if STARTING.fullmatch(node.attr) else set()
         elif isinstance(node, ast.keyword) and node.arg == "shell":

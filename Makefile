@@ -7,11 +7,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
 ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint
+TESTS := -n 2 --dist loadfile -m "not exhaustive and not machines and not ($(ELSEWHERE))"
+# of `make test-pythons`
+PYTHONS := python3.11 python3.12 python3.13
+# what the tests of `make test` import
+TESTED := '.[testing]' pytest pytest-xdist safetensors scikit-learn
 # what `make test-aarch64` runs there and here
 ON_AARCH64 := -m tests.machines.digests --workers 0 --alone
 
 .DEFAULT_GOAL := help
-.PHONY: help lab figures test test-all test-exhaustive test-machines test-aarch64 browser check bench format clean bench-torch notebooks notebook-outputs docs peers
+.PHONY: help lab figures test test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 browser check bench format clean bench-torch notebooks notebook-outputs docs peers
 
 help: ## Show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -23,7 +28,7 @@ figures: $(VENV)/.core ## Draw the gallery in figures/ from what is kept there; 
 	$(BIN)/precision-lab report >/dev/null
 
 test: check ## Linters, types, and every test that needs neither torch nor a browser
-	$(BIN)/pytest -n 2 --dist loadfile -m "not exhaustive and not machines and not ($(ELSEWHERE))"
+	$(BIN)/pytest $(TESTS)
 
 test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation
 	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive and not machines"
@@ -33,6 +38,21 @@ browser: ## Chromium and its driver, where they are missing and apt-get may inst
 	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
 	       && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; } \
 	  || { echo "the browser tests need chromium and chromedriver: apt install chromium chromium-driver" >&2; exit 1; }
+
+test-lowest: export PIP_CONSTRAINT := $(CURDIR)/constraints-lowest.txt
+test-lowest: ## The tests of `make test` with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --editable $(TESTED)
+	.venv-lowest/bin/pytest $(TESTS)
+
+test-pythons: ## The same under each of PYTHONS="python3.11 ...", in .venv-3.11 and so on
+	@set -e; for python in $(PYTHONS); do \
+	  venv=.venv-$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  $$python -m venv $$venv; \
+	  $$venv/bin/python -m pip install --quiet --editable $(TESTED); \
+	  $$venv/bin/python --version; \
+	  $$venv/bin/pytest $(TESTS); \
+	done
 
 test-exhaustive: $(VENV)/.dev ## All 2^32 float32 patterns and the like; once a release, half an hour
 	$(BIN)/pytest -m exhaustive
@@ -74,8 +94,8 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean: ## Remove .venv and all caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .aarch64 site
+clean: ## Remove all .venv and caches
+	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .aarch64 site
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/.created:

@@ -29,6 +29,7 @@ OPTIONAL = {  # written by the lab itself, or of what it measured
     "claims.md": "The folklore, checked",
     "peers.md": "Other people's casts",
     "machines.md": "The same on every machine",
+    "versions.md": "Versions and systems",
     "scaling.md": "Past one machine",
 }
 

@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
@@ -150,13 +151,36 @@ def machine() -> dict[str, Any]:
     return {"cpu": _cpu(), "cores": os.cpu_count() or 1, "platform": f"{platform.system()} {platform.machine()}"}
 
 
-def _cpu() -> str:
+def _cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model of the processor: on Linux as the kernel names it, by numbers on ARM; on macOS as sysctl does.
+
+    On Windows ``platform.processor()`` has family, model and stepping.
+    """
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    lines = (line.partition(":") for line in text.splitlines())
-    return next((value.strip() for key, _, value in lines if key.strip() == "model name"), platform.processor())
+    # of the first processor, where several are listed
+    found = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in reversed(text.splitlines()))}
+    if name := found.get("model name"):
+        return name
+    if parts := [f"{key.removeprefix('CPU ')} {found[key]}" for key in _ARM if key in found]:
+        return ", ".join(parts)
+    return _sysctl("machdep.cpu.brand_string") or platform.processor()
+
+
+_ARM = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
+
+
+def _sysctl(name: str) -> str:
+    """Return what macOS says of itself under a name, nothing elsewhere."""
+    if platform.system() != "Darwin":
+        return ""
+    try:
+        done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 @cache

@@ -120,9 +120,10 @@ def end_with_forking_thread(parent: int) -> None:
         if os.getppid() != parent:  # it ended before that
             os._exit(1)
     else:
-        end_with_parent(lambda: _poll(parent))
+        end_with_parent(lambda: wait_for_end_of(parent))
 
 
-def _poll(parent: int) -> None:
+def wait_for_end_of(parent: int) -> None:
+    """Return when this process has another parent; on Windows, where it keeps its number, never."""
     while os.getppid() == parent:
         time.sleep(0.5)

@@ -7,13 +7,12 @@ arrays of all lengths from 1 to 70, at changing places and addresses, because ve
 What differs is explained by named mistakes (cast_faults.py): "truncates", "rounds twice, via fp32", "flushes subnormal
 results", where it shows, and the three simplest inputs that show it.
 
-The cast runs in a forked process (isolation.py), where it may crash, hang or spoil its input without harm.
+The cast runs in a process of its own (isolation.py), where it may crash, hang or spoil its input without harm.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from precision_lab.testing.cast_faults import (
     refine,
 )
 from precision_lab.testing.hard_inputs import Source, get_source, hard_patterns, is_narrow
-from precision_lab.testing.isolation import SLOT, Answer, Caller, Forked, InProcess
+from precision_lab.testing.isolation import SLOT, Answer, Caller, isolation
 
 NAN_RULES = ("any", "quiet", "payload", "ignore")
 Cast = Callable[[Array], Any]
@@ -52,6 +51,7 @@ _LENGTHS = range(1, 71)
 _PIECE = 1 << 16  # elements that are looked at together: they fit into the caches
 _KEPT = 1 << 16  # wrong results that are kept to be explained
 _SAMPLED = 500  # calls of which some right results are kept, too
+_NO_LIMIT = "the cast ran in this process, without a time limit; a crash would have ended it"
 _STUDIED = 8_000  # rows of each kind, right and wrong, on which mistakes are tried
 
 
@@ -132,6 +132,8 @@ class CastReport:
         Examined results that no named mistake explains; they are among the faults, by what they look like.
     notes : tuple of str
         What is no fault but worth knowing.
+    isolated : bool
+        Whether the cast ran in a process of its own, with a time limit.
 
     """
 
@@ -149,6 +151,7 @@ class CastReport:
     faults: tuple[Fault, ...] = ()
     unexplained: int = 0
     notes: tuple[str, ...] = ()
+    isolated: bool = True
 
     @property
     def ok(self) -> bool:
@@ -163,7 +166,7 @@ class CastReport:
             lines += [f"{i}. {fault.name}: {fault.text}{count}", *(f"     {example}" for example in fault.examples)]
         if self.examined < self.wrong:
             lines.append(f"counts in brackets are of {self.examined:,} wrong results that were examined")
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {note}" for note in (*self.notes, *[_NO_LIMIT] * (not self.isolated))]
         return "\n".join(lines)
 
     def _verdict(self) -> str:
@@ -207,7 +210,7 @@ def check_cast(
     exhaustive: bool | None = None,
     seed: int = 0,
     time_limit: float = 2.0,
-    isolate: bool = True,
+    isolate: bool | str = True,
     progress: Progress | None = None,
 ) -> CastReport:
     """Compare a cast with a single rounding, bit for bit, and name what is wrong.
@@ -235,9 +238,10 @@ def check_cast(
         Of the random inputs.
     time_limit : float
         Seconds that a call may take (the first one, which may have to compile, 60).
-    isolate : bool
-        Run the cast in a forked process. False runs it here, without a time limit: for what cannot be forked (CUDA),
-        and where there is no fork (Windows).
+    isolate : bool or str
+        Run the cast in a process of its own: ``fork``, or ``spawn`` for what cannot be forked (CUDA), which starts
+        an interpreter and imports the cast by its name. True forks on Linux; on macOS and Windows it spawns, if the
+        cast can be imported, and else runs it here. False runs it here, without a time limit: the report says so.
     progress : callable, optional
         Called with the number of results compared and how many there will be.
 
@@ -249,7 +253,8 @@ def check_cast(
     Raises
     ------
     ValueError
-        Unknown format, mode or rule for NaN; ``stochastic``; more inputs than can be tried.
+        Unknown format, mode or rule for NaN; ``stochastic``; more inputs than can be tried; ``isolate='spawn'`` of a
+        cast that cannot be imported.
     FloatingPointError
         This thread flushes subnormal numbers to zero, or does so since the cast was called in it (`isolate` False).
 
@@ -262,9 +267,7 @@ def check_cast(
         raise ValueError(f"cast must be a function of an array, got {type(cast).__name__}")
     if not time_limit > 0:
         raise ValueError(f"time_limit must be a number of seconds above 0, got {time_limit!r}")
-    caller: Caller
-    caller = Forked(cast, spec.source.dtype) if isolate and hasattr(os, "fork") else InProcess(cast)
-    with closing(caller):
+    with closing(isolation(cast, spec.source.dtype, isolate)) as caller:
         return _Check(spec, caller, time_limit, progress).run(bool(exhaustive), seed)
 
 
@@ -384,10 +387,8 @@ class _Check:
         answer = self._ask(patterns, _FIRST_CALL)
         if answer.status == "ok":
             return self._accept(_Call(patterns), answer)
-        hint = {
-            "died": "; if it works outside, it cannot be forked: pass isolate=False",
-            "hung": "; if it works outside, it cannot be forked: pass isolate=False",
-        }.get(answer.status, "")
+        alone = answer.status in ("died", "hung")
+        hint = "; if it works outside, pass isolate='spawn' or isolate=False" if alone else ""
         self._broken(answer, patterns, f"already for ones{hint}")
         return False
 
@@ -654,6 +655,7 @@ class _Check:
             faults=tuple(faults),
             unexplained=unexplained,
             notes=tuple(self.notes),
+            isolated=self.caller.limited,
         )
 
     def _name(self, rows: Rows, wrong: Array, restless: bool) -> tuple[list[Fault], int]:

@@ -1,25 +1,35 @@
-"""Call somebody's function so that nothing it does harms the caller: in a forked process, with a time limit.
+"""Call somebody's function so that nothing it does harms the caller: in a process of its own, with a time limit.
 
-A thread cannot be killed and a signal does not reach compiled code that never returns. A forked process can be killed,
-and it has every function, lambdas too. Inputs and results lie in memory that both share, in two slots, so that the
-caller looks at one result while the next is made.
+A thread cannot be killed and a signal does not reach compiled code that never returns; a process can be killed.
+
+A forked one (Linux) has every function, lambdas too. Inputs and results lie in memory that both share, in two slots, so
+that the caller looks at one result while the next is made. On macOS a forked process may hang or die within the
+system's own libraries, and Windows has none: there a new interpreter imports the function by its name, and inputs and
+results go through pipes. What has no name there, such as a lambda, runs in this process, without a time limit.
+`isolation` chooses.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import mmap
 import os
 import select
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +37,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from precision_lab.numerics.environment import require_gradual_underflow
-from precision_lab.support.processes import end_with_forking_thread
+from precision_lab.support.processes import end_with_forking_thread, end_with_parent, wait_for_end_of
 
 Array = NDArray[Any]
 SLOT = 1 << 18  # elements that a call may have
@@ -35,6 +45,8 @@ _ROOM = 128  # elements by which an array may be shifted in its slot
 _WIDEST = 8  # bytes of an element
 _REQUEST = struct.Struct("<qqqq")  # slot, shift, number of elements, of those in one call
 _LENGTH = struct.Struct("<q")
+_TO_START = 60.0  # seconds for a new interpreter and the imports of the function
+_TO_SEND = 5.0  # seconds for a result that is ready
 
 
 class Answer(NamedTuple):
@@ -63,7 +75,16 @@ class Answer(NamedTuple):
 
 
 class Caller(Protocol):
-    """Calls a function."""
+    """Calls a function.
+
+    Attributes
+    ----------
+    limited : bool
+        Whether it keeps to the limit of time, and survives a crash.
+
+    """
+
+    limited: bool
 
     def submit(self, x: Array, shift: int = 0, piece: int = SLOT) -> None:
         """Ask for a call with this array, at an address shifted by so many elements; at most two at a time.
@@ -106,8 +127,127 @@ def call_once(function: Callable[[Array], Any], x: Array, before: Array | None =
     return Answer("ok", "", result, mutated, seconds)
 
 
+def isolation(function: Callable[[Array], Any], dtype: np.dtype[Any], way: str | bool = True) -> Caller:
+    """Return the caller of a function of arrays of this dtype.
+
+    Parameters
+    ----------
+    function : callable
+        What is called.
+    dtype : dtype
+        Of its inputs.
+    way : str or bool
+        ``fork``; ``spawn``: a new interpreter, which imports the function by its name; False: this process; True: the
+        best there is here for this function.
+
+    Raises
+    ------
+    ValueError
+        Another way, or one that there is not, here or for this function.
+
+    """
+    if way is True:
+        return Forked(function, dtype) if _fork_is_safe() else _spawned_or_here(function, dtype)
+    if way is False:
+        return InProcess(function)
+    if way == "fork":
+        if not hasattr(os, "fork"):
+            raise ValueError("isolate='fork': this system has no fork; use 'spawn' or False")
+        return Forked(function, dtype)
+    if way != "spawn":
+        raise ValueError(f"isolate must be True, False, 'fork' or 'spawn', got {way!r}")
+    name = _name_of(function)
+    if name is None:
+        what = getattr(function, "__qualname__", type(function).__name__)
+        raise ValueError(f"isolate='spawn' imports a function by its name, and {what} is not to be had by one")
+    return Spawned(name, dtype)
+
+
+def _fork_is_safe() -> bool:
+    return hasattr(os, "fork") and sys.platform != "darwin"
+
+
+def _spawned_or_here(function: Callable[[Array], Any], dtype: np.dtype[Any]) -> Caller:
+    """Return the caller for where nothing can be forked: what cannot be imported elsewhere is called here."""
+    if (name := _name_of(function)) is not None:
+        caller = Spawned(name, dtype)
+        if caller.failure is None:
+            return caller
+        caller.close()
+    return InProcess(function)
+
+
+def _name_of(function: Callable[[Array], Any]) -> tuple[str, str] | None:
+    """Return the module and the name by which another interpreter can import a function, None if there are none."""
+    module, name = (getattr(function, key, None) for key in ("__module__", "__qualname__"))
+    # to import a script is to run it again
+    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__" or module not in sys.modules:
+        return None
+    found: Any = sys.modules[module]
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return (module, name) if found is function else None
+
+
+def call_in_pieces(
+    function: Callable[[Array], Any], x: Array, piece: int, before: Array, room: Callable[[np.dtype[Any], int], Array]
+) -> Answer:
+    """Call it with every piece of an array and put together what it returns, in the array that `room` gives."""
+    result: Array | None = None
+    kind: np.dtype[Any] | None = None
+    mutated, seconds = False, 0.0
+    for start in range(0, x.size, piece):
+        part = slice(start, min(start + piece, x.size))
+        answer = call_once(function, x[part], before[part])
+        if answer.result is None:
+            return answer
+        if result is None:
+            kind = answer.result.dtype
+            result = room(kind.newbyteorder("="), x.size)
+        elif answer.result.dtype != kind:
+            return Answer("wrong type", f"arrays of {kind} and of {answer.result.dtype}")
+        mutated, seconds = mutated or answer.mutated, seconds + answer.seconds
+        result[part] = answer.result
+    return Answer("ok", "", result, mutated, seconds)
+
+
+def _names(dtype: np.dtype[Any]) -> tuple[str, str]:
+    return dtype.name, dtype.str  # ml_dtypes have a name of their own only
+
+
+@cache
+def _named(name: str, kind: str) -> np.dtype[Any]:
+    import ml_dtypes
+
+    known = getattr(ml_dtypes, name, None)
+    return (np.dtype(kind) if known is None else np.dtype(known)).newbyteorder("=")
+
+
+def _as_text(answer: Answer) -> bytes:
+    """Write an answer down, of its result the dtype only."""
+    result = None if answer.result is None else _names(answer.result.dtype)
+    return json.dumps(answer._replace(result=None)._asdict() | {"result": result}).encode()
+
+
+def _keep_quiet() -> None:
+    """Leave to the caller what concerns both: Ctrl-C, and the report of a crash."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the caller does then is not to be done here
+    faulthandler.disable()
+
+
+def _ending(status: int) -> str:
+    """Say how a process ended; a negative status is a signal's."""
+    if status < 0:
+        return f"its process was ended by {signal.Signals(-status).name}"
+    return f"its process ended with status {status}"
+
+
 class InProcess:
     """Calls in this process, without a time limit."""
+
+    limited = False
 
     def __init__(self, function: Callable[[Array], Any]) -> None:
         self._function = function
@@ -142,11 +282,12 @@ class Forked:
     them for ever.
     """
 
+    limited = True
+
     def __init__(self, function: Callable[[Array], Any], dtype: np.dtype[Any]) -> None:
         self._function, self._dtype = function, dtype
         self._region = (SLOT + _ROOM) * _WIDEST
         self._memory = mmap.mmap(-1, 4 * self._region)  # two inputs, two results
-        self._dtypes: dict[str, np.dtype[Any]] = {}
         self._start()
 
     def _start(self) -> None:
@@ -170,36 +311,14 @@ class Forked:
         os.close(answers)
 
     def _serve(self, requests: int, answers: int) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and so is what the caller does then
-        faulthandler.disable()  # the caller reports a crash
+        _keep_quiet()
         threadpool_limits(1)
-        self._before = np.empty(SLOT, self._dtype)
+        before = np.empty(SLOT, self._dtype)
         while len(request := os.read(requests, _REQUEST.size)) == _REQUEST.size:
             slot, shift, count, piece = _REQUEST.unpack(request)
-            answer = self._call_in_pieces(slot, self._input(slot, shift, count), piece)
-            text = json.dumps(answer._asdict()).encode()
+            x, room = self._input(slot, shift, count), partial(self._output, slot)
+            text = _as_text(call_in_pieces(self._function, x, piece, before, room))
             os.write(answers, _LENGTH.pack(len(text)) + text)
-
-    def _call_in_pieces(self, slot: int, x: Array, piece: int) -> Answer:
-        """Call the function and leave what it returns in the slot; `result` becomes the names of the dtype."""
-        before = self._before[: x.size]
-        names: tuple[str, str] | None = None
-        mutated, seconds = False, 0.0
-        for start in range(0, x.size, piece):
-            part = slice(start, min(start + piece, x.size))
-            answer = call_once(self._function, x[part], before[part])
-            if answer.result is None:
-                return answer
-            dtype = answer.result.dtype
-            here = dtype.name, dtype.str  # ml_dtypes have a name of their own only
-            if names not in (None, here):
-                return Answer("wrong type", f"arrays of {names[0] if names else ''} and of {here[0]}")
-            names = here
-            mutated, seconds = mutated or answer.mutated, seconds + answer.seconds
-            self._output(slot, dtype.newbyteorder("="), x.size)[part] = answer.result
-        return Answer("ok", "", names, mutated, seconds)  # type: ignore[arg-type]
 
     def _input(self, slot: int, shift: int, count: int) -> Array:
         start = slot * self._region + shift * self._dtype.itemsize
@@ -232,16 +351,8 @@ class Forked:
             return Answer("died", self._how_it_died())
         answer = json.loads(text)
         if answer["result"] is not None:
-            answer["result"] = self._output(slot, self._named(*answer["result"]), count)
+            answer["result"] = self._output(slot, _named(*answer["result"]), count)
         return Answer(**answer)
-
-    def _named(self, name: str, kind: str) -> np.dtype[Any]:
-        if name not in self._dtypes:
-            import ml_dtypes
-
-            known = getattr(ml_dtypes, name, None)
-            self._dtypes[name] = (np.dtype(kind) if known is None else np.dtype(known)).newbyteorder("=")
-        return self._dtypes[name]
 
     def _read(self, count: int, end: float) -> bytes | None:
         """Read so many bytes; None if they do not come in time, nothing if there is nobody to send them."""
@@ -260,9 +371,7 @@ class Forked:
         assert self._pid is not None
         _, status = os.waitpid(self._pid, 0)
         self._pid = None
-        if os.WIFSIGNALED(status):
-            return f"its process was ended by {signal.Signals(os.WTERMSIG(status)).name}"
-        return f"its process ended with status {os.WEXITSTATUS(status)}"
+        return _ending(os.waitstatus_to_exitcode(status))
 
     def _kill(self) -> None:
         if self._pid is not None:
@@ -280,3 +389,150 @@ class Forked:
         self._kill()
         os.close(self._requests)
         os.close(self._answers)
+
+
+# what the new interpreter runs: its path, too, comes from the caller
+_PROGRAM = """
+import json, sys
+start = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = start.pop("path")
+from precision_lab.testing.isolation import serve
+serve(**start)
+"""
+
+
+class Spawned:
+    """Calls in a new interpreter, which imports the function; `limit` seconds a call, then it is killed.
+
+    A call waits for the answer to the one before: whoever writes to a process that hangs waits for ever. What the
+    function prints goes to standard error. `failure` is how its import failed, if it did.
+    """
+
+    limited = True
+
+    def __init__(self, name: tuple[str, str], dtype: np.dtype[Any]) -> None:
+        self._name, self._dtype = name, dtype
+        self._start()
+
+    def _start(self) -> None:
+        self._waiting: deque[tuple[Array, int, int]] = deque()
+        self._answers: SimpleQueue[bytes | None] = SimpleQueue()
+        module, name = self._name
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        threading.Thread(target=self._listen, args=(self._process, self._answers), daemon=True).start()
+        start = {
+            "path": _path_of(module),
+            "module": module,
+            "name": name,
+            "dtype": _names(self._dtype),
+            "caller": os.getpid(),
+        }
+        self._send(json.dumps(start).encode() + b"\n")
+        self.failure = self._take(_TO_START)
+
+    @staticmethod
+    def _listen(process: subprocess.Popen[bytes], answers: SimpleQueue[bytes | None]) -> None:
+        """Hand over what comes, in a thread: pipes of Windows cannot be waited for with a limit of time."""
+        assert process.stdout is not None
+        with process.stdout as source:
+            while (part := _receive(source)) is not None:
+                answers.put(part)
+        answers.put(None)
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it died: `answer` says so
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+
+    def _take(self, limit: float) -> Answer | None:
+        """Wait for an answer's text; return it, None for `ok`, whose result is still to come."""
+        try:
+            text = self._answers.get(timeout=limit)
+        except Empty:
+            return Answer("hung", f"no answer within {limit:g} s")
+        if text is None:
+            return Answer("died", _ending(self._process.wait()))
+        self._last = json.loads(text)
+        return None if self._last["status"] == "ok" else Answer(**self._last)
+
+    def submit(self, x: Array, shift: int = 0, piece: int = SLOT) -> None:
+        """See `Caller`."""
+        self._waiting.append((np.array(x), shift, piece))
+
+    def answer(self, limit: float) -> Answer:
+        """See `Caller`."""
+        x, shift, piece = self._waiting.popleft()
+        if self.failure is not None:
+            return self.failure
+        end = time.perf_counter() + limit
+        self._send(_REQUEST.pack(x.nbytes, shift, x.size, piece) + x.tobytes())
+        if (failure := self._take(limit)) is not None:
+            return failure
+        try:
+            data = self._answers.get(timeout=max(0.0, end - time.perf_counter()) + _TO_SEND)
+        except Empty:
+            return Answer("hung", f"no result within {limit:g} s")
+        if data is None:
+            return Answer("died", _ending(self._process.wait()))
+        return Answer(**self._last | {"result": np.frombuffer(data, np.uint8).view(_named(*self._last["result"]))})
+
+    def restart(self) -> None:
+        """See `Caller`."""
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        """See `Caller`."""
+        assert self._process.stdin is not None
+        self._process.kill()
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def _path_of(module: str) -> list[str]:
+    """Return where the new interpreter looks for modules: as here, and last where this one is from."""
+    top = sys.modules[module.partition(".")[0]]
+    files = [*getattr(top, "__path__", ()), getattr(top, "__file__", None)]
+    return [str(Path(place).absolute()) for place in sys.path] + [str(Path(file).parent) for file in files[:1] if file]
+
+
+def _receive(source: Any) -> bytes | None:
+    """Read one part, its length first; None if the other side is gone."""
+    head = source.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    part: bytes = source.read(length)
+    return part if len(part) == length else None
+
+
+def serve(module: str, name: str, dtype: tuple[str, str], caller: int) -> None:
+    """Import a function and call it as often as the caller asks for it: what the interpreter of `Spawned` does."""
+    _keep_quiet()
+    end_with_parent(lambda: wait_for_end_of(caller))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the function prints is no answer
+
+    def send(answer: Answer) -> None:
+        parts = [_as_text(answer), *([answer.result.tobytes()] if answer.result is not None else [])]
+        answers.write(b"".join(_LENGTH.pack(len(part)) + part for part in parts))
+        answers.flush()
+
+    try:
+        function: Any = importlib.import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
+    except Exception as error:
+        return send(Answer("raised", f"{type(error).__name__}: {error}, where {module} is imported anew"))
+    send(Answer("ok"))
+    kind = _named(*dtype)
+    before = np.empty(SLOT, kind)
+    while len(request := sys.stdin.buffer.read(_REQUEST.size)) == _REQUEST.size:
+        size, shift, count, piece = _REQUEST.unpack(request)
+        x = np.empty(count + shift, kind)[shift:]
+        x.view(np.uint8)[...] = np.frombuffer(sys.stdin.buffer.read(size), np.uint8)
+        send(call_in_pieces(function, x, piece, before, lambda found, length: np.empty(length, found)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,50 @@ def test_the_processor_is_found_without_proc(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert collection.machine()["cpu"] == platform.processor()
+
+
+TWO_OF_ARM = """processor	: 0
+BogoMIPS	: 243.75
+CPU implementer	: 0x41
+CPU architecture: 8
+CPU variant	: 0x3
+CPU part	: 0xd0c
+CPU revision	: 1
+
+processor	: 1
+CPU implementer	: 0x41
+CPU part	: {}
+"""
+
+
+def test_processors_of_arm_are_told_apart_by_their_numbers(tmp_path: Path) -> None:
+    """There is no 'model name' there; what is computed on one must not count as kept by another."""
+    first, same, other = tmp_path / "first", tmp_path / "same", tmp_path / "other"
+    first.write_text(TWO_OF_ARM.format("0xd0c"), encoding="utf-8")
+    same.write_text(TWO_OF_ARM.format("0xd05"), encoding="utf-8")  # of two kinds the first counts
+    other.write_text(TWO_OF_ARM.replace("0xd0c", "0xd4f"), encoding="utf-8")
+    assert collection._cpu(first) == "implementer 0x41, architecture 8, variant 0x3, part 0xd0c, revision 1"
+    assert collection._cpu(first) == collection._cpu(same) != collection._cpu(other)
+
+
+def test_the_model_is_named_where_the_kernel_names_it(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor	: 0\nmodel name	: Some CPU @ 2 GHz\n\nprocessor	: 1\n", "utf-8"
+    )
+    assert collection._cpu(tmp_path / "cpuinfo") == "Some CPU @ 2 GHz"
+
+
+def test_macos_is_asked_and_windows_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def sysctl(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command == ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.CompletedProcess(command, 0, "Apple M9\n", "")
+
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(subprocess, "run", sysctl)
+    assert collection._cpu(tmp_path / "none") == "Apple M9"
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    monkeypatch.setattr(platform, "processor", lambda: "Intel64 Family 6")
+    assert collection._cpu(tmp_path / "none") == "Intel64 Family 6"
 
 
 def test_the_summary_says_what_came_out_and_whether_it_was_run(finished: list[Finished], tmp_path: Path) -> None:

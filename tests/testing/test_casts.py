@@ -107,8 +107,8 @@ def test_a_cast_that_fails_for_a_length() -> None:
         (lambda x: brain(x).tolist(), "wrong result", "returns list, no numpy array, already for ones"),
         (lambda x: None, "wrong result", "returns NoneType, no numpy array, already for ones"),
         (lambda x: 1 / 0, "raises", "ZeroDivisionError: division by zero, already for ones"),
-        (lambda x: os._exit(3), "crashes", "its process ended with status 3, already for ones; if it works outside, it "
-         "cannot be forked: pass isolate=False"),
+        (lambda x: os._exit(3), "crashes", "its process ended with status 3, already for ones; if it works outside, "
+         "pass isolate='spawn' or isolate=False"),
         (
             lambda x: brain(x).view(np.int16),
             "wrong dtype",

@@ -19,7 +19,6 @@ would do to a histogram of gradients and which to choose; `replay` what a scaler
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Iterable
@@ -34,10 +33,13 @@ from numpy.typing import ArrayLike
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.plain import finite_or_none
+from precision_lab.analysis.tensor_files import npy_array
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.rounding import as_carrier
+from precision_lab.support.reading import InputError, parse_json, read_small
+from precision_lab.support.text import shown
 
 ScaleDtype: TypeAlias = Literal["float32", "float64"]
 
@@ -951,19 +953,21 @@ def read_trace(path: str | Path) -> tuple[float, ...]:
     place = Path(path)
     accepted = 'JSON, a list of numbers or {"max_abs": [...]}, or a one-dimensional .npy'
     try:
+        content = read_small(place)
         if place.suffix.lower() == ".npy":
-            with place.open("rb") as file:
-                data = np.load(file, allow_pickle=False)
+            data: Any = npy_array(content)
         else:
-            data = json.loads(place.read_text(encoding="utf-8"))
+            data = parse_json(content, constants=True)
             if isinstance(data, dict):
                 data = data["max_abs"]
             if not isinstance(data, list) or not all(v is None or type(v) in (int, float) for v in data):
                 raise ValueError("no list of numbers")
             data = [math.nan if v is None else float(v) for v in data]
-    except (ValueError, KeyError, OverflowError, EOFError, RecursionError) as error:
-        raise ValueError(f"{place}: no trace; a trace is {accepted}") from error
+    except InputError:
+        raise
+    except (ValueError, KeyError, OverflowError) as error:
+        raise ValueError(f"{shown(place, 4096)}: no trace; a trace is {accepted}") from error
     try:
         return _magnitudes(data)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{shown(place, 4096)}: {error}") from error

@@ -223,6 +223,8 @@ def _report(data: Mapping[str, Any]) -> UpdateReport:
         lost_ratios=lost,
         sums=(first, second, third),
     )
+    if min(first, second) < 0:
+        raise ValueError("a sum of squares is not negative")
     if sum(ratios.values()) + report.zero_weights != report.nonzero or sum(lost.values()) > report.lost:
         raise ValueError("the counts of an update report do not add up")
     return report

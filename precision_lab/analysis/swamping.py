@@ -140,7 +140,7 @@ class UpdateReport:
     @property
     def edq_ratio(self) -> float:
         """<d, u> / ||u||^2: 1 is perfect, 0 is standstill. NaN without updates."""
-        return self.sums[2] / self.sums[0] if self.sums[0] else math.nan
+        return _quotient(self.sums[2], self.sums[0]) if self.sums[0] else math.nan
 
     def __add__(self, other: object) -> Self:
         """Merge the reports on two chunks; nothing is lost."""
@@ -318,7 +318,15 @@ def _report(fmt: FloatFormat, mode: RoundingMode, table: NDArray[np.int64], sums
 def _in_units(value: int) -> float:
     """Return an integer times 2^-1074, rounded once."""
     require_gradual_underflow()
-    return value / 2**1074
+    return _quotient(value, 2**1074)
+
+
+def _quotient(a: int, b: int) -> float:
+    """Return a/b rounded once, which is infinite where it is too large for float64."""
+    try:
+        return a / b
+    except OverflowError:
+        return math.inf if (a < 0) == (b < 0) else -math.inf
 
 
 def _share(part: int, whole: int) -> float:

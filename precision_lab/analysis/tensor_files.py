@@ -635,6 +635,20 @@ def _npy_header(head: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     return shape, column_major, dtype
 
 
+def npy_array(content: bytes) -> npt.NDArray[Any]:
+    """Return the array of a whole ``.npy``; raises ValueError if it is none, or an array of objects."""
+    head = io.BytesIO(content)
+    try:
+        shape, column_major, dtype = _npy_header(head)
+        count = math.prod(_shape(shape))
+        if dtype.hasobject or len(content) - head.tell() != count * dtype.itemsize:
+            raise ValueError(f"{dtype} of shape {shape} does not fit {len(content)} bytes")
+        flat = np.frombuffer(content, dtype, count, head.tell())
+        return flat.reshape(shape, order="F" if column_major else "C")
+    except Exception as error:  # NumPy's parser raises a dozen kinds
+        raise ValueError(f"it is no .npy: {error}") from error
+
+
 # ---- shared by the formats ----
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from precision_lab.cli.options import json_option
-from precision_lab.cli.show import check_outputs, progress_bar, show
+from precision_lab.cli.options import Output, command, json_option
+from precision_lab.cli.show import progress_bar, show
 
 
-@click.command()
+@command()
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--mode", default="ties_to_even", show_default=True, metavar="M", help="Rounding, but for the trainings.")
 @click.option("--flush-subnormals", is_flag=True, help="Subnormal results become zero, as on some hardware.")
 @json_option
-@click.option("--markdown", "page", type=click.Path(path_type=Path), metavar="OUT", help="Write them as a page.")
+@click.option("--markdown", "page", type=Output(), metavar="OUT", help="Write them as a page.")
 def claims(keys: tuple[str, ...], mode: str, flush_subnormals: bool, data: Path | None, page: Path | None) -> None:
     """Judge what people say about mixed precision.
 
@@ -29,11 +29,8 @@ def claims(keys: tuple[str, ...], mode: str, flush_subnormals: bool, data: Path 
     """
     from precision_lab.claims import CLAIMS, Arithmetic, ClaimsConfig, run
     from precision_lab.presentation.tables import claims_page, claims_tables
-    from precision_lab.support.files import check_writable, replacing, write_json
+    from precision_lab.support.files import replacing, write_json
 
-    check_outputs(data)
-    if page is not None:
-        check_writable(page)
     config = ClaimsConfig(keys or tuple(CLAIMS), Arithmetic(mode, subnormals=not flush_subnormals))
     with progress_bar("Claims") as progress:
         found = run(config, progress=progress)

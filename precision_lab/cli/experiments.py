@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from precision_lab.cli.options import output_option
-from precision_lab.cli.show import progress_bars, show
+from precision_lab.cli.options import OutputFolder, command, output_option
+from precision_lab.cli.show import progress_bars, say, show
 from precision_lab.cli.workers import workers
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _known(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -
     return names
 
 
-@click.command()
+@command()
 @output_option
 @click.option("--steps", type=int, default=8000, show_default=True, metavar="N", help="Training steps.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of initialisation and batches.")
@@ -41,21 +41,23 @@ def underflow(output: Path, steps: int, seed: int) -> None:
     Writes underflow and gradient_histogram (.png and .svg), and underflow.json, which `report` reuses.
     """
     from precision_lab.experiments.underflow import UnderflowConfig
+    from precision_lab.support.files import only_one
 
     pictures = _pictures(["underflow"])
     _check(output, "underflow.json", *pictures)
-    (finished,) = _collect({"underflow": UnderflowConfig(steps=steps, seed=seed)}, output)
-    _show_tables(finished)
-    _draw([finished], output, quick=False)
-    click.echo(f"wrote {', '.join(str(output / file) for file in ('underflow.json', *pictures))}")
+    with only_one(output):
+        (finished,) = _collect({"underflow": UnderflowConfig(steps=steps, seed=seed)}, output)
+        _show_tables(finished)
+        _draw([finished], output, quick=False)
+    say(f"wrote {', '.join(str(output / file) for file in ('underflow.json', *pictures))}")
 
 
-@click.command()
+@command()
 @click.argument("names", nargs=-1, callback=_known, metavar="[EXPERIMENT]...")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputFolder(),
     metavar="DIR",
     help="Folder for figures and JSON.  [default: figures; figures/quick for --quick]",
 )
@@ -77,35 +79,36 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
     from precision_lab.presentation.collection import EXPERIMENTS, kept, results
     from precision_lab.presentation.report import write_report
     from precision_lab.presentation.tables import summary_table
-    from precision_lab.support.files import write_json
+    from precision_lab.support.files import only_one, write_json
+    from precision_lab.support.reading import read_small
 
     output = output or Path("figures/quick" if quick else "figures")
     chosen = list(dict.fromkeys(names)) or list(EXPERIMENTS)
     pictures = _pictures(chosen)
     _check(output, "results.json", "report.html", *(f"{name}.json" for name in chosen), *pictures)
     configs = {name: experiment.configuration(quick=quick) for name, experiment in EXPERIMENTS.items()}
-    found = {one.name: one for one in _collect({name: configs[name] for name in chosen}, output, processes)}
-    finished = [found[name] for name in chosen]
-    for one in finished:
-        _show_tables(one)
-    _draw(finished, output, quick=quick)
-    others = [kept(name, output, config) for name, config in configs.items() if name not in found]
-    everything = results([*finished, *filter(None, others)], quick=quick)
-    write_json(everything, output / "results.json", indent=None)
-    drawn = [output / picture for picture in _pictures(everything["experiments"]) if picture.endswith(".svg")]
-    svgs = {file.stem: file.read_text(encoding="utf-8") for file in drawn if file.exists()}
-    write_report(everything, output / "report.html", figures=svgs)
+    with only_one(output):
+        found = {one.name: one for one in _collect({name: configs[name] for name in chosen}, output, processes)}
+        finished = [found[name] for name in chosen]
+        for one in finished:
+            _show_tables(one)
+        _draw(finished, output, quick=quick)
+        others = [kept(name, output, config) for name, config in configs.items() if name not in found]
+        everything = results([*finished, *filter(None, others)], quick=quick)
+        write_json(everything, output / "results.json", indent=None)
+        drawn = [output / picture for picture in _pictures(everything["experiments"]) if picture.endswith(".svg")]
+        svgs = {file.stem: read_small(file).decode() for file in drawn if file.exists()}
+        write_report(everything, output / "report.html", figures=svgs)
     show(summary_table(finished, quick=quick))
-    click.echo(f"wrote {output / 'report.html'}, results.json and {len(pictures)} figures in {output}")
+    say(f"wrote {output / 'report.html'}, results.json and {len(pictures)} figures in {output}")
 
 
 def _check(folder: Path, *names: str) -> None:
     """Make the folder, and raise before the work if a file cannot be written there."""
-    from precision_lab.support.files import check_writable, make_folder
+    from precision_lab.support.files import check_outputs, make_folder
 
     make_folder(folder)
-    for name in names:
-        check_writable(folder / name)
+    check_outputs({name: folder / name for name in names})
 
 
 def _collect(configs: Mapping[str, Any], folder: Path, processes: int | None = None) -> list[Finished]:

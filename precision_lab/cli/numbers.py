@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from precision_lab.cli.options import formats_option, json_option
-from precision_lab.cli.show import check_outputs, progress_bar, show
+from precision_lab.cli.options import command, formats_option, json_option
+from precision_lab.cli.show import progress_bar, say, show
 from precision_lab.cli.workers import dask_option, executor, workers_option
 
 
-@click.command()
+@command()
 def formats() -> None:
     """List the formats and their limits."""
     from precision_lab.numerics.formats import FORMATS
@@ -23,7 +23,7 @@ def formats() -> None:
     show(sources_table(FORMATS.values()))
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@command(context_settings={"ignore_unknown_options": True})
 @click.argument("values", nargs=-1, required=True, metavar="VALUE...")
 @formats_option
 def inspect(values: tuple[str, ...], chosen: tuple[str, ...]) -> None:
@@ -47,7 +47,7 @@ def inspect(values: tuple[str, ...], chosen: tuple[str, ...]) -> None:
         show(inspection_table(text, [inspect_number(number, fmt) for fmt in asked]))
 
 
-@click.command()
+@command()
 @formats_option
 @click.option("--exhaustive", is_flag=True, help="All 2^32 float32 patterns instead of the 7 million hard ones.")
 @click.option("--cast", "reference", metavar="MODULE:FUNCTION", help="Check this function instead of our roundings.")
@@ -67,7 +67,8 @@ def verify(chosen: tuple[str, ...], exhaustive: bool, processes: int | None, das
     (every mode, float32 and float64). Status 1 if anything differs. --workers and --dask are for --exhaustive.
 
     With --cast, a function from an array of --source to an array of --target (its dtype, its codes, or values) is
-    compared with a single rounding, and what is wrong with it is named. Modules are looked for here, too.
+    compared with a single rounding, and what is wrong with it is named. Modules that are not installed are looked for
+    in the current folder.
 
     \b
     precision-lab verify -f bf16
@@ -93,7 +94,6 @@ def _verify_cast(exhaustive: bool, **options: Any) -> int:
     source, target = options["source"], options["target"]
     if source is None or target is None:
         raise click.UsageError("--cast needs --source and --target, such as --source fp32 --target bf16")
-    check_outputs(options["data"])
     cast = _load_function(options["reference"])
     with progress_bar(f"{source} to {target}") as progress:
         report = check_cast(
@@ -107,23 +107,24 @@ def _verify_cast(exhaustive: bool, **options: Any) -> int:
             exhaustive=exhaustive or None,
             progress=progress,
         )
-    click.echo(str(report))
+    say(str(report))
     if options["data"] is not None:
         write_json(report.to_dict(), options["data"])
     return 0 if report.ok else 1
 
 
 def _load_function(reference: str) -> Any:
-    """Import what `module:function` names; the current folder comes first."""
+    """Import what `module:function` names, of the current folder if it is not installed."""
     module_name, _, names = reference.partition(":")
     if not (module_name and names):
         raise click.UsageError(f"--cast takes MODULE:FUNCTION, such as mycasts:to_bf16; got {reference!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    sys.path.append("")  # last: what is installed is not replaced by what lies here
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
+    finally:
+        del sys.path[-1 - sys.path[::-1].index("")]  # or what is imported later would be looked for here, too
     for name in names.split("."):
         if not hasattr(found, name):
             raise ValueError(f"{module_name} has no {names}")

@@ -1,12 +1,109 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what becomes of every file that a command reads or writes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+
+TO_ERROR = "precision_lab.to_error"
+"""In a context's `meta`: whether people read standard error, because the results go to standard output."""
+
+
+class Input(click.Path):
+    """A file or a folder that is read."""
+
+    name = "input"
+
+    def __init__(self, path_type: type[Path] | type[str] = Path) -> None:
+        super().__init__(path_type=path_type)
+
+
+class Output(click.Path):
+    """A file that is written; ``-`` is standard output."""
+
+    name = "output"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Tell the names of standard output from others."""
+        from precision_lab.support.files import output
+
+        return output(value) if isinstance(value, str) else value
+
+
+class OutputFolder(click.Path):
+    """A folder whose files are written; the command checks them, for it knows their names."""
+
+    name = "folder"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+
+class FigureOutput(Output):
+    """A file whose ending says which kind of drawing it is."""
+
+
+class Checkpoint(Output):
+    """A file that is read and appended to."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse what cannot be read again."""
+        if value == "-":
+            self.fail("runs are kept in a file, not on standard output", param, ctx)
+        return Path(value)
+
+
+class Command(click.Command):
+    """A command of ours: before it begins, its outputs are held against its inputs and each other."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Check the places, then do what it does."""
+        given = [
+            (param, place)
+            for param in self.params
+            for place in _places(ctx.params.get(param.name or ""))
+            if isinstance(param.type, Input | Output)
+        ]
+        if given:
+            _check(ctx, given)
+        return super().invoke(ctx)
+
+
+command = partial(click.command, cls=Command)
+
+
+def _places(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        yield from value
+    elif value is not None:
+        yield value
+
+
+def _check(ctx: click.Context, given: Iterable[tuple[click.Parameter, Path]]) -> None:
+    """Raise OutputError where an output is an input or another output; say where people look."""
+    from precision_lab.analysis.tensor_files import files_read
+    from precision_lab.support.files import STANDARD_OUTPUT, check_outputs
+
+    read, written = [], {}
+    for param, place in given:
+        if isinstance(param.type, Output):
+            written[param.opts[0]] = place
+        if isinstance(param.type, FigureOutput):
+            from precision_lab.presentation.plots import check_figure_path
+
+            check_figure_path(place)
+        if isinstance(param.type, Input) and str(place):
+            read += files_read(place)
+    check_outputs(written, read)
+    ctx.meta[TO_ERROR] = any(place is STANDARD_OUTPUT for place in written.values())
+
 
 formats_option = click.option(
     "-f",
@@ -21,18 +118,16 @@ formats_option = click.option(
 output_option = click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputFolder(),
     default=Path("figures"),
     show_default=True,
     metavar="DIR",
     help="Folder for figures and JSON.",
 )
 json_option = click.option(
-    "--json", "data", type=click.Path(path_type=Path), metavar="OUT", help="Write the results as JSON."
+    "--json", "data", type=Output(), metavar="OUT", help="Write the results as JSON; - is standard output."
 )
-figure_option = click.option(
-    "--figure", type=click.Path(path_type=Path), metavar="OUT", help="Draw the results: .png, .svg, .pdf."
-)
+figure_option = click.option("--figure", type=FigureOutput(), metavar="OUT", help="Draw the results: .png, .svg, .pdf.")
 dtype_option = click.option(
     "--dtype", metavar="D", help="What the raw |V2 items of .npy and .npz files are: bf16, fp8_e4m3fn ..."
 )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from precision_lab.cli.options import dtype_option, json_option, optimizer_options
-from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, show
+from precision_lab.cli.options import Input, command, dtype_option, json_option, optimizer_options
+from precision_lab.cli.show import progress_bar, say, say_skipped, show
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CKPT")
+@command()
+@click.argument("checkpoint", type=Input(), metavar="CKPT")
 @click.option(
     "--storage",
     "chosen",
@@ -20,9 +20,9 @@ from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, sho
     help="What you mean to use: a name such as pure_bf16, or weights=bf16,master=fp32 ...; as often as you like.",
 )
 @optimizer_options
-@click.option("--updates", type=click.Path(path_type=Path), metavar="U", help="Updates by the names of the weights.")
-@click.option("--optimizer-state", type=click.Path(path_type=Path), metavar="O", help="Adam's moments: its updates.")
-@click.option("--gradients", type=click.Path(path_type=Path), metavar="G", help="For the loss scale; needed for sgd.")
+@click.option("--updates", type=Input(), metavar="U", help="Updates by the names of the weights.")
+@click.option("--optimizer-state", type=Input(), metavar="O", help="Adam's moments: its updates.")
+@click.option("--gradients", type=Input(), metavar="G", help="For the loss scale; needed for sgd.")
 @click.option(
     "--tolerance", type=float, default=0.0, show_default=True, metavar="X", help="Share that may be lost after all."
 )
@@ -57,7 +57,6 @@ def preflight(
     from precision_lab.support.files import write_json
     from precision_lab.training.preflight import preflight as ask
 
-    check_outputs(data)
     with progress_bar("Reading") as progress:
         report = ask(
             checkpoint,
@@ -74,9 +73,9 @@ def preflight(
         )
     for table in preflight_tables(report):
         show(table)
-    click.echo(f"\n{report.verdict}\n\nWhat this cannot know:")
+    say(f"\n{report.verdict}\n\nWhat this cannot know:")
     for sentence in report.unknown:
-        click.echo(f"- {sentence}")
+        say(f"- {sentence}")
     say_skipped(report.skipped)
     if data is not None:
         write_json(report.to_dict(), data)

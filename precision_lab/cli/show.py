@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +11,9 @@ from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from precision_lab.cli.options import TO_ERROR
+from precision_lab.support.text import printable, shown
 
 if TYPE_CHECKING:
     from precision_lab.analysis.tensor_files import TensorInfo
@@ -33,8 +35,19 @@ _PROSE = 30  # columns in which sentences can still be read
 
 def console() -> Console:
     """Return the terminal; a wide one where nobody sees it."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
+    console = Console(highlight=False, stderr=_to_error())
+    return console if console.is_terminal else Console(highlight=False, stderr=_to_error(), width=_WIDE)
+
+
+def _to_error() -> bool:
+    """Say whether people read standard error, because the results themselves go to standard output."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(TO_ERROR))
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print lines for people, what other people named in them as escapes."""
+    click.echo(printable(text), err=error or _to_error())
 
 
 def show(table: Table) -> None:
@@ -52,7 +65,11 @@ def show(table: Table) -> None:
             justify: JustifyMethod = "right" if i in table.numeric else "left"
             least = _PROSE if i in table.prose else None
             shown.add_column(
-                Text(table.columns[i]), footer=Text(totals[i]), justify=justify, overflow="fold", min_width=least
+                Text(table.columns[i]),
+                footer=Text(totals[i]),
+                justify=justify,
+                overflow="fold",
+                min_width=least,
             )
         for row in table.rows:
             shown.add_row(*(_cell(table.columns[i], row[i]) for i in part))
@@ -94,9 +111,9 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None] | None
     if not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(description)
+        task = bar.add_task(printable(description))
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -107,26 +124,13 @@ def progress_bars(descriptions: Mapping[str, str]) -> Iterator[Callable[[str, in
     if not console.is_terminal:
         yield lambda which, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         tasks = {which: bars.add_task(text, total=None) for which, text in descriptions.items()}
         yield lambda which, done, total: bars.update(tasks[which], completed=done, total=total)
 
 
-def check_outputs(data: Path | None, figure: Path | None = None) -> None:
-    """Raise before the work, not after it, if what is asked for cannot be written."""
-    from precision_lab.support.files import check_writable
-
-    if figure is not None:
-        from precision_lab.presentation.plots import check_figure_path
-
-        check_figure_path(figure)
-    for output in (data, figure):
-        if output is not None:
-            check_writable(output)
-
-
 def say_skipped(skipped: Iterable[TensorInfo]) -> None:
     """Say on standard error which tensors were left out, and why."""
     for info in skipped:
-        click.echo(f"skipped {info.file.name}: {info.name!r}: {info.skipped}", err=True)
+        say(f"skipped {shown(info.file.name)}: '{shown(info.name)}': {info.skipped}", error=True)

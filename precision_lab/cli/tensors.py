@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from precision_lab.cli.options import dtype_option, figure_option, formats_option, json_option
-from precision_lab.cli.show import check_outputs, progress_bar, say_skipped, show
+from precision_lab.cli.options import Input, Output, command, dtype_option, figure_option, formats_option, json_option
+from precision_lab.cli.show import progress_bar, say, say_skipped, show
 from precision_lab.cli.workers import dask_option, executor, workers_option
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@command()
+@click.argument("files", nargs=-1, required=True, type=Input(), metavar="FILE...")
 @formats_option
 @click.option("-s", "--loss-scale", type=float, default=1.0, metavar="S", help="A power of two; default 1.")
 @json_option
@@ -20,7 +20,7 @@ from precision_lab.cli.workers import dask_option, executor, workers_option
 @click.option(
     "--html",
     "page",
-    type=click.Path(path_type=Path),
+    type=Output(),
     metavar="OUT",
     help="Write a page to search, sort and ask: one file.",
 )
@@ -58,8 +58,6 @@ def scan(
     from precision_lab.presentation.tables import recording_text, scan_table, updates_table
     from precision_lab.support.files import write_json
 
-    check_outputs(data, figure)
-    check_outputs(page)
     asked = chosen or DEFAULT_FORMATS
     with executor(processes, dask) as pool, progress_bar("Scanning") as progress:
         result = scan_files(files, formats=asked, loss_scale=loss_scale, dtype=dtype, executor=pool, progress=progress)
@@ -69,7 +67,7 @@ def scan(
         updates = recorded_updates(recording, file)
         if updates.tensors:
             show(updates_table(updates))
-        click.echo(f"{file.name}: {recording_text(recording)}")
+        say(f"{file.name}: {recording_text(recording)}")
     if data is not None:
         write_json(result.to_dict(), data)
     if figure is not None:
@@ -82,13 +80,13 @@ def scan(
         write_scan_page(result, page)
 
 
-@click.command("loss-scale")
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="FILE...")
+@command("loss-scale")
+@click.argument("files", nargs=-1, type=Input(), metavar="FILE...")
 @click.option("-f", "--format", "fmt", default="fp16", show_default=True, metavar="F", help="Of the scaled gradients.")
 @click.option(
     "--margin", type=click.IntRange(min=0), metavar="N", help="Headroom below the overflow, in binades; default 1."
 )
-@click.option("--replay", "recorded", type=click.Path(path_type=Path), metavar="TRACE", help="A recorded run.")
+@click.option("--replay", "recorded", type=Input(), metavar="TRACE", help="A recorded run.")
 @click.option(
     "--scaler",
     "scalers",
@@ -127,7 +125,6 @@ def loss_scale(
         raise click.UsageError("--margin and --dtype are for FILEs, not for --replay")
     if recorded is None and scalers:
         raise click.UsageError("--scaler is for --replay")
-    check_outputs(data, figure)
     if recorded is None:
         _plan_loss_scale(files, fmt, 1 if margin is None else margin, dtype, data, figure)
     else:
@@ -177,8 +174,8 @@ def _replay_loss_scale(
         save_figure(scale_trace_figure(traces), figure)
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@command()
+@click.argument("files", nargs=-1, required=True, type=Input(), metavar="FILE...")
 @click.option("-f", "--format", "fmt", default="bf16", show_default=True, metavar="F", help="Of all partial sums.")
 @click.option("--squares", is_flag=True, help="Add up the squares, as for a norm.")
 @click.option("-n", "--limit", type=int, default=2**18, show_default=True, metavar="N", help="Elements per tensor.")
@@ -201,7 +198,6 @@ def accumulation(
     from precision_lab.presentation.tables import sums_table
     from precision_lab.support.files import write_json
 
-    check_outputs(data)
     with progress_bar("Adding up") as progress:
         result = sum_tensors(files, fmt, squares=squares, limit=limit, seed=seed, dtype=dtype, progress=progress)
     show(sums_table(result))
@@ -210,9 +206,9 @@ def accumulation(
         write_json(result.to_dict(), data)
 
 
-@click.command()
-@click.option("--weights", type=click.Path(path_type=Path), required=True, metavar="W", help="A file or a folder.")
-@click.option("--updates", type=click.Path(path_type=Path), metavar="U", help="Their updates, by the same names.")
+@command()
+@click.option("--weights", type=Input(), required=True, metavar="W", help="A file or a folder.")
+@click.option("--updates", type=Input(), metavar="U", help="Their updates, by the same names.")
 @click.option("--update-size", "sizes", type=float, multiple=True, metavar="X", help="A magnitude |u|; repeatable.")
 @click.option("--lr", type=float, metavar="X", help="Adam's learning rate, about the largest |u| that it makes.")
 @formats_option
@@ -247,7 +243,6 @@ def swamping(
     asked = sizes if lr is None else (*sizes, lr)
     if (updates is None) == (not asked):
         raise click.UsageError("give the updates, either --updates U or their size, --update-size X or --lr X")
-    check_outputs(data, figure)
     with progress_bar("Scanning") as progress:
         result: FrozenScan | UpdateScan
         if updates is None:
@@ -256,9 +251,7 @@ def swamping(
             result = scan_updates(weights, updates, formats=chosen, dtype=dtype, progress=progress)
     show(frozen_table(result) if isinstance(result, FrozenScan) else updates_table(result))
     if lr is not None:
-        click.echo(
-            "Adam's updates are about as large as the learning rate at first, and smaller later: more is lost then."
-        )
+        say("Adam's updates are about as large as the learning rate at first, and smaller later: more is lost then.")
     say_skipped(result.skipped)
     if data is not None:
         write_json(result.to_dict(), data)

@@ -6,14 +6,22 @@ from pathlib import Path
 
 import click
 
-from precision_lab.cli.options import figure_option, formats_option, json_option, optimizer_options
-from precision_lab.cli.show import check_outputs, progress_bar, show
+from precision_lab.cli.options import (
+    Checkpoint,
+    Input,
+    command,
+    figure_option,
+    formats_option,
+    json_option,
+    optimizer_options,
+)
+from precision_lab.cli.show import progress_bar, show
 from precision_lab.cli.workers import dask_option, executor
 
 _STORAGE_HELP = "A name such as pure_bf16, or weights=bf16,master=fp32 ...; as often as you like."
 
 
-@click.command()
+@command()
 @formats_option
 @optimizer_options
 @json_option
@@ -42,7 +50,6 @@ def hyperparameters(
     from precision_lab.presentation.tables import hyperparameters_table
     from precision_lab.support.files import write_json
 
-    check_outputs(data, figure)
     formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
     audits = [audit(fmt, optimizer=optimizer, steps=steps, **asked) for fmt in formats]
     for one in audits:
@@ -55,7 +62,7 @@ def hyperparameters(
         save_figure(hyperparameters_figure(audits), figure)
 
 
-@click.command()
+@command()
 @click.option(
     "--parameters", default="7e9", show_default=True, metavar="N", help="Number of parameters: 7e9, 124_000_000."
 )
@@ -87,7 +94,6 @@ def memory(
     from precision_lab.support.files import write_json
     from precision_lab.training.memory import ledgers
 
-    check_outputs(data)
     found = ledgers(chosen, optimizer, parameters, activations)
     for table in memory_tables(found, ranks):
         show(table)
@@ -95,12 +101,14 @@ def memory(
         write_json({name: ledger.to_dict(ranks) for name, ledger in found.items()}, data)
 
 
-@click.command()
+@command()
 @click.option(
     "--storage", "chosen", multiple=True, default=("all",), metavar="S", help=_STORAGE_HELP + " Default: all."
 )
 @click.option("--model", default="mlp", show_default=True, metavar="M", help="mlp, least_squares or transformer.")
-@click.option("--data", "dataset", default="", metavar="D", help="digits, regression, topics, or a text file.")
+@click.option(
+    "--data", "dataset", type=Input(str), default="", metavar="D", help="digits, regression, topics, or a text file."
+)
 @click.option("--optimizer", default="adam", show_default=True, metavar="O", help="sgd, adam or adamw.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, metavar="X", help="Learning rate.")
 @click.option("--steps", type=int, default=4000, show_default=True, metavar="N", help="Updates of each run.")
@@ -108,7 +116,7 @@ def memory(
 @click.option("--seeds", type=int, default=3, show_default=True, metavar="N", help="Runs of each, seeds 0, 1, ...")
 @click.option("--workers", "processes", type=int, metavar="N", help="Processes; default: one per core.")
 @dask_option
-@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="Keep finished runs, and go on.")
+@click.option("--checkpoint", type=Checkpoint(), metavar="FILE", help="Keep finished runs, and go on.")
 @json_option
 @figure_option
 def train(
@@ -140,7 +148,6 @@ def train(
     from precision_lab.presentation.tables import storage_tables
     from precision_lab.support.files import write_json
 
-    check_outputs(data, figure)
     config = StorageExperimentConfig(
         model=model,
         dataset=dataset,

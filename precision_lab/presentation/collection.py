@@ -1,10 +1,10 @@
 """All experiments together: run what is missing, keep what is finished, and put it into one file.
 
 A finished experiment is kept as ``NAME.json`` in the folder of the report, beside a digest of everything that it
-depends on: its configuration, the source of every module of this package that it imports, the data that come with them,
-the versions of what computes, the processor. As long as the digest is the same the experiment is not run again, so that
-a report that was interrupted goes on where it stopped. What was just run is read from the same plain data as what was
-kept: the two cannot be told apart.
+depends on (its configuration, the source of every module of this package that it imports, the data that come with them,
+the versions of what computes, the processor) and a digest of the result itself. As long as both fit the experiment is
+not run again, so that a report that was interrupted goes on where it stopped. What was just run is read from the same
+plain data as what was kept: the two cannot be told apart.
 
 Another experiment is a line in `EXPERIMENTS`.
 """
@@ -29,6 +29,7 @@ from typing import Any
 
 from precision_lab.analysis.plain import plain
 from precision_lab.support.files import write_json
+from precision_lab.support.reading import parse_json, read_small
 
 COMPUTING = ("numpy", "ml_dtypes", "numba")
 """The packages whose versions can change a result."""
@@ -239,14 +240,18 @@ class Finished:
 
 def kept(name: str, folder: Path, config: Any) -> Finished | None:
     """Return the finished experiment that is kept in a folder; None where there is none, or it is another one."""
-    experiment = EXPERIMENTS[name]
     try:
-        data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        if data["digest"] != digest(experiment, config):
-            return None
-        return _finished(name, data["result"], data["seconds"], reused=True)
-    except (OSError, ValueError, KeyError, TypeError):  # not there, cut short, or something else
+        data = parse_json(read_small(folder / f"{name}.json"))
+        result, seconds = data["result"], float(data["seconds"])
+        known = (data["digest"], data["result_digest"]) == (digest(EXPERIMENTS[name], config), _digest_of(result))
+        return _finished(name, result, seconds, reused=True) if known else None
+    except Exception:  # not there, cut short, or something else, in any of the ways that a result can be misread
         return None
+
+
+def _digest_of(result: dict[str, Any]) -> str:
+    """Return the digest by which a kept result is known for what was written."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(name: str, data: dict[str, Any], seconds: float, *, reused: bool) -> Finished:
@@ -258,7 +263,8 @@ def _keep(name: str, folder: Path, state: str, data: dict[str, Any], seconds: fl
     """Write what was just run beside the digest of what it depended on, and read it."""
     data = json.loads(json.dumps(data, allow_nan=False))
     finished = _finished(name, data, seconds, reused=False)
-    write_json({"digest": state, "seconds": seconds, "result": data}, folder / f"{name}.json", indent=None)
+    written = {"digest": state, "result_digest": _digest_of(data), "seconds": seconds, "result": data}
+    write_json(written, folder / f"{name}.json", indent=None)
     return finished
 
 

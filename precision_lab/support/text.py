@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 
-def shown(text: object, limit: int = 300) -> str:
-    r"""Make any text fit for one line of a terminal, a page or a figure.
+def printable(text: object) -> str:
+    r"""Write what is not printable as an escape, ``\x1b``; line breaks stay.
 
-    Names in files are other people's. What is not printable (control characters, C1 among them, marks that turn the
-    direction of writing, lone surrogates) is written as an escape, ``\x1b``; what is longer than `limit` characters is
-    cut, and ends in three dots.
+    Names in files are other people's: control characters, C1 among them, and marks that turn the direction of writing
+    would be orders to a terminal, and lone surrogates can be written nowhere.
     """
     whole = str(text)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in whole[:limit]) + "..." * (len(whole) > limit)
+    if whole.isprintable():
+        return whole
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in whole)
+
+
+def shown(text: object, limit: int = 300) -> str:
+    """Make any text fit for a line: escapes as `printable`, for line breaks too, and after `limit` characters a cut."""
+    whole = str(text)
+    return printable(whole[:limit]).replace("\n", "\\n") + "..." * (len(whole) > limit)

@@ -23,6 +23,8 @@ from precision_lab.numerics import fixed
 from precision_lab.numerics.codec import codec
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.inputs import is_integer
+from precision_lab.support.reading import read_small
+from precision_lab.support.text import shown
 from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
 from precision_lab.training.models import MLP, Array, Gradients, LeastSquares, Model, Parameters, Transformer
 from precision_lab.training.models.mlp import ACTIVATIONS as MLP_ACTIVATIONS
@@ -212,7 +214,7 @@ class TrainingConfig:
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         try:
             return cls(**arguments)
-        except TypeError as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"this is no training configuration: {error}") from error
 
 
@@ -238,11 +240,12 @@ def _topics() -> Dataset:
 
 def _text_file(path: Path) -> Dataset:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text: {error.reason} at byte {error.start}; convert it first") from error
+        why = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{shown(path)}: not a UTF-8 text: {why}; convert it first") from error
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; dataset is 'topics' or the path of a text file") from error
+        raise ValueError(f"{shown(path)}: {error.strerror}; dataset is 'topics' or the path of a text file") from error
     return text_dataset(text, name=path.name, source=f"the file {path.name}")
 
 
@@ -469,7 +472,7 @@ class TrainingResult:
                 stopped=data["stopped"],
                 by_step=tuple(StepUpdates(*map(_unjson, step)) for step in data["by_step"]),
             )
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
             raise ValueError(f"this is no training result: {error!r}") from error
 
 

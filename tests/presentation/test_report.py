@@ -23,6 +23,7 @@ from precision_lab.presentation.report.pages import embed
 from precision_lab.presentation.report.sections import QUESTIONS, hero, lesson, sections
 from precision_lab.presentation.tables import ledgers_tables, percent
 from precision_lab.support.files import OutputError
+from precision_lab.support.text import shown
 from tests.conftest import CommandLine
 from tests.presentation.pages import FIGURE, HOSTILE, results, scanned, small_scan, thousand_tensors, thresholds
 
@@ -218,7 +219,8 @@ def test_the_lesson_is_the_docstring() -> None:
 
 def test_names_are_text(scan_page: Page) -> None:
     labels = [tensor["label"] for tensor in scan_page.data["tensors"]]
-    assert labels[-len(HOSTILE) :] == list(HOSTILE)
+    assert labels[-len(HOSTILE) :] == list(map(shown, HOSTILE))
+    assert all(map(str.isprintable, labels))
     assert "onerror" not in {key for _, attributes in scan_page.elements for key in attributes}
     assert "integers <b>" in scan_page.prose
     assert "</script><script>document" not in scan_page.text

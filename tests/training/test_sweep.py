@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -25,6 +26,7 @@ from precision_lab.training import sweep as module
 from precision_lab.training.loop import TrainingConfig, TrainingResult, train
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 from precision_lab.training.sweep import CheckpointError, sweep
+from tests.conftest import wait_until
 
 SMALL = TrainingConfig(hidden=(3,), steps=6, batch_size=16, histogram_steps=(2,), measure_every=2)
 CONFIGS = [
@@ -167,6 +169,12 @@ def test_a_configuration_that_was_pickled_gives_the_same_bits(
 # ---- the checkpoint ----
 
 
+def written_line(data: dict[str, Any]) -> bytes:
+    """A line as a sweep writes it, of anything."""
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return json.dumps(data | {"digest": digest}).encode()
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -231,6 +239,7 @@ def test_a_torn_first_line(runs: list[TrainingConfig], tmp_path: Path) -> None:
         (b"{}\n", 1),
         (b'{"config": {}}\n', 1),
         (b'{"config": {"model": "rnn"}}\n', 1),
+        (b'{"config": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", 1),
         (b"\x93NUMPY\xff\n", 1),
         (b"RESULT\n\n", 2),
         (b"RESULT\nRESULT\nhello\nRESULT\n", 3),
@@ -242,7 +251,7 @@ def test_a_torn_first_line(runs: list[TrainingConfig], tmp_path: Path) -> None:
 )
 def test_a_foreign_line_is_refused_and_left_as_it_is(content: bytes, line: int, tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    result = json.dumps(train(SMALL).to_dict()).encode()
+    result = written_line(train(SMALL).to_dict())
     content = content.replace(b"RESULT", result)
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
@@ -253,10 +262,54 @@ def test_a_foreign_line_is_refused_and_left_as_it_is(content: bytes, line: int, 
     assert path.read_bytes() == content
 
 
+def test_a_result_that_was_changed_is_not_believed(
+    runs: list[TrainingConfig], expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Every part of a line, and a line without a digest, which an older version wrote."""
+    path = tmp_path / "runs.jsonl"
+    sweep(CONFIGS[:3], checkpoint=path)
+    whole = lines(path)
+    for part in (*(whole[1].keys() - {"config"}), None):
+        changed = [whole[0], whole[1] | {part: "changed"} if part else whole[1], whole[2]]
+        path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        runs.clear()
+        assert table(sweep(CONFIGS[:3], checkpoint=path)) == expected[:3], part
+        assert runs == ([CONFIGS[1]] if part else [])
+        assert table(sweep(CONFIGS[:3], checkpoint=path)) == expected[:3]  # the last line of a run counts
+        assert runs == ([CONFIGS[1]] if part else [])
+
+
+def test_two_sweeps_with_one_checkpoint_do_each_run_once(
+    runs: list[TrainingConfig], expected: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    others: list[Future[list[TrainingResult]]] = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def begin_another(done: int, _: int) -> None:
+            if done == 1 and not others:
+                others.append(pool.submit(sweep, CONFIGS[:3], checkpoint=path))
+                wait_until(lambda: "another process works here" in caplog.text, 60)
+
+        assert table(sweep(CONFIGS[:3], checkpoint=path, progress=begin_another)) == expected[:3]
+        assert table(others[0].result()) == expected[:3]
+    assert runs == CONFIGS[:3]
+    assert len(lines(path)) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_checkpoint_is_a_regular_file(runs: list[TrainingConfig], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for place in (tmp_path / "fifo", Path(os.devnull)):
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            sweep(CONFIGS, checkpoint=place)
+    assert runs == []
+
+
 @pytest.mark.parametrize("change", [{"skipped": [99]}, {"losses": ["x"]}, {"histograms": []}, {"updates": {}}])
 def test_a_result_with_something_wrong_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    path.write_text(json.dumps(train(SMALL).to_dict() | change) + "\n")
+    path.write_bytes(written_line(train(SMALL).to_dict() | change) + b"\n")
     with pytest.raises(CheckpointError, match="line 1: not a result"):
         sweep(CONFIGS, checkpoint=path)
 
@@ -266,7 +319,8 @@ def test_a_path_that_cannot_be_used_is_found_before_the_first_run(
     runs: list[TrainingConfig], where: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"^.*: cannot (read|write): .*; choose another file$") as caught:
+    words = r"^.*: (cannot (read|write): .*; choose another|not a regular file; give a) file$"
+    with pytest.raises(CheckpointError, match=words) as caught:
         sweep(CONFIGS, checkpoint=tmp_path / where)
     assert str(caught.value).startswith(str(tmp_path / where))
     assert runs == []

@@ -23,6 +23,7 @@ from precision_lab.presentation.plots.style import (
     dress,
     percent_label,
     percent_of,
+    plain_text,
     power,
     powers_between,
     size_in_inches,
@@ -189,7 +190,7 @@ def plot_loss_scale_windows(
         ax.axvline(chosen, color=INK, linewidth=1, linestyle=":", label=f"S = {_scale(plans.loss_scale)}")
         ax.set_xlim(low, high)
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_yticks(range(len(rows)), [name for name, _ in rows])
+        ax.set_yticks(range(len(rows)), [plain_text(name) for name, _ in rows])
         _power_ticks(ax, "x", low, high)
         ax.set_xlabel("loss scale S")
         if (more := len(plans.tensors) - most) > 0:

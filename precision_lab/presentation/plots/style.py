@@ -15,10 +15,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from precision_lab.numerics import fixed
 from precision_lab.support.files import replacing
+from precision_lab.support.text import printable, shown
 
 Fate: TypeAlias = Literal["kept", "subnormal", "flushed", "overflowed"]
 
@@ -108,7 +110,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     check_figure_path(path)
     suffix = Path(path).suffix.lower()
     undated = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
-    with replacing(Path(path)) as new, style(), _layout_restored(figure):
+    for text in figure.findobj(Text):  # names of other people's among them
+        text.set_text(printable(text.get_text()))
+    with replacing(path) as new, style(), _layout_restored(figure):
         figure.savefig(new, format=suffix[1:], metadata=undated)
         if suffix == ".svg":
             _shorten(new)
@@ -149,6 +153,11 @@ def _layout_restored(figure: Figure) -> Iterator[None]:
         for ax, place, in_layout in places:
             ax.set_position(place)
             ax.set_in_layout(in_layout)
+
+
+def plain_text(name: str, limit: int = 60) -> str:
+    """Return a name from somebody's file as a text that is drawn as it is: a dollar sign begins no formula."""
+    return shown(name, limit).replace("$", r"\$")
 
 
 # --- powers of two ----------------------------------------------------------------------------------------------------

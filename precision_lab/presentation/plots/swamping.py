@@ -25,6 +25,7 @@ from precision_lab.presentation.plots.style import (
     dress,
     percent_label,
     percent_of,
+    plain_text,
     power,
     powers_between,
     size_in_inches,
@@ -356,7 +357,7 @@ def swamping_scan_figure(result: FrozenScan | UpdateScan) -> Figure:
             return figure
         curves = {f"{g.format}, all weights": g for g in result.total}
         for info, gaps in result.tensors[:3]:
-            curves.setdefault(f"{gaps[0].format}, {info.name}", gaps[0])
+            curves.setdefault(f"{gaps[0].format}, {plain_text(info.name)}", gaps[0])
         plot_frozen_fraction(
             curves,
             _exponents(result),

@@ -24,6 +24,7 @@ from precision_lab.numerics.formats import get_format
 from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
 from precision_lab.presentation.report.sections import colophon, hero, sections
 from precision_lab.support.files import replacing
+from precision_lab.support.text import shown
 
 _FIRST_SCRIPT = "theme.js"  # before anything is drawn
 _SCRIPTS = ("fates.js", "chart.js", "explorer.js", "numbers.js", "tensors.js", "start.js")
@@ -119,7 +120,7 @@ def write_scan_page(result: ScanResult, path: str | os.PathLike[str]) -> None:
     """
     formats = menu(result.formats)
     cuts = cuts_of(formats)
-    labels = result.labels
+    labels = [shown(label) for label in result.labels]
     groups = [
         {"label": label, "histogram": histogram_data(tensor.histogram, cuts)}
         for label, tensor in zip(labels, result.tensors, strict=True)
@@ -137,7 +138,7 @@ def write_scan_page(result: ScanResult, path: str | os.PathLike[str]) -> None:
         ],
     }
     files = list(dict.fromkeys(tensor.info.file.name for tensor in result.tensors))
-    heading = files[0] if len(files) == 1 else f"the tensors of {len(files)} files"
+    heading = shown(files[0]) if len(files) == 1 else f"the tensors of {len(files)} files"
     count = len(result.tensors)
     _write(
         "scan.html.j2",
@@ -147,7 +148,7 @@ def write_scan_page(result: ScanResult, path: str | os.PathLike[str]) -> None:
         heading=heading,
         size=f"{count:,} tensor{'s' if count != 1 else ''}, {total.count:,} elements",
         columns=_SCAN_COLUMNS,
-        skipped=[f"{info.file.name}: {info.name}: {info.skipped}" for info in result.skipped],
+        skipped=[f"{shown(info.file.name)}: {shown(info.name)}: {info.skipped}" for info in result.skipped],
     )
 
 
@@ -198,6 +199,6 @@ def _write(template: str, path: str | os.PathLike[str], data: Any, **shown: Any)
             **shown,
         )
     )
-    with replacing(os.fspath(path)) as new:
+    with replacing(path) as new:
         # names of files may hold what no encoding can write
         new.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

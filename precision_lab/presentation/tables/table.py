@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from precision_lab.support.text import printable
+
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
+    """A table of text; what is not printable in it, such as a name in somebody's file, is written as an escape.
 
     Attributes
     ----------
@@ -36,6 +38,16 @@ class Table:
     totals: tuple[str, ...] | None = None
     note: str = ""
     prose: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        def line(cells: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(map(printable, cells))
+
+        for name, text in (
+            *(("title", printable(self.title)), ("note", printable(self.note)), ("columns", line(self.columns))),
+            *(("rows", tuple(map(line, self.rows))), ("totals", self.totals and line(self.totals))),
+        ):
+            object.__setattr__(self, name, text)  # it is frozen for everybody else
 
     def _repr_html_(self) -> str:
         """Show itself in a notebook."""

@@ -8,10 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from tests.fuzz.doors import case
+from tests.fuzz.doors import Case, case, unspoilt
 from tests.fuzz.harness import Outcome, run, run_all, warm_up
+from tests.fuzz.regressions import regressions
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
@@ -38,7 +40,9 @@ def table(outcomes: Iterable[Outcome]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz the command line.")
     parser.add_argument("--seed", type=int, default=0, help="of all inputs")
-    parser.add_argument("--count", type=int, default=2000, help="how many inputs: numbers 0 to COUNT - 1")
+    parser.add_argument("--count", type=int, default=2000, help="how many inputs")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--set", choices=("random", "good", "regressions"), default="random", help="which inputs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--log", type=Path, help="keep what became of each input here, and go on from there")
     parser.add_argument("--new", action="store_true", help="a new process for each input, not a fork")
@@ -51,10 +55,16 @@ def main() -> int:
     if asked.log is not None and asked.log.exists():
         lines = asked.log.read_text("utf-8").splitlines()
         found = {one.number: one for one in (Outcome(**json.loads(line)) for line in lines)}
-    missing = [number for number in range(asked.count) if number not in found]
+    chosen = unspoilt() if asked.set == "good" else regressions() if asked.set == "regressions" else None
+    numbers = range(asked.first, asked.first + asked.count) if chosen is None else range(len(chosen))
+    missing = [number for number in numbers if number not in found]
+
+    def one_of(number: int) -> Case:
+        return case(asked.seed, number) if chosen is None else replace(chosen[number], number=number)
+
     start = time.monotonic()
     log = asked.log.open("a", encoding="utf-8") if asked.log is not None else None
-    for done, one in enumerate(run_all(lambda n: case(asked.seed, n), missing, asked.workers, new=asked.new), start=1):
+    for done, one in enumerate(run_all(one_of, missing, asked.workers, new=asked.new), start=1):
         found[one.number] = one
         if log is not None:
             print(json.dumps(one.to_dict()), file=log, flush=True)

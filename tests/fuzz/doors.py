@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
@@ -57,10 +57,17 @@ class Door:
     amount: bool = False
 
 
-def _texts(command: str, words: tuple[str, ...], *, weight: int = 3, **options: tuple[str, ...]) -> tuple[Door, ...]:
+def _texts(
+    command: str,
+    words: tuple[str, ...],
+    more: dict[str, tuple[str, ...]] | None = None,
+    *,
+    weight: int = 3,
+    **options: tuple[str, ...],
+) -> tuple[Door, ...]:
     """Doors of options whose text is fuzzed: by their names with _ for -."""
-    named = {f"--{name.replace('_', '-')}": values for name, values in options.items()}
-    return tuple(Door(command, name, (*words, name, "{}"), values=values, weight=weight) for name, values in named.items())
+    named = {f"--{name.replace('_', '-')}": values for name, values in ((more or {}) | options).items()}
+    return tuple(Door(command, name, (*words, name, "{}"), (), values, weight) for name, values in named.items())
 
 
 def _amounts(command: str, words: tuple[str, ...], *options: str) -> tuple[Door, ...]:
@@ -68,9 +75,10 @@ def _amounts(command: str, words: tuple[str, ...], *options: str) -> tuple[Door,
 
 
 _LEAST = ("--storage", "pure_bf16", "--model", "least_squares", "--steps", "1", "--seeds", "1", "--workers", "1")
-_OPTIMIZER: dict[str, tuple[str, ...]] = dict(
-    optimizer=("adamw", "sgd"), lr=NUMBERS, beta1=("0.9",), beta2=("0.999",), eps=("1e-8",), weight_decay=("0.01",)
-)
+_OPTIMIZER: dict[str, tuple[str, ...]] = {
+    **{"optimizer": ("adamw", "sgd"), "lr": NUMBERS, "beta1": ("0.9",), "beta2": ("0.999",), "eps": ("1e-8",)},
+    **{"weight_decay": ("0.01",), "steps": ("100",)},
+}
 _CAST = ("--cast", "numpy:float16", "--source", "fp16", "--target", "fp16")
 _REPLAY = ("--replay", "{trace}")
 
@@ -86,14 +94,18 @@ DOORS: tuple[Door, ...] = (
     Door("swamping", "--updates", ("--weights", "{npz}", "--updates", "{}"), (*TENSORS, "recording"), weight=60),
     Door("preflight", "checkpoint", ("{}",), TENSORS, weight=60),
     Door("preflight", "--updates", ("{npz}", "--updates", "{}"), TENSORS, weight=60),
-    Door("preflight", "--optimizer-state", ("{npz}", "--optimizer-state", "{}"), ("moments npz", "moments pt"), weight=80),
+    Door(
+        "preflight", "--optimizer-state", ("{npz}", "--optimizer-state", "{}"), ("moments npz", "moments pt"), weight=80
+    ),
     Door("preflight", "--gradients", ("{npz}", "--gradients", "{}"), (*TENSORS, "recording"), weight=60),
     Door(
         *("train", "--data", ("--model", "transformer", *_LEAST[:2], *_LEAST[4:], "--batch", "1", "--data", "{}")),
         ("text",),
         weight=30,
     ),
-    Door("train", "--checkpoint", (*TRAIN[1:], "--checkpoint", "{}"), ("checkpoint",), weight=80, writes=("runs.jsonl",)),
+    Door(
+        "train", "--checkpoint", (*TRAIN[1:], "--checkpoint", "{}"), ("checkpoint",), weight=80, writes=("runs.jsonl",)
+    ),
     Door("report", "--output", ("memory", "--workers", "1", "-o", "{}"), ("kept memory",), weight=16, writes=("r/",)),
     Door(
         *("report", "--output", ("hyperparameters", "--workers", "1", "-o", "{}"), ("kept hyperparameters",)),
@@ -115,13 +127,13 @@ DOORS: tuple[Door, ...] = (
     *_texts("swamping", ("--weights", "{npz}"), update_size=NUMBERS, lr=NUMBERS),
     *_texts("swamping", ("--weights", "{npz}", "--lr", "1e-3"), format=FORMATS),
     Door("swamping", "--dtype", ("--weights", "{raw npy}", "--lr", "1", "--dtype", "{}"), values=("bf16",), weight=2),
-    *_texts("hyperparameters", ("-f", "bf16"), **_OPTIMIZER, steps=("100",)),
+    *_texts("hyperparameters", ("-f", "bf16"), _OPTIMIZER),
     *_texts("hyperparameters", ("-f", "bf16", "--optimizer", "sgd"), momentum=("0.9",)),
     *_texts("hyperparameters", (), format=FORMATS),
     *_texts("memory", (), parameters=("7e9", "124_000_000"), optimizer=("adamw", "momentum"), activations=("1e6",)),
     *_texts("memory", (), storage=STORAGES, weight=30),
     *_texts("memory", (), ranks=("8",)),
-    *_texts("preflight", ("{npz}",), **_OPTIMIZER, steps=("100",), tolerance=("0.1",)),
+    *_texts("preflight", ("{npz}",), _OPTIMIZER, tolerance=("0.1",)),
     *_texts("preflight", ("{npz}", "--optimizer", "sgd", "--gradients", "{npz}"), momentum=("0.9",)),
     *_texts("preflight", ("{npz}",), storage=STORAGES, weight=10),
     Door("preflight", "--dtype", ("{raw npy}", "--dtype", "{}"), values=("bf16",), weight=2),
@@ -130,10 +142,21 @@ DOORS: tuple[Door, ...] = (
     *_amounts("train", _LEAST, "--steps", "--seeds", "--batch"),
     Door("claims", "keys", ("{}",), values=("fp16-1e-7", "fp16-2^-24", "bf16-range"), weight=20),
     *_texts("claims", ("fp16-1e-7",), mode=("ties_to_even", "toward_zero")),
-    Door("report", "names", ("--workers", "1", "-o", "r", "memory", "{}"), values=("memoryx", "claimsx"), weight=6, writes=("r/",)),
-    Door("underflow", "--steps", ("-o", "u", "--steps", "{}"), values=("3", "30"), weight=1, writes=("u/",), amount=True),
+    Door(
+        "report",
+        "names",
+        ("--workers", "1", "-o", "r", "memory", "{}"),
+        values=("memoryx", "claimsx"),
+        weight=6,
+        writes=("r/",),
+    ),
+    Door(
+        "underflow", "--steps", ("-o", "u", "--steps", "{}"), values=("3", "30"), weight=1, writes=("u/",), amount=True
+    ),
     Door("underflow", "--seed", (*UNDERFLOW[1:], "-o", "u", "--seed", "{}"), values=("x",), weight=1, writes=("u/",)),
-    Door("verify", "--cast", (*_CAST[2:], "--cast", "{}"), values=("numpy:float99", "nothing:there", "json:x"), weight=30),
+    Door(
+        "verify", "--cast", (*_CAST[2:], "--cast", "{}"), values=("numpy:float99", "nothing:there", "json:x"), weight=30
+    ),
     Door("verify", "--format", ("-f", "{}"), values=("fp99", "e99m99"), weight=6),
     *_texts("verify", _CAST[:2] + _CAST[4:], source=("fp16x",)),
     *_texts("verify", _CAST[:4], target=("fp16x",)),
@@ -191,7 +214,9 @@ def unspoilt() -> list[Case]:
         for kind in door.kinds:
             files: dict[str, bytes | Special] = dict(good(kind))
             words = ("--dtype", "bf16") if kind == "raw npy" and "--dtype" not in door.words else ()
-            found.append(_case(door, -1, kind, "nothing", KINDS[kind].main, files, Random(0), words))
+            found.append(
+                _case(door, -1, kind, f"{door.command} {door.option}", KINDS[kind].main, files, Random(0), words)
+            )
     return found
 
 
@@ -254,14 +279,10 @@ def _case(
             words.append(f"beside/{KINDS[other].main}")
         else:
             words.append(part)
-    often = {"--json": 0.3, "--html": 0.05, "--figure": 0.02, "--markdown": 0.1}
+    often = {"--json": 0.3, "--html": 0.05, "--figure": 0.03, "--markdown": 0.1}
     taken = {option for command, option in parameters() if command == door.command}
     for option, place in OUTPUTS.items():
         if option in taken and rng.random() < often[option]:
             more = (*more, option, place)
     writes = (*door.writes, *(place for place in more if place in OUTPUTS.values()))
-    return Case(number, kind, what, (*words, *more), files, (word,) + writes if door.writes else writes)
-
-
-def renumbered(cases: list[Case], start: int) -> list[Case]:
-    return [replace(one, number=start + i) for i, one in enumerate(cases)]
+    return Case(number, kind, what, (*words, *more), files, (word, *writes) if door.writes else writes)

@@ -24,6 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import click
+
 from precision_lab.cli import main
 from tests.fuzz.doors import DOORS, Case, Special
 from tests.fuzz.seeds import KINDS, good
@@ -105,7 +107,7 @@ def _inventory(folder: Path) -> dict[str, str]:
             state = path.lstat()
             what = stat.filemode(state.st_mode)
             if stat.S_ISLNK(state.st_mode):
-                what += os.readlink(path)
+                what += str(path.readlink())
             elif stat.S_ISREG(state.st_mode):
                 what += hashlib.sha256(path.read_bytes()).hexdigest()
             found[str(path.relative_to(folder))] = what
@@ -134,7 +136,7 @@ def _watch(folder: Path, report: int) -> None:
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             said = flags & _WRITING and outside(path)
         elif event in _ON_PATHS:
             path, said = arguments[:2], any(map(outside, arguments[:2]))
@@ -168,6 +170,7 @@ def _child(case: Case, folder: Path, logs: tuple[int, int, int], limits: Limits,
         resource.setrlimit(resource.RLIMIT_AS, (size + 2048 * MIB,) * 2)
         sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), "utf-8", "strict")
         sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), "utf-8", "backslashreplace")
+        vars(click.utils)["should_strip_ansi"] = lambda *_: False  # what a terminal would be sent
         _watch(folder, logs[2])
         sys.argv = ["precision-lab", *case.words]
         main()
@@ -247,9 +250,7 @@ def run(case: Case, *, limits: Limits = Limits(), new: bool = False, keep: Path 
     return Outcome(case.number, case.kind, case.what, status, complaints, round(mib, 1), round(seconds, 2), *said)
 
 
-def _complaints(
-    case: Case, status: int, out: bytes, err: bytes, folder: Path, before: dict[str, str]
-) -> Iterator[str]:
+def _complaints(case: Case, status: int, out: bytes, err: bytes, folder: Path, before: dict[str, str]) -> Iterator[str]:
     """Yield what is wrong with what a command said and left."""
     if status < 0:
         signals = {signal.SIGALRM: "it hangs", signal.SIGXCPU: "it computes for ever"}
@@ -355,7 +356,7 @@ def _quietly(*words: str) -> None:
 
 @contextmanager
 def _nothing_shown() -> Iterator[None]:
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         before = sys.stdout, sys.stderr
         sys.stdout = sys.stderr = nowhere
         try:
@@ -364,9 +365,7 @@ def _nothing_shown() -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-def run_all(
-    cases: Callable[[int], Case], numbers: list[int], workers: int, *, new: bool = False
-) -> Iterator[Outcome]:
+def run_all(cases: Callable[[int], Case], numbers: list[int], workers: int, *, new: bool = False) -> Iterator[Outcome]:
     """Run inputs in forks of this process, every so-many-th in each, and yield what became of them as it comes."""
     children, read = [], []
     sys.stdout.flush()

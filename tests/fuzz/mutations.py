@@ -13,7 +13,7 @@ from pathlib import PurePath
 from random import Random
 from typing import Any
 
-from tests.fuzz.seeds import archive, headed
+from tests.fuzz.seeds import archive, headed, signed
 
 NAMES = (
     *("\x1b[2J\x1b]0;title\x07", "\x9b31m", "\u202egnp.exe", "\u2066\u2069", "\u200f", "\u061c", "\ud800", "\udc80"),
@@ -24,7 +24,7 @@ NAMES = (
 """What names in files may be."""
 
 _HUGE, _DEEP, _LONG = "@huge@", "@deep@", "@long@"  # written out only as text
-_RAW = {
+_RAW: dict[str, Callable[[], str]] = {
     _HUGE: lambda: "9" * 5000,
     _DEEP: lambda: "[" * 100_000 + "]" * 100_000,
     _LONG: lambda: "1e400",
@@ -87,7 +87,12 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 def _value(rng: Random) -> Any:
     kinds: tuple[Callable[[], Any], ...] = (
-        *(lambda: rng.choice(_NUMBERS), lambda: rng.choice(_NUMBERS), lambda: nasty(rng), lambda: rng.choice(tuple(_RAW))),
+        *(
+            lambda: rng.choice(_NUMBERS),
+            lambda: rng.choice(_NUMBERS),
+            lambda: nasty(rng),
+            lambda: rng.choice(tuple(_RAW)),
+        ),
         *(lambda: rng.choice((None, True, False, [], {}, [[]], "", [1], {"a": 1})), lambda: [rng.choice(_NUMBERS)] * 3),
     )
     return rng.choice(kinds)()
@@ -121,6 +126,8 @@ def _spoil_json_value(value: Any, rng: Random) -> Any:
 
 
 def _dumped(value: Any, rng: Random) -> bytes:
+    if isinstance(value, dict) and rng.random() < 0.5:
+        value = signed(value)
     text = json.dumps(value, ensure_ascii=rng.random() < 0.5)
     for word, write in _RAW.items():
         text = text.replace(f'"{word}"', write())
@@ -224,7 +231,9 @@ def spoil_npz(content: bytes, rng: Random) -> bytes:
             members[name] = spoil_bytes(members[name], rng)
         case _:
             del members[name]
-    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    method = rng.choice(
+        (zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    )
     spoilt = archive(members, method)
     return spoilt if rng.random() < 0.8 else _spoil_directory(spoilt, rng)
 
@@ -235,12 +244,34 @@ def _spoil_directory(content: bytes, rng: Random) -> bytes:
     return content[:at] + spoil_bytes(content[at:], rng)
 
 
-_PAYLOADS = (b"cos\nmkdir\n(S'ran'\ntR.", b"cbuiltins\neval\n(S'__import__(\"os\").mkdir(\"ran\")'\ntR.")
+_PAYLOADS = (b"cos\nmkdir\n(S'ran'\ntR.", b'cbuiltins\neval\n(S\'__import__("os").mkdir("ran")\'\ntR.')
 _PIECES = (
-    *(b"N", b"]", b"}", b")", b"(", b"t", b"u", b"e", b"a", b"s", b"R", b"0", b"2", b"1", b"Q", b"q\0", b"h\0", b"b", b"."),
+    *(
+        b"N",
+        b"]",
+        b"}",
+        b")",
+        b"(",
+        b"t",
+        b"u",
+        b"e",
+        b"a",
+        b"s",
+        b"R",
+        b"0",
+        b"2",
+        b"1",
+        b"Q",
+        b"q\0",
+        b"h\0",
+        b"b",
+        b".",
+    ),
     *(b"K\1", b"J\xff\xff\xff\x7f", b"\x8a\x09" + b"\xff" * 8 + b"\x7f", b"G\x7f\xf0\0\0\0\0\0\0", b"\x88", b"l."),
     *(b"ctorch\nload\n", b"ccollections\nOrderedDict\n", b"cos\nsystem\n", b"ctorch._utils\n_rebuild_tensor_v2\n"),
-    b"]q\xf0" + b"(h\xf0h\xf0h\xf0e" + b"".join(b"]q%c(" % (i + 0xF1) + b"h%c" % (i + 0xF0) * 10 + b"e" for i in range(12)),
+    b"]q\xf0"
+    + b"(h\xf0h\xf0h\xf0e"
+    + b"".join(b"]q%c(" % (i + 0xF1) + b"h%c" % (i + 0xF0) * 10 + b"e" for i in range(12)),
 )
 """Opcodes that fit somewhere, and a list of ten times a list of ten times ..."""
 
@@ -267,7 +298,9 @@ def spoil_pickle(content: bytes, rng: Random) -> bytes:
                 text = nasty(rng).encode("utf-8", "surrogatepass")
                 operations[rng.choice(texts)] = b"X" + len(text).to_bytes(4, "little") + text
             case 5 if operations[at][:1] in b"KMJ":
-                operations[at] = rng.choice((b"K\0", b"K\xff", b"J\xff\xff\xff\xff", b"J\0\0\0\x7f", b"\x8a\x05\0\0\0\0\1"))
+                operations[at] = rng.choice(
+                    (b"K\0", b"K\xff", b"J\xff\xff\xff\xff", b"J\0\0\0\x7f", b"\x8a\x05\0\0\0\0\1")
+                )
             case _:
                 operations[at] = rng.choice(_PIECES)
         if not operations:

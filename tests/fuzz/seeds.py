@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tempfile
@@ -101,10 +102,10 @@ def _recording() -> bytes:
     from precision_lab.analysis.swamping import update_report
 
     w, u, g = (_normal(seed, scale, 32).astype(float) for seed, scale in ((0, 0.1), (1, 1e-5), (2, 1e-7)))
-    histograms = [ExponentHistogram.of(values) for values in (g, u, u / w)]
+    gradients, updates, ratios = (ExponentHistogram.of(values) for values in (g, u, u / w))
     reports = tuple(update_report(w, u, fmt) for fmt in ("bf16", "fp16"))
     tensors = (
-        RecordedTensor("a", "float32", (8, 4), histograms[0], 2, "", ("b",), *histograms[1:], 3, reports),
+        RecordedTensor("a", "float32", (8, 4), gradients, 2, "", ("b",), updates, ratios, 3, reports),
         RecordedTensor("c", "float32", (7,), ExponentHistogram.empty(), missing="frozen"),
     )
     return json.dumps(Recording("Net", tensors, 3, 1, 2, 2).to_dict()).encode()
@@ -113,7 +114,10 @@ def _recording() -> bytes:
 def _sharded() -> dict[str, bytes]:
     first, *rest = weights()
     shards = {"model-1.safetensors": [first], "model-2.safetensors": rest}
-    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, names in shards.items() for name in names}}
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": {name: file for file, names in shards.items() for name in names},
+    }
     written = {f"m/{file}": safetensors({name: weights()[name] for name in names}) for file, names in shards.items()}
     return {"m/model.safetensors.index.json": json.dumps(index).encode(), **written}
 
@@ -124,16 +128,43 @@ def _trace() -> list[float]:
 
 @cache
 def made_by(file: str, *arguments: str) -> bytes:
-    """What the command line itself writes."""
+    """What the command line itself writes, but for the time that it took."""
     from precision_lab.cli import app
 
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         place = Path(folder, file)
         app.main([*arguments, str(place if "--checkpoint" in arguments else place.parent)], standalone_mode=False)
-        return place.read_bytes()
+        lines = [signed(json.loads(line) | {"seconds": 1.0}) for line in place.read_bytes().splitlines()]
+        return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
-TRAIN = ("train", "--storage", "pure_bf16", "--model", "least_squares", "--steps", "1", "--seeds", "1", "--workers", "1")
+def signed(kept: dict[str, Any]) -> dict[str, Any]:
+    """What the command line has written, with the digest that it would have written."""
+    if "result_digest" in kept:
+        return kept | {"result_digest": _digest(kept.get("result"))}
+    if "digest" in kept and "result" not in kept:
+        rest = {key: value for key, value in kept.items() if key != "digest"}
+        return rest | {"digest": _digest(rest)}
+    return kept
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+TRAIN = (
+    "train",
+    "--storage",
+    "pure_bf16",
+    "--model",
+    "least_squares",
+    "--steps",
+    "1",
+    "--seeds",
+    "1",
+    "--workers",
+    "1",
+)
 UNDERFLOW = ("underflow", "--steps", "30")
 
 
@@ -158,7 +189,7 @@ KINDS: dict[str, Kind] = {
     "moments pt": _one("o.pt", lambda: torch_file({"state": moments(), "param_groups": [{"lr": 0.1}]})),
     "trace": _one("trace.json", lambda: json.dumps({"max_abs": _trace()}).encode()),
     "trace npy": _one("trace.npy", lambda: npy(np.array(_trace()))),
-    "text": _one("novel.txt", lambda: "It was a bright cold day in April, and the clocks were striking.\n".encode() * 20),
+    "text": _one("novel.txt", lambda: b"It was a bright cold day in April, and the clocks were striking.\n" * 20),
     "checkpoint": _one("runs.jsonl", lambda: made_by("runs.jsonl", *TRAIN, "--checkpoint")),
     "kept memory": _kept("memory"),
     "kept hyperparameters": _kept("hyperparameters"),

@@ -59,6 +59,10 @@ def _bidi() -> None:
     raise ValueError("the file '\u202egnp.exe'")
 
 
+def _address() -> None:
+    raise ValueError(f"malformed: {object()}")
+
+
 def _no_utf8() -> None:
     sys.stdout.buffer.write(b"\xff\n")
 
@@ -178,6 +182,7 @@ CONTROLS: dict[str, tuple[Callable[[], None], str]] = {
     "escape": (_escape, r"stdout has ['\x1b']"),
     "C1": (_c1, r"stdout has ['\x9b']"),
     "bidi": (_bidi, r"stderr has ['\u202e']"),
+    "address": (_address, "stderr has an address"),
     "no UTF-8": (_no_utf8, "stdout is not UTF-8"),
     "file left": (_left_file, "left: '.out.json.part'"),
     "input changed": (_changed_input, "changed: 'w.txt'"),

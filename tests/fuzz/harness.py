@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -201,13 +201,14 @@ def _resident() -> float:
 
 def _left(group: int) -> bool:
     """Return whether a process of the group is left after a moment, and end it."""
-    for _ in range(20):
+    for _ in range(100):
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
             return False
         time.sleep(0.1)
-    os.killpg(group, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
     return True
 
 
@@ -265,6 +266,8 @@ def _complaints(case: Case, status: int, out: bytes, err: bytes, folder: Path, b
             continue
         if "Traceback (most recent call last)" in text:
             yield f"a traceback: {text.strip().splitlines()[-1][:200]}"
+        if " object at 0x" in text:
+            yield f"{name} has an address, which is another each time"
         if odd := sorted({c for c in text if not c.isprintable() and c != "\n"}):
             yield f"{name} has {odd!r}"
     lines = err.decode("utf-8", "replace").split("\n")

@@ -15,6 +15,7 @@ from precision_lab.cli.preflight import preflight
 from precision_lab.cli.tensors import accumulation, loss_scale, scan, swamping
 from precision_lab.cli.training import hyperparameters, memory, train
 from precision_lab.numerics.errors import CompilerDisabledError
+from precision_lab.support.text import printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -65,5 +66,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"precision-lab: error: {' '.join(message.split())}", err=True)
+    """Say what is wrong in one line; of one that quotes a book the middle is left out, not the cure."""
+    line = printable(" ".join(message.split()))
+    line = line if len(line) < 5000 else f"{line[:2000]} ... {line[-300:]}"
+    click.echo(f"precision-lab: error: {line}", err=True)
     sys.exit(2)

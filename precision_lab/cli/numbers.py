@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from precision_lab.cli.options import command, formats_option, json_option
 from precision_lab.cli.show import progress_bar, say, show
 from precision_lab.cli.workers import dask_option, executor, workers_option
+from precision_lab.support.text import shown
 
 
 @command()
@@ -44,7 +46,7 @@ def inspect(values: tuple[str, ...], chosen: tuple[str, ...]) -> None:
     asked = [get_format(name) for name in chosen or FORMATS]
     numbers = [parse_number(text) for text in values]
     for text, number in zip(values, numbers, strict=True):
-        show(inspection_table(text, [inspect_number(number, fmt) for fmt in asked]))
+        show(inspection_table(shown(text, 100), [inspect_number(number, fmt) for fmt in asked]))
 
 
 @command()
@@ -88,13 +90,15 @@ def verify(chosen: tuple[str, ...], exhaustive: bool, processes: int | None, das
 
 def _verify_cast(exhaustive: bool, **options: Any) -> int:
     """Check a function of the user's; return the status."""
-    from precision_lab.support.files import write_json
+    from precision_lab.support.files import check_outputs, write_json
     from precision_lab.testing.casts import check_cast
 
     source, target = options["source"], options["target"]
     if source is None or target is None:
         raise click.UsageError("--cast needs --source and --target, such as --source fp32 --target bf16")
     cast = _load_function(options["reference"])
+    if options["data"] is not None:
+        check_outputs({"--json": options["data"]}, _source_of(cast))
     with progress_bar(f"{source} to {target}") as progress:
         report = check_cast(
             cast,
@@ -122,7 +126,7 @@ def _load_function(reference: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"cannot import {shown(module_name)}: {type(error).__name__}: {shown(error)}") from error
     finally:
         del sys.path[-1 - sys.path[::-1].index("")]  # or what is imported later would be looked for here, too
     for name in names.split("."):
@@ -130,6 +134,13 @@ def _load_function(reference: str) -> Any:
             raise ValueError(f"{module_name} has no {names}")
         found = getattr(found, name)
     return found
+
+
+def _source_of(cast: Any) -> list[Path]:
+    """Return the file that a function comes from, where there is one: it has been read."""
+    module = sys.modules.get(getattr(cast, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    return [Path(file)] if isinstance(file, str) else []
 
 
 def _verify_installation(chosen: tuple[str, ...], exhaustive: bool, processes: int | None, dask: str | None) -> None:

@@ -133,4 +133,4 @@ def progress_bars(descriptions: Mapping[str, str]) -> Iterator[Callable[[str, in
 def say_skipped(skipped: Iterable[TensorInfo]) -> None:
     """Say on standard error which tensors were left out, and why."""
     for info in skipped:
-        say(f"skipped {shown(info.file.name)}: '{shown(info.name)}': {info.skipped}", error=True)
+        say(f"skipped {shown(info.file.name)}: '{shown(info.name)}': {shown(info.skipped)}", error=True)

@@ -67,7 +67,7 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Iterable[Path] = ()) -> N
         In one line.
 
     """
-    taken = {_identity(path): f"{shown(path, 4096)}, which is read" for path in inputs}
+    taken = {_identity(path): f"the file {shown(path, 4096)}, which is read" for path in inputs}
     for name, path in outputs.items():
         same = taken.get(_identity(path))
         if same is not None and not _is_sink(path):

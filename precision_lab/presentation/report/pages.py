@@ -148,7 +148,7 @@ def write_scan_page(result: ScanResult, path: str | os.PathLike[str]) -> None:
         heading=heading,
         size=f"{count:,} tensor{'s' if count != 1 else ''}, {total.count:,} elements",
         columns=_SCAN_COLUMNS,
-        skipped=[f"{shown(info.file.name)}: {shown(info.name)}: {info.skipped}" for info in result.skipped],
+        skipped=[": ".join(map(shown, (info.file.name, info.name, info.skipped))) for info in result.skipped],
     )
 
 

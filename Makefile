@@ -6,8 +6,8 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
-ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint
-TESTS := -n 2 --dist loadfile -m "not exhaustive and not machines and not ($(ELSEWHERE))"
+ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint or fuzz
+TESTS := -n 2 --dist loadfile -m "not exhaustive and not machines and not kills and not ($(ELSEWHERE))"
 # of `make test-pythons`
 PYTHONS := python3.11 python3.12 python3.13
 # what the tests of `make test` import
@@ -16,7 +16,7 @@ TESTED := '.[testing]' pytest pytest-xdist safetensors scikit-learn
 ON_AARCH64 := -m tests.machines.digests --workers 0 --alone
 
 .DEFAULT_GOAL := help
-.PHONY: help lab figures test test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 browser check bench format clean bench-torch notebooks notebook-outputs docs peers
+.PHONY: help lab figures test test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 kills fuzz browser check bench format clean bench-torch notebooks notebook-outputs docs peers
 
 help: ## Show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -30,8 +30,8 @@ figures: $(VENV)/.core ## Draw the gallery in figures/ from what is kept there; 
 test: check ## Linters, types, and every test that needs neither torch nor a browser
 	$(BIN)/pytest $(TESTS)
 
-test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation
-	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive and not machines"
+test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation, the fuzzer
+	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive and not machines and not kills"
 
 browser: ## Chromium and its driver, where they are missing and apt-get may install them
 	@command -v chromedriver >/dev/null && command -v chromium >/dev/null \
@@ -60,8 +60,14 @@ test-exhaustive: $(VENV)/.dev ## All 2^32 float32 patterns and the like; once a 
 test-machines: $(VENV)/.dev ## The digests of named runs under every level of the processor: half an hour
 	$(BIN)/pytest -s -m machines
 
+kills: $(VENV)/.dev ## Commands ended at fifty random moments: nobody is left, nothing half-written; about ten minutes
+	$(BIN)/pytest -s -m kills tests/processes
+
 test-aarch64: $(VENV)/.dev ## Optional: the same bits on an emulated aarch64; fetches 100 MB into .aarch64, no root
 	$(BIN)/python -m tests.machines.aarch64 --compare $(ON_AARCH64)
+
+fuzz: $(VENV)/.all ## 50,000 spoilt inputs through the command line; what is in .fuzz.jsonl is not run again
+	$(BIN)/python -m tests.fuzz --count 50000 --log .fuzz.jsonl
 
 check: $(VENV)/.dev ## Linters and type checker
 	$(BIN)/ruff check
@@ -95,7 +101,7 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format
 
 clean: ## Remove all .venv and caches
-	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .aarch64 site
+	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .aarch64 site .fuzz.jsonl
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/.created:

@@ -47,9 +47,12 @@ def counted(values: Iterable[float]) -> list[float]:
     return found
 
 
-def uncounted(pairs: Sequence[Any]) -> list[Any]:
-    """Return what `counted` wrote."""
-    return [value for value, count in zip(pairs[::2], pairs[1::2], strict=True) for _ in range(int(count))]
+def uncounted(pairs: Sequence[Any], length: int) -> list[Any]:
+    """Return what `counted` wrote of so many values; raises ValueError, and makes nothing, where there are others."""
+    counts = [int(count) for count in pairs[1::2]]
+    if sum(counts) != length or min(counts, default=0) < 0:
+        raise ValueError(f"the counts do not come to {length} values")
+    return [value for value, count in zip(pairs[::2], counts, strict=True) for _ in range(count)]
 
 
 def ranges(numbers: Iterable[int]) -> list[list[int]]:

@@ -250,7 +250,7 @@ class ScaledRun:
             data["name"],
             data["factor"],
             nothing,
-            np.array(uncounted(data["loss_scales"]), np.float64),
+            np.array(uncounted(data["loss_scales"], skipped.size), np.float64),
             nothing,
             skipped,
             number_or(data["initial_loss"], math.nan),

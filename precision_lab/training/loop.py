@@ -451,7 +451,7 @@ class TrainingResult:
         """Return the result that `to_dict` described, without snapshots and parameters; raises ValueError."""
         try:
             losses = np.array([_unjson(x) for x in data["losses"]], np.float64)
-            scales = np.array([_unjson(x) for x in uncounted(data["loss_scales"])], np.float64)
+            scales = np.array([_unjson(x) for x in uncounted(data["loss_scales"], losses.size)], np.float64)
             skipped = np.zeros(losses.size, bool)
             skipped[data["skipped"]] = True
             return cls(
@@ -461,15 +461,17 @@ class TrainingResult:
                 skipped=skipped,
                 initial_loss=_unjson(data["initial_loss"]),
                 final_loss=_unjson(data["final_loss"]),
-                test_accuracy=data["test_accuracy"],
-                updates=UpdateStatistics.from_dict({k: _unjson(v) for k, v in data["updates"].items()}),
+                test_accuracy=None if data["test_accuracy"] is None else _unjson(data["test_accuracy"]),
+                updates=UpdateStatistics.from_dict(
+                    {k: v if k == "ratios" else _unjson(v) for k, v in data["updates"].items()}
+                ),
                 histograms={
                     int(step): {name: ExponentHistogram.from_dict(h) for name, h in of_step.items()}
                     for step, of_step in data["histograms"].items()
                 },
-                bytes_per_parameter=data["bytes_per_parameter"],
-                seconds=data["seconds"],
-                stopped=data["stopped"],
+                bytes_per_parameter=_unjson(data["bytes_per_parameter"]),
+                seconds=_unjson(data["seconds"]),
+                stopped=str(data["stopped"]),
                 by_step=tuple(StepUpdates(*map(_unjson, step)) for step in data["by_step"]),
             )
         except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
@@ -481,7 +483,12 @@ def _json(x: Any) -> Any:
 
 
 def _unjson(x: Any) -> Any:
-    return float(x) if isinstance(x, str) else x
+    """Return the number that `_json` wrote, no other value, and none that a float64 cannot be divided by."""
+    if isinstance(x, str):
+        return float(x)
+    if type(x) not in (int, float) or (abs(x) >= 2**63 and type(x) is int):
+        raise TypeError(f"no number: {str(x)[:40]}")
+    return x
 
 
 @dataclass

@@ -167,7 +167,10 @@ def test_plain_data() -> None:
     assert plain(Accident("a", 3)) == {"name": "a", "steps": 3, "loss_factor": 1.0, "growth": 1.0}
     assert tuples([1, [2, []]]) == (1, (2, ()))
     assert (finite_or_none(np.inf), number_or(None, np.inf), number_or(0.0, np.inf)) == (None, np.inf, 0.0)
-    assert counted([]) == uncounted([]) == ranges([]) == []
+    assert counted([]) == uncounted([], 0) == ranges([]) == []
     assert counted([1.0, 1.0, 2.0, 1.0]) == [1.0, 2, 2.0, 1, 1.0, 1]
-    assert uncounted([1.0, 2, 2.0, 1]) == [1.0, 1.0, 2.0]
+    assert uncounted([1.0, 2, 2.0, 1], 3) == [1.0, 1.0, 2.0]
+    for others in ([1.0, 10**400], [1.0, 4, 2.0, -1], [1.0, 2], [1.0]):
+        with pytest.raises(ValueError, match=r"3 values"):
+            uncounted(others, 3)
     assert ranges([3, 4, 6]) == [[3, 5], [6, 7]]

@@ -56,7 +56,8 @@ def _c1() -> None:
 
 
 def _bidi() -> None:
-    raise ValueError("the file '\u202egnp.exe'")
+    click.echo("precision-lab: error: the file '\u202egnp.exe'", err=True)
+    sys.exit(2)
 
 
 def _address() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,3 +93,35 @@ def test_bad_arguments_are_one_line(
     assert words in finished.err
     assert finished.err.count("\n") == 1
     assert finished.out == ""
+
+
+PLANTED = "from pathlib import Path\nPath({marker!r}).write_text('ran')\nraise ImportError('planted')\n"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_no_other_module_of_the_folder_runs(tmp_path: Path, first: bool) -> None:
+    """A folder full of modules that are called like others; where Python itself puts it first, they do run."""
+    marker = str(tmp_path / "marker")
+    for name in {*sys.stdlib_module_names, "scipy", "numba", "rich", "ml_dtypes", "hypothesis"} - {"pathlib", "os"}:
+        (tmp_path / f"{name}.py").write_text(PLANTED.format(marker=marker))
+    done = subprocess.run(
+        [
+            *(sys.executable, *([] if first else ["-P"]), "-c", "from precision_lab.cli import main; main()"),
+            *("verify", "--cast", "numpy:float16", "--source", "bf16", "--target", "fp16"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert Path(marker).exists() is first
+    assert (done.returncode == 0) is not first, done.stderr
+
+
+def test_the_folder_does_not_stay_in_the_path(command_line: CommandLine, module: str) -> None:
+    for name in (f"{module}:casts.half", "broken_casts:f", "nowhere:f", "numpy:float16"):
+        before = list(sys.path)
+        command_line("verify", "--cast", name, "--source", "bf16", "--target", "fp16")
+        assert sys.path == before

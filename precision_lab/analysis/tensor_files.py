@@ -17,6 +17,7 @@ import io
 import itertools
 import math
 import os
+import re
 import sys
 import warnings
 import zipfile
@@ -391,7 +392,8 @@ def _check_unchanged(file: Path | int, state: tuple[int, int] | None, name: Path
 
 def _error(file: Path, what: object, cure: str = _AGAIN, tensor: str | None = None) -> TensorFileError:
     where = shown(file, 4096) + (f", tensor '{shown(tensor, 100)}'" if tensor is not None else "")
-    return TensorFileError(f"{where}: {shown(what)}; {cure}")
+    said = re.sub(r" object at 0x[0-9a-fA-F]+", "", str(what))  # NumPy's parser tells addresses, others each time
+    return TensorFileError(f"{where}: {shown(said)}; {cure}")
 
 
 @contextmanager

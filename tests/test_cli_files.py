@@ -17,6 +17,7 @@ import pytest
 
 from precision_lab.cli import app
 from precision_lab.cli.options import Checkpoint, Input, Output, OutputFolder
+from precision_lab.presentation.collection import EXPERIMENTS, kept
 from precision_lab.support.files import PART
 from tests.conftest import CommandLine
 
@@ -433,10 +434,10 @@ def test_a_kept_result_that_was_changed_is_made_again(here: Path, command_line: 
         return found
 
     expected = report()
-    kept = Path("out/memory.json")
-    whole = json.loads(kept.read_text())
+    kept_file = Path("out/memory.json")
+    whole = json.loads(kept_file.read_text())
     assert report() == expected
-    assert json.loads(kept.read_text()) == whole  # control: what fits is taken
+    assert json.loads(kept_file.read_text()) == whole  # control: what fits is taken
 
     def changed(value: Any) -> Any:
         """One number is another."""
@@ -446,22 +447,26 @@ def test_a_kept_result_that_was_changed_is_made_again(here: Path, command_line: 
             return [changed(value[0]), *value[1:]]
         return "other"
 
+    kept_file.write_text(json.dumps(whole | {"result": changed(whole["result"])}))
+    assert report() == expected
+    assert json.loads(kept_file.read_text()) | {"seconds": 0} == whole | {"seconds": 0}
+
+    config = EXPERIMENTS["memory"].configuration(quick=True)
+    assert kept("memory", Path("out"), config) is not None  # control
     deep: Any = []
     for _ in range(300):
         deep = [deep]
     wrong: Any
     for wrong in (
-        *(whole | {"result": changed(whole["result"])}, whole | {"result": None}, whole | {"result": deep}),
-        *({}, [], None, whole | {"digest": "0"}, whole | {"seconds": None}, whole | {"result_digest": None}),
+        *(whole | {"result": None}, whole | {"result": deep}, whole | {"result_digest": None}),
+        *({}, [], None, whole | {"digest": "0"}, whole | {"seconds": None}),
         {key: value for key, value in whole.items() if key != "result_digest"},
     ):
-        kept.write_text(json.dumps(wrong))
-        assert report() == expected
-        again = json.loads(kept.read_text())
-        assert again | {"seconds": 0} == whole | {"seconds": 0}
+        kept_file.write_text(json.dumps(wrong))
+        assert kept("memory", Path("out"), config) is None, wrong
     for text in ("", "[" * 100_000, "\0", "{", json.dumps(whole)[:-5]):
-        kept.write_text(text)
-        assert report() == expected
+        kept_file.write_text(text)
+        assert kept("memory", Path("out"), config) is None
 
 
 def test_two_reports_into_one_folder_do_the_work_once(here: Path) -> None:

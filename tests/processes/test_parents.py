@@ -99,6 +99,28 @@ def test_a_cast_that_hangs_ends_with_the_command(tmp_path: Path, cast: str, says
     assert (child.returncode, err.strip()) == (status, said)
 
 
+def test_a_cast_in_a_new_interpreter_ends_with_a_killed_caller(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(
+        "import time\ndef sleeps(x):\n    open('called', 'w').close()\n    time.sleep(10**6)\n"
+    )
+    (tmp_path / "program.py").write_text(
+        "import hanging\nfrom precision_lab.testing.casts import check_cast\n"
+        "check_cast(hanging.sleeps, 'bf16', 'bf16', isolate='spawn')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    ) as child:
+        while not (tmp_path / "called").exists():
+            assert child.poll() is None
+            time.sleep(0.02)
+        assert len(members(child.pid)) == 2
+        child.kill()
+        assert left(child.pid) == []
+
+
 def test_who_is_left_is_seen() -> None:
     """A process that outlives the one that started it, and is ended here."""
     program = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])"

@@ -217,7 +217,7 @@ def test_midpoints_are_midpoints(fmt: FloatFormat, carrier: str) -> None:
 
 @each_pair
 def test_near_midpoints_are_next_to_them(fmt: FloatFormat, carrier: str) -> None:
-    numbers = {float(x) for x in drawn(near_midpoints(fmt, carrier))}
+    numbers = {float(x) for x in drawn(near_midpoints(fmt, carrier=carrier))}
     for x in numbers:
         assert holds(carrier, x) or abs(x) > fmt.max
         assert any(is_tie(y, fmt) for y in next_to(x, carrier) if math.isfinite(y))
@@ -560,3 +560,20 @@ def test_importing_hypothesis_is_enough(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.split() == ["False", "bfloat16"]
+
+
+@pytest.mark.parametrize(("carrier_bias", "ties"), [(4, {0.5}), (3, {0.5, 1.5}), (5, set())])
+def test_the_lowest_ties_of_a_format_may_be_all_that_a_carrier_holds(carrier_bias: int, ties: set[float]) -> None:
+    """The format's values are 0, 1, 2 ...; the carrier's largest is a little below 1, 2 or 1/2."""
+    fmt = FloatFormat("large", 3, 3, -2, "fn")
+    carrier = FloatFormat("small", 2, 5, carrier_bias, "finite")
+    assert carrier.max == (2 - 2.0**-5) * 2.0 ** (3 - carrier_bias)
+    if ties:
+        found = {float(x) for x in drawn(midpoints(fmt, carrier=carrier))}
+        assert found == {sign * tie for tie in ties for sign in (1, -1)}
+        assert {abs(float(x)) for x in drawn(near_midpoints(fmt, carrier=carrier))} == {
+            abs(y) for tie in ties for y in next_to(tie, carrier)
+        }
+    else:
+        with pytest.raises(InvalidArgument, match="holds no tie of large"):
+            drawn(midpoints(fmt, carrier=carrier))

@@ -11,7 +11,7 @@ ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint
 ON_AARCH64 := -m tests.machines.digests --workers 0 --alone
 
 .DEFAULT_GOAL := help
-.PHONY: help lab figures test test-all test-exhaustive test-machines test-aarch64 browser check bench format clean bench-torch notebooks notebook-outputs docs peers
+.PHONY: help lab figures test test-all test-exhaustive test-machines test-aarch64 mutants browser check bench format clean bench-torch notebooks notebook-outputs docs peers
 
 help: ## Show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-machines: $(VENV)/.dev ## The digests of named runs under every level of th
 
 test-aarch64: $(VENV)/.dev ## Optional: the same bits on an emulated aarch64; fetches 100 MB into .aarch64, no root
 	$(BIN)/python -m tests.machines.aarch64 --compare $(ON_AARCH64)
+
+mutants: $(VENV)/.all ## Which of 200 changes of one token the tests see: docs/mutants.md; about 60 minutes, goes on where it stopped
+	$(BIN)/python -m tests.mutants
 
 check: $(VENV)/.dev ## Linters and type checker
 	$(BIN)/ruff check

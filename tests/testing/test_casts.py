@@ -413,11 +413,12 @@ def test_one_wrong_pattern_of_all_is_found() -> None:
 def scattered(numbers: Array) -> Array:
     """One in eight, by no rule that is known."""
     mixed: Array = (numbers.astype(np.uint64) * np.uint64(2654435761) >> np.uint64(13)) & np.uint64(7)
-    return mixed == 0
+    chosen: Array = mixed == 0
+    return chosen
 
 
 def off_for_some_inputs(x: Array) -> Array:
-    y = brain(x).view(np.uint16)
+    y: Array = brain(x).view(np.uint16)
     return np.where(scattered(x.view(np.uint32)) & np.isfinite(x), y ^ np.uint16(1), y)
 
 

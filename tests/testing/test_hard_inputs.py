@@ -38,18 +38,19 @@ class Layout:
 
     @property
     def sign(self) -> int:
+        """The bit of the sign; so many patterns are without it."""
         return 1 << (self.exponent_bits + self.mantissa_bits)
 
     @property
     def top(self) -> int:
         """The largest finite one."""
         infinity = (2**self.exponent_bits - 1) << self.mantissa_bits
-        return {"ieee": infinity - 1, "fn": self.sign - 2}.get(self.specials, self.sign - 1)
+        return infinity - 1 if self.specials == "ieee" else self.sign - (2 if self.specials == "fn" else 1)
 
     def value(self, pattern: int) -> int:
         """Of a pattern, or of one that would follow the last."""
         field, fraction = divmod(pattern, 1 << self.mantissa_bits)
-        significand = fraction + ((1 << self.mantissa_bits) if field else 0)
+        significand: int = fraction + ((1 << self.mantissa_bits) if field else 0)
         return significand << (max(field, 1) - self.bias - self.mantissa_bits + UNITS)
 
     def at_most(self, x: int) -> int:
@@ -204,7 +205,7 @@ def what_a_width_between_hides(pair: Hard) -> None:
 
 
 def every_distance_from_where_it_is_decided(pair: Hard) -> None:
-    """In eight binades or all: 2^-k of a value and a midpoint above and below, for each k that the source has."""
+    """In eight binades or all but the last: 2^-k of a value and a midpoint above and below, for each k that the source has."""
     of, to, first = pair.of, pair.to, set(pair.first.tolist())
 
     def complete(code: int) -> bool:
@@ -214,14 +215,15 @@ def every_distance_from_where_it_is_decided(pair: Hard) -> None:
         return all({pattern, pattern + 1} & first for pattern in beside)  # where it falls between two
 
     binades = range(1 << to.mantissa_bits, to.top - 1, 1 << to.mantissa_bits)
-    assert sum(map(complete, binades)) >= min(8, len(binades))
+    assert sum(map(complete, binades)) >= min(8, len(binades) - 1)
 
 
 def all_values_of_a_target_of_16_bits_and_more_of_wider_ones(pair: Hard) -> None:
     """Of wider ones those with a fraction of one bit, one less and one more, in each binade."""
     to = pair.to
-    codes = set(range(to.sign))
-    if 2 * to.sign > 2**16:
+    if 2 * to.sign <= 2**16:
+        codes = set(range(to.sign))
+    else:
         fractions = {2**bit + by for bit in range(to.mantissa_bits) for by in (-1, 0, 1)}
         codes = {field | part for field in range(0, to.sign, 2**to.mantissa_bits) for part in fractions}
     assert not pair.lacks(around(decided_at(codes, to), pair.of), rest=True)

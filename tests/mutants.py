@@ -47,7 +47,8 @@ SLOTS = 2
 COMPILED = ("numerics/kernels.py", "numerics/fixed_kernels.py")
 MORE = {  # files of tests that do not name the module
     "numerics/kernels.py": "numerics/test_rounding.py numerics/test_accumulation.py numerics/test_stochastic.py "
-    "numerics/test_integers.py numerics/test_rounding_arguments.py analysis/test_histogram.py analysis/test_swamping.py",
+    "numerics/test_integers.py numerics/test_rounding_arguments.py numerics/test_inspection.py "
+    "analysis/test_histogram.py analysis/test_swamping.py",
     "numerics/fixed_kernels.py": "numerics/test_fixed.py",
     "numerics/environment.py": "test_flush_to_zero.py",
     "analysis/plain.py": "experiments/test_round_trips.py",

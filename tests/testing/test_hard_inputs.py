@@ -63,7 +63,7 @@ class Layout:
 def exactly(x: float) -> int:
     found = Fraction(x) * 2**UNITS
     assert found.denominator == 1
-    return found.numerator
+    return int(found.numerator)
 
 
 def layout(name: str) -> Layout:
@@ -205,7 +205,7 @@ def what_a_width_between_hides(pair: Hard) -> None:
 
 
 def every_distance_from_where_it_is_decided(pair: Hard) -> None:
-    """In eight binades or all but the last: 2^-k of a value and a midpoint above and below, for each k that the source has."""
+    """In eight binades, or all but the last: 2^-k above and below a value and a midpoint, for each k of the source."""
     of, to, first = pair.of, pair.to, set(pair.first.tolist())
 
     def complete(code: int) -> bool:
@@ -314,3 +314,14 @@ def test_a_source_without_mantissa_bits_can_be_checked() -> None:
     fmt: FloatFormat = get_format("e5m0")
     report = check_cast(lambda x: x.astype(np.float16), fmt, "fp16", isolate=False)
     assert report.ok, str(report)
+
+
+@pytest.mark.parametrize(("target", "source_bits"), [("fp32", 29), ("tf32", 42)])
+def test_some_values_by_chance_in_every_binade_of_a_wide_target(target: str, source_bits: int) -> None:
+    """Fractions that are nothing special, to the last bit of the target, with all that is around them."""
+    hard, to = Hard("float64", target), layout(target)
+    exact = hard.rest[(hard.rest & np.uint64(2**source_bits - 1)) == 0] >> np.uint64(source_bits)
+    ones = np.bitwise_count(exact & np.uint64(2**to.mantissa_bits - 1))
+    fields = (exact >> np.uint64(to.mantissa_bits)).astype(np.int64)[(ones > 3) & (ones < to.mantissa_bits - 3)]
+    counts = np.bincount(fields, minlength=2**11)[1023 - 126 : 1023 + 128]
+    assert counts.min() >= 4

@@ -577,3 +577,17 @@ def test_the_lowest_ties_of_a_format_may_be_all_that_a_carrier_holds(carrier_bia
     else:
         with pytest.raises(InvalidArgument, match="holds no tie of large"):
             drawn(midpoints(fmt, carrier=carrier))
+
+
+@pytest.mark.parametrize(("fmt", "carrier"), [("bf16", "fp32"), ("fp16", FP64)])
+def test_hard_values_lie_above_ties_as_often_as_below(fmt: str, carrier: str) -> None:
+    """Not of the thresholds alone, which are drawn apart; and so do those beside values."""
+    target = get_format(fmt)
+    thresholds = {target.flush_threshold, target.overflow_threshold, target.subnormal_threshold}
+    count = dict.fromkeys(("above a tie", "below a tie"), 0)
+    for x in map(float, drawn(hard_values(fmt, carrier), 3000)):
+        if math.isfinite(x) and x != 0 and not {abs(y) for y in next_to(x, carrier)} & thresholds:
+            for name in set(hard_classes(x, target, carrier)) & count.keys():
+                count[name] += 1
+    assert min(count.values()) > max(count.values()) / 3, count
+    assert min(count.values()) > 100, count

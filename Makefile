@@ -16,7 +16,7 @@ TESTED := '.[testing]' pytest pytest-xdist safetensors scikit-learn
 ON_AARCH64 := -m tests.machines.digests --workers 0 --alone
 
 .DEFAULT_GOAL := help
-.PHONY: help lab figures test test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 kills fuzz browser check bench format clean bench-torch notebooks notebook-outputs docs peers
+.PHONY: help lab figures test test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 kills fuzz mutants browser check bench format clean bench-torch notebooks notebook-outputs docs peers
 
 help: ## Show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ test-aarch64: $(VENV)/.dev ## Optional: the same bits on an emulated aarch64; fe
 
 fuzz: $(VENV)/.all ## 50,000 spoilt inputs through the command line; what is in .fuzz.jsonl is not run again
 	$(BIN)/python -m tests.fuzz --count 50000 --log .fuzz.jsonl
+
+mutants: $(VENV)/.all ## Which of 200 changes of one token the tests see: docs/mutants.md; about 60 minutes, goes on where it stopped
+	$(BIN)/python -m tests.mutants
 
 check: $(VENV)/.dev ## Linters and type checker
 	$(BIN)/ruff check

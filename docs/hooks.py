@@ -31,6 +31,7 @@ OPTIONAL = {  # written by the lab itself, or of what it measured
     "machines.md": "The same on every machine",
     "versions.md": "Versions and systems",
     "scaling.md": "Past one machine",
+    "mutants.md": "What the tests see",
 }
 
 

@@ -105,8 +105,8 @@ def special_patterns(source: Source) -> Array:
     found = [0]
     if specials == "ieee":
         top = (2 ** fields[0] - 1) << fields[1]
-        quiet = 1 << max(fields[1] - 1, 0)
-        payloads = [0, *(1 << k for k in range(fields[1])), 2 ** fields[1] - 1, quiet | 1, 2 ** fields[1] - 1 - quiet]
+        bits = [1 << k for k in range(fields[1])]  # of the payload; the last one is the quiet bit
+        payloads = [0, *bits, sum(bits), bits[-1] | 1, sum(bits[:-1])] if bits else [0]
         found += [top | payload for payload in payloads]
     elif specials == "fn":
         found += [sign - 1]

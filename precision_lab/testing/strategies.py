@@ -455,7 +455,7 @@ class _Carrier(NamedTuple):
 def _carrier(spec: object) -> _Carrier:
     try:
         is_double = spec == "fp64" or np.dtype(spec) == np.float64  # type: ignore[call-overload]
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: newer NumPy, of a format without a dtype
         is_double = False
     if is_double and spec is not None:
         return _Carrier(None, 52, -1022, float(np.finfo(np.float64).max))

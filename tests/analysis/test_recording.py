@@ -168,3 +168,9 @@ def test_a_recording_in_a_line() -> None:
     plain = replace(recording, skipped_steps=0, tensors=())
     assert recording_text(plain) == "3 steps of Net, the gradients of 2 are counted."
     assert KIND.endswith("1")
+
+
+def test_a_recording_of_nothing() -> None:
+    """Nothing was made or left out unless it is said, and every step was to be counted."""
+    expected = {"kind": KIND, "model": "Net", "steps": 0, "skipped_steps": 0, "recorded_steps": 0, "every": 1}
+    assert Recording("Net", ()).to_dict() == expected | {"tensors": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from precision_lab.analysis.sums import WAYS, sum_every_way, sum_tensors
+from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult, sum_every_way, sum_tensors
 from precision_lab.analysis.tensor_files import TensorFileError
 from precision_lab.numerics.accumulation import accumulate
 
@@ -136,3 +137,29 @@ def test_bad_arguments(checkpoint: Path, changes: dict[str, object], words: str)
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(TensorFileError, match="absent"):
         sum_tensors(tmp_path / "absent.npy", "bf16")
+
+
+def test_defaults(checkpoint: Path) -> None:
+    """Seed 0: what is not asked for can be asked for and is the same."""
+    terms = np.random.default_rng(2).random(2000)
+    found, asked = sum_every_way(terms, "bf16"), sum_every_way(terms, "bf16", seed=0)
+    assert found["stochastic"].result == asked["stochastic"].result
+    assert len({sum_every_way(terms, "bf16", seed=seed)["stochastic"].result for seed in range(4)}) > 1
+    assert sum_tensors(checkpoint, "bf16").to_dict() == sum_tensors(checkpoint, "bf16", seed=0).to_dict()
+
+
+def test_the_error_of_no_sum_is_zero(checkpoint: Path) -> None:
+    info = sum_tensors(checkpoint, "bf16").tensors[0].info
+    assert SummedTensor(info, 0, {}).worst == 0
+
+
+def test_results_are_compared_by_what_they_are_and_stay_as_they_are(checkpoint: Path) -> None:
+    """They hold arrays, whose equality is no truth value: two are equal if they are one, and so they have a hash."""
+    result, again = sum_tensors(checkpoint, "bf16"), sum_tensors(checkpoint, "bf16")
+    assert isinstance(result, SumsResult)
+    for one, other, field in [(result, again, "skipped"), (result.tensors[0], again.tensors[0], "terms")]:
+        assert one == one
+        assert one != other
+        assert len({one, other}) == 2
+        with pytest.raises(FrozenInstanceError):
+            setattr(one, field, 0)

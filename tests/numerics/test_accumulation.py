@@ -530,3 +530,16 @@ def test_views_and_inputs_stay_as_they_are() -> None:
 def test_bad_arguments(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("method", ["kahan", "neumaier", "pairwise", "blocked", "sequential"])
+def test_every_rounding_of_a_long_stochastic_sum_has_its_own_number(method: str) -> None:
+    """Terms of many magnitudes, so that nearly all roundings, those of the compensation too, are inexact."""
+    rng = np.random.default_rng(7)
+    for seed in range(6):
+        terms = np.ldexp(rng.standard_normal(1000), rng.integers(-9, 10, 1000))
+        trace = accumulate(terms, "bf16", method=method, mode="stochastic", rng=seed, block=16)
+        numbers = uniforms("stochastic", seed)
+        partial, last = by_reference(method, terms.tolist(), get_format("bf16"), "stochastic", 16, numbers)
+        assert trace.partial_sums.tolist() == partial
+        assert trace.result == last

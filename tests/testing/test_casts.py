@@ -405,3 +405,66 @@ def test_one_wrong_pattern_of_all_is_found() -> None:
     report = check_cast(cast, "fp32", "bf16", exhaustive=True)
     assert report.wrong == 1
     assert report.faults[0].examples[0].pattern == "0x3f9d5a21"
+
+
+# ---- what no rule explains ----
+
+
+def scattered(numbers: Array) -> Array:
+    """One in eight, by no rule that is known."""
+    mixed: Array = (numbers.astype(np.uint64) * np.uint64(2654435761) >> np.uint64(13)) & np.uint64(7)
+    chosen: Array = mixed == 0
+    return chosen
+
+
+def off_for_some_inputs(x: Array) -> Array:
+    y: Array = brain(x).view(np.uint16)
+    return np.where(scattered(x.view(np.uint32)) & np.isfinite(x), y ^ np.uint16(1), y)
+
+
+def off_in_some_places(x: Array) -> Array:
+    y = brain(x).view(np.uint16)
+    return np.where(scattered(np.arange(x.size) + 1000 * x.size) & np.isfinite(x), y ^ np.uint16(1), y)
+
+
+def test_wrong_for_some_inputs_wherever_they_stand() -> None:
+    """Each of them is wrong everywhere: that is no matter of places."""
+    report = check_cast(off_for_some_inputs, "fp32", "bf16")
+    names = {fault.name for fault in report.faults}
+    assert "wrong neighbour" in names, str(report)
+    assert "depends on position or length" not in names, str(report)
+
+
+def test_wrong_in_some_places_whatever_stands_there() -> None:
+    """The same input is right in one place and wrong in another: those that are so are named."""
+    report = check_cast(off_in_some_places, "fp32", "bf16")
+    (fault,) = (fault for fault in report.faults if fault.name == "depends on position or length")
+    assert fault.text.startswith("the same input is right in one place and wrong in another")
+    for example in fault.examples:
+        pattern = np.array([int(example.pattern, 16)], np.uint32)
+        right = np.resize(brain(pattern.view(np.float32)).view(np.uint16), 70)
+        got = [off_in_some_places(np.resize(pattern.view(np.float32), size)) for size in range(1, 71)]
+        assert {bool(codes[i] == right[0]) for codes in got for i in range(codes.size)} == {True, False}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("lost", [0, 1, 3, 6])
+def test_the_payload_of_a_nan_among_values_is_its_leading_bits(dtype: type[np.floating[Any]], lost: int) -> None:
+    """A cast to bf16 that returns values: sign and payload of seven bits are kept, or one of these is lost."""
+
+    def cast(x: Array) -> Array:
+        patterns = x.view(np.uint32)
+        nan = np.isnan(x)
+        payload = (patterns & np.uint32(0xFFFF0000)) | np.uint32(0x400000)
+        payload &= ~np.uint32(1 << (15 + lost)) if lost else ~np.uint32(0)
+        kept = np.where(nan, payload, brain(x).astype(np.float32).view(np.uint32))
+        wide: Array = kept.view(np.float32)
+        if dtype is np.float32:
+            return wide
+        bits = (kept.astype(np.uint64) & np.uint64(0x7FFFFF)) << np.uint64(29)
+        sign = (kept >> np.uint32(31)).astype(np.uint64) << np.uint64(63)
+        with np.errstate(invalid="ignore"):
+            return np.where(nan, (sign | np.uint64(0x7FF << 52) | bits).view(np.float64), wide.astype(np.float64))
+
+    report = check_cast(cast, "fp32", "bf16", nan="payload")
+    assert [fault.name for fault in report.faults] == (["NaN payload lost"] if lost else []), str(report)

@@ -217,7 +217,7 @@ def test_midpoints_are_midpoints(fmt: FloatFormat, carrier: str) -> None:
 
 @each_pair
 def test_near_midpoints_are_next_to_them(fmt: FloatFormat, carrier: str) -> None:
-    numbers = {float(x) for x in drawn(near_midpoints(fmt, carrier))}
+    numbers = {float(x) for x in drawn(near_midpoints(fmt, carrier=carrier))}
     for x in numbers:
         assert holds(carrier, x) or abs(x) > fmt.max
         assert any(is_tie(y, fmt) for y in next_to(x, carrier) if math.isfinite(y))
@@ -560,3 +560,34 @@ def test_importing_hypothesis_is_enough(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.split() == ["False", "bfloat16"]
+
+
+@pytest.mark.parametrize(("carrier_bias", "ties"), [(4, {0.5}), (3, {0.5, 1.5}), (5, set())])
+def test_the_lowest_ties_of_a_format_may_be_all_that_a_carrier_holds(carrier_bias: int, ties: set[float]) -> None:
+    """The format's values are 0, 1, 2 ...; the carrier's largest is a little below 1, 2 or 1/2."""
+    fmt = FloatFormat("large", 3, 3, -2, "fn")
+    carrier = FloatFormat("small", 2, 5, carrier_bias, "finite")
+    assert carrier.max == (2 - 2.0**-5) * 2.0 ** (3 - carrier_bias)
+    if ties:
+        found = {float(x) for x in drawn(midpoints(fmt, carrier=carrier))}
+        assert found == {sign * tie for tie in ties for sign in (1, -1)}
+        assert {abs(float(x)) for x in drawn(near_midpoints(fmt, carrier=carrier))} == {
+            abs(y) for tie in ties for y in next_to(tie, carrier)
+        }
+    else:
+        with pytest.raises(InvalidArgument, match="holds no tie of large"):
+            drawn(midpoints(fmt, carrier=carrier))
+
+
+@pytest.mark.parametrize(("fmt", "carrier"), [("bf16", "fp32"), ("fp16", FP64)])
+def test_hard_values_lie_above_ties_as_often_as_below(fmt: str, carrier: str) -> None:
+    """Not of the thresholds alone, which are drawn apart; and so do those beside values."""
+    target = get_format(fmt)
+    thresholds = {target.flush_threshold, target.overflow_threshold, target.subnormal_threshold}
+    count = dict.fromkeys(("above a tie", "below a tie"), 0)
+    for x in map(float, drawn(hard_values(fmt, carrier), 3000)):
+        if math.isfinite(x) and x != 0 and not {abs(y) for y in next_to(x, carrier)} & thresholds:
+            for name in set(hard_classes(x, target, carrier)) & count.keys():
+                count[name] += 1
+    assert min(count.values()) > max(count.values()) / 3, count
+    assert min(count.values()) > 100, count

@@ -280,6 +280,7 @@ class ExponentHistogram:
         """Return all counts of a conversion at once; raises as `flushed`."""
         fmt = get_format(fmt)
         flushed = self.flushed(fmt, loss_scale)
+        below = self._below(fmt.subnormal_threshold, loss_scale, inclusive=False) if fmt.mantissa_bits else flushed
         return Conversion(
             fmt,
             float(loss_scale),
@@ -287,7 +288,7 @@ class ExponentHistogram:
             self.zero,
             self.nonfinite,
             flushed,
-            self._below(fmt.subnormal_threshold, loss_scale, inclusive=False) - flushed,
+            below - flushed,
             self.overflowed(fmt, loss_scale),
         )
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.core.serialize import dumps
 
 _DIGEST = hashlib.sha256
 
@@ -71,7 +70,8 @@ class _Files(IndexDataCacheFile):
 
     def save(self, key: Any, data: Any) -> None:
         # its name depends on the signature: two processes that each add one give them no common name
-        name = self._data_name(int.from_bytes(_DIGEST(dumps(key)).digest()[:6]))
+        # (their names are all there is to types: their pickles depend on which of their parts are one object)
+        name = self._data_name(int.from_bytes(_DIGEST(repr(key).encode()).digest()[:6]))
         self._save_data(name, data)
         self._save_index(self._load_index() | {key: name})
 

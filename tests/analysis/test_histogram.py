@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from precision_lab.analysis import histogram as module
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.numerics import kernels, reference
-from precision_lab.numerics.formats import FORMATS, FloatFormat
+from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import integers_as_doubles
 from precision_lab.numerics.rounding import round_to
 
@@ -871,3 +871,20 @@ def test_contradictions_are_refused(wrong: dict[str, Any]) -> None:
 def test_as_many_as_fit() -> None:
     h = ExponentHistogram.from_dict(ONE_BINADE | {"binades": {"0": [2**62, 2**62 - 1]}})
     assert h.nonzero == 2**63 - 1
+
+
+@pytest.mark.parametrize("name", ["e3m0", "e2m0", "e5m0", *FORMATS])
+def test_a_conversion_has_the_counts_of_each_question(name: str) -> None:
+    """Formats without mantissa bits, which have no subnormals, among them."""
+    fmt = get_format(name)
+    edges = (fmt.flush_threshold, fmt.subnormal_threshold, fmt.smallest_normal, fmt.overflow_threshold, fmt.max, 1.0)
+    near = [v for e in edges for v in (e, np.nextafter(e, 0), np.nextafter(e, np.inf), e / 8, e * 8)]
+    histogram = ExponentHistogram.of(np.array([*near, 0.0, np.nan, np.inf]))
+    for scale in (1.0, 2.0**-3, 2.0**20):
+        c = histogram.conversion(fmt, scale)
+        counts = (c.flushed, c.subnormal, c.overflowed)
+        assert counts == tuple(
+            count(fmt, scale) for count in (histogram.flushed, histogram.subnormal, histogram.overflowed)
+        )
+        assert min(counts) >= 0
+        assert fmt.mantissa_bits or c.subnormal == 0

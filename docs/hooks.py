@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FLOORS = ("numerics", "analysis", "training", "experiments", "claims", "presentation", "torch", "testing")
+FLOORS = ("numerics", "support", "analysis", "training", "experiments", "claims", "presentation", "torch", "testing")
 HIDDEN = (
     "numerics.kernels",
     "numerics.fixed_kernels",
@@ -42,7 +42,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Start": ["index.md", "tour.md", "glossary.md"]},
         {"Lessons": [f"lessons/{path.stem}.md" for path in notebooks()]},
         {"Experiments": [*(f"experiments/{name}.md" for name in experiments()), "figures.md"]},
-        *([{"Verdicts": written}] if written else []),
+        {"Verdicts": [*written, {"Security": "SECURITY.md"}]},
         {"Reference": [f"reference/{floor}.md" for floor in floors()]},
     ]
     return config
@@ -53,6 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for figure in figures():
         files.append(File.generated(config, f"figures/{figure.name}", abs_src_path=str(figure)))
     files.append(File.generated(config, "figures.md", content=all_figures()))
+    files.append(File.generated(config, "SECURITY.md", content=(ROOT / "SECURITY.md").read_text(encoding="utf-8")))
     for name in experiments():
         if not (DOCS / "experiments" / f"{name}.md").exists():
             files.append(File.generated(config, f"experiments/{name}.md", content=experiment(name)))

@@ -129,7 +129,7 @@ def copy(tmp_path: Path) -> Path:
     """A repository with little in it, so that it is built quickly."""
     for name in ("docs", "notebooks", "figures", "precision_lab"):
         (tmp_path / name).mkdir()
-    for name in ("mkdocs.yml", "README.md", "docs/hooks.py", "docs/docstrings.py", "docs/extra.css"):
+    for name in ("mkdocs.yml", "README.md", "SECURITY.md", "docs/hooks.py", "docs/docstrings.py", "docs/extra.css"):
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("index.md", "tour.md", "glossary.md"):
         (tmp_path / "docs" / name).write_text("# A page\n", encoding="utf-8")

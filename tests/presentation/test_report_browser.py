@@ -21,6 +21,7 @@ from precision_lab.numerics.inspection import inspect, parse_number
 from precision_lab.numerics.reference import decode
 from precision_lab.presentation.report import write_report, write_scan_page
 from precision_lab.presentation.tables.table import percent
+from precision_lab.support.text import shown
 from tests.presentation.pages import FIGURE, HOSTILE, results, small_scan, thousand_tensors
 
 if importlib.util.find_spec("selenium") is not None:  # `make test` reads this file without it; the tests would fail
@@ -572,7 +573,7 @@ def test_slider_and_menu_move_the_table(browser: Browser) -> None:
 
 def test_names_are_text_everywhere(browser: Browser) -> None:
     browser.open("scan")
-    assert set(HOSTILE) <= set(shown_names(browser))
+    assert set(map(shown, HOSTILE)) <= set(shown_names(browser))
     assert browser.run("return document.title") == "precision_lab scan: gradients.npz"
     assert browser.run("return [document.scripts.length, document.images.length]") == [3, 0]
     for name in HOSTILE[:4]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from numpy.typing import ArrayLike
 
 from precision_lab.analysis.plain import finite_or_none, whole
 from precision_lab.analysis.tensor_files import TensorInfo, list_tensors, open_tensors, read_tensors
-from precision_lab.numerics.accumulation import AccumulationTrace, accumulate
+from precision_lab.numerics.accumulation import AccumulationTrace, Terms, accumulate
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
+
+_NONE = np.zeros(0)
+_NONE.flags.writeable = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,10 @@ def sum_every_way(terms: ArrayLike, fmt: object, *, seed: int = 0) -> dict[str, 
         As `accumulate`.
 
     """
+    given = Terms(terms)  # one exact sum for all
     return {
         name: accumulate(
-            terms,
+            given,
             fmt,
             method=way.method,
             mode=way.mode,
@@ -100,7 +105,7 @@ class SummedTensor:
     terms: int
     traces: dict[str, AccumulationTrace]
 
-    @property
+    @cached_property
     def worst(self) -> float:
         """The largest relative error of all ways, NaN counted as infinite."""
         errors = [trace.relative_error for trace in self.traces.values()]
@@ -220,7 +225,7 @@ def sum_tensors(
                 added = terms * terms if squares else terms
             traces = sum_every_way(added, asked, seed=seed)
             # without their partial sums, which of many tensors would fill the memory
-            last = {name: replace(trace, partial_sums=trace.partial_sums[:0].copy()) for name, trace in traces.items()}
+            last = {name: replace(trace, partial_sums=_NONE) for name, trace in traces.items()}
             tensors.append(SummedTensor(info, terms.size, last))
             if progress is not None:
                 progress(len(tensors), everything)

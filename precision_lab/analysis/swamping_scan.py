@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ from precision_lab.analysis.tensor_files import (
     read_tensors,
 )
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.rounding import RoundingMode
 from precision_lab.support.text import shown
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -51,10 +53,10 @@ class FrozenScan:
     formats: tuple[FloatFormat, ...]
     update_sizes: tuple[float, ...]
 
-    @property
+    @cached_property
     def total(self) -> tuple[WeightGaps, ...]:
         """The gaps of all weights together, in each format."""
-        return tuple(sum((gaps[i] for _, gaps in self.tensors), WeightGaps(fmt)) for i, fmt in enumerate(self.formats))
+        return tuple(WeightGaps.total((gaps[i] for _, gaps in self.tensors), fmt) for i, fmt in enumerate(self.formats))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: ``tensors``, worst first, ``total`` and ``skipped``."""
@@ -98,11 +100,11 @@ class UpdateScan:
     skipped: tuple[TensorInfo, ...]
     formats: tuple[FloatFormat, ...]
 
-    @property
+    @cached_property
     def total(self) -> tuple[UpdateReport, ...]:
         """The report on all updates together, for each format."""
         return tuple(
-            sum((reports[i] for _, reports in self.tensors), UpdateReport.empty(fmt))
+            UpdateReport.total((reports[i] for _, reports in self.tensors), fmt, RoundingMode.TIES_TO_EVEN)
             for i, fmt in enumerate(self.formats)
         )
 
@@ -178,11 +180,11 @@ def scan_frozen(
         if info.skipped:
             skipped.append(info)
             continue
-        gaps = [WeightGaps(fmt) for fmt in asked]
+        gaps = tuple(WeightGaps(fmt) for fmt in asked)
         for chunk in chunks:
-            gaps = [g + WeightGaps.of(chunk, g.format) for g in gaps]
+            gaps = tuple(g + WeightGaps.of(chunk, g.format) for g in gaps)
             count(chunk.size)
-        tensors.append((info, tuple(gaps)))
+        tensors.append((info, gaps))
     tensors.sort(key=lambda tensor: -tensor[1][0].frozen(sizes[0]).fraction)
     return FrozenScan(tuple(tensors), tuple(skipped), asked, sizes)
 

@@ -174,7 +174,7 @@ class ExponentHistogram:
         rows = 2 * bias + 2 + kernels.ROW_OFFSET
         spare = vars(_spare).pop(uint.__name__, None)  # nobody else has it, and after an error nobody gets it
         cells = np.zeros((rows, 32, kernels.LANES), np.uint32) if spare is None else spare
-        extremes = np.array([np.iinfo(uint).max, 0], uint)
+        extremes = np.array([2 ** (64 if wide else 32) - 1, 0], uint)
         (kernels.count_64 if wide else kernels.count_32)(array, cells.reshape(-1), extremes)
 
         # only the rows between the extremes were touched, and those of zero, infinity and NaN

@@ -14,8 +14,7 @@ which a sum is made decides whether it has two digits or none. `WAYS` holds the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def sum_every_way(terms: ArrayLike, fmt: object, *, seed: int = 0) -> dict[str, 
     }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class SummedTensor:
     """A tensor and what its sum came to.
 
@@ -105,7 +104,7 @@ class SummedTensor:
     terms: int
     traces: dict[str, AccumulationTrace]
 
-    @cached_property
+    @property
     def worst(self) -> float:
         """The largest relative error of all ways, NaN counted as infinite."""
         errors = [trace.relative_error for trace in self.traces.values()]
@@ -225,8 +224,9 @@ def sum_tensors(
                 added = terms * terms if squares else terms
             traces = sum_every_way(added, asked, seed=seed)
             # without their partial sums, which of many tensors would fill the memory
-            last = {name: replace(trace, partial_sums=_NONE) for name, trace in traces.items()}
-            tensors.append(SummedTensor(info, terms.size, last))
+            for trace in traces.values():  # nobody else has them; `replace` would check and copy a million
+                object.__setattr__(trace, "partial_sums", _NONE)
+            tensors.append(SummedTensor(info, terms.size, traces))
             if progress is not None:
                 progress(len(tensors), everything)
     tensors.sort(key=lambda tensor: -tensor.worst)

@@ -283,7 +283,7 @@ def update_report(
             update = converted(as_carrier(u[block]), carrier)
             loop(weight, update, storing, rounding, stream, _hides(fmt), cells, sums)
         reports.append(_report(fmt, mode, _taken("updates", cells), sums))
-    return UpdateReport.total(reports, fmt, mode)
+    return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
 
 
 _spare = threading.local()  # making a megabyte of zeros, or looking for what is none, costs more than a small array
@@ -498,16 +498,17 @@ class WeightGaps:
                 if _hides(fmt):
                     stored[~np.isfinite(block)] = np.nan
                 kernels.count_weights(stored.astype(np.float32, copy=False), cells, layout)
-            gaps: Counter[Gaps] = Counter()
+            gaps: dict[Gaps, int] = {}
             nonfinite = 0
             for key, n in _taken("weights", cells).items():
                 row, (kind, negative) = key // 8, divmod(key % 8, 2)
                 if row == kernels.WEIGHT_ROWS - 1:
                     nonfinite += n
                 else:
-                    gaps[_gaps(fmt, row - 127, kind, bool(negative))] += n
-            parts.append(cls(fmt, nonfinite, gaps))
-        return cls.total(parts, fmt)
+                    found = _gaps(fmt, row - 127, kind, bool(negative))
+                    gaps[found] = gaps.get(found, 0) + n
+            parts.append(cls(fmt, nonfinite, dict(sorted(gaps.items()))))
+        return parts[0] if len(parts) == 1 else cls.total(parts, fmt)
 
     @property
     def count(self) -> int:

@@ -180,11 +180,12 @@ def scan_frozen(
         if info.skipped:
             skipped.append(info)
             continue
-        gaps = tuple(WeightGaps(fmt) for fmt in asked)
+        gaps: list[WeightGaps] = []
         for chunk in chunks:
-            gaps = tuple(g + WeightGaps.of(chunk, g.format) for g in gaps)
+            found = [WeightGaps.of(chunk, fmt) for fmt in asked]
+            gaps = [a + b for a, b in zip(gaps, found, strict=True)] if gaps else found
             count(chunk.size)
-        tensors.append((info, gaps))
+        tensors.append((info, tuple(gaps or map(WeightGaps, asked))))
     tensors.sort(key=lambda tensor: -tensor[1][0].frozen(sizes[0]).fraction)
     return FrozenScan(tuple(tensors), tuple(skipped), asked, sizes)
 
@@ -227,11 +228,12 @@ def scan_updates(
         if info.skipped:
             skipped.append(info)
             continue
-        reports = [UpdateReport.empty(fmt) for fmt in asked]
+        reports: list[UpdateReport] = []
         for w, u in in_step(chunks, find(info.name)):
-            reports = [report + update_report(w, u, report.format) for report in reports]
+            found = [update_report(w, u, fmt) for fmt in asked]
+            reports = [a + b for a, b in zip(reports, found, strict=True)] if reports else found
             count(w.size)
-        tensors.append((info, tuple(reports)))
+        tensors.append((info, tuple(reports or map(UpdateReport.empty, asked))))
     tensors.sort(key=lambda tensor: -tensor[1][0].lost_of_nonzero)
     return UpdateScan(tuple(tensors), tuple(skipped), asked)
 

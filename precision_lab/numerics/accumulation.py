@@ -60,7 +60,7 @@ _NOTHING = Fraction(0)
 _NEAREST = (RoundingMode.TIES_TO_EVEN, RoundingMode.TIES_TO_AWAY)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class AccumulationTrace:
     """What became of a sum, beside the exact one.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
 
+_SCALARS = {str, int, float, bool, type(None)}
 _NESTED = (dict, list, tuple)
 _dumps = json.JSONEncoder(allow_nan=False).encode
 
@@ -57,7 +58,7 @@ def _text(data: Any, indent: int, depth: int) -> str:
 
 
 def _is_flat(data: Any) -> bool:
-    return type(data) is dict and bool(data) and not any(isinstance(value, _NESTED) for value in data.values())
+    return type(data) is dict and bool(data) and _SCALARS.issuperset(map(type, data.values()))
 
 
 @cache

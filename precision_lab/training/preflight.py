@@ -51,7 +51,7 @@ from precision_lab.analysis.hyperparameters import Finding, HyperparameterAudit,
 from precision_lab.analysis.loss_scaling import NoLossScale, StaticLossScale, TensorPlans, plan_loss_scale, plan_tensors
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.scan import ScanResult, scan
-from precision_lab.analysis.swamping import WeightGaps, update_report
+from precision_lab.analysis.swamping import UpdateReport, WeightGaps, update_report
 from precision_lab.analysis.swamping_scan import CHUNK_BYTES, check_partners, counter, in_step
 from precision_lab.analysis.tensor_files import (
     Chunks,
@@ -560,14 +560,20 @@ class _Sizes:
     def read(
         self, info: TensorInfo, chunks: Chunks, ways: tuple[Way, ...], count: Callable[[int], None]
     ) -> PreflightTensor:
-        histogram = ExponentHistogram.empty()
-        gaps = {way.format: WeightGaps(way.format) for way in ways}
+        histogram: ExponentHistogram | None = None
+        formats = _formats(ways)
+        gaps: dict[FloatFormat, WeightGaps] = {}
         for chunk in chunks:
-            histogram += ExponentHistogram.of(chunk)
-            gaps = {fmt: g + WeightGaps.of(chunk, fmt) for fmt, g in gaps.items()}
+            found = ExponentHistogram.of(chunk)
+            histogram = found if histogram is None else histogram + found
+            more = {fmt: WeightGaps.of(chunk, fmt) for fmt in formats}
+            gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
             count(chunk.size)
+        gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
         return PreflightTensor(
-            info, histogram, _by_way(ways, tuple(self._standstill(gaps[way.format], way) for way in ways))
+            info,
+            histogram or ExponentHistogram.empty(),
+            _by_way(ways, tuple(self._standstill(gaps[way.format], way) for way in ways)),
         )
 
     def _standstill(self, gaps: WeightGaps, way: Way) -> Standstill:
@@ -592,12 +598,13 @@ class _Recorded:
         self, info: TensorInfo, chunks: Chunks, ways: tuple[Way, ...], count: Callable[[int], None]
     ) -> PreflightTensor:
         histogram = ExponentHistogram.empty()
-        found = dict.fromkeys(ways, Standstill())
+        found: dict[Way, Standstill] = {}
         for w, u in in_step(chunks, self.find(info.name)):
             histogram += ExponentHistogram.of(w)
-            found = {way: total + _lost(w, u, way) for way, total in found.items()}
+            lost = _lost(w, u, ways)
+            found = {way: found[way] + lost[way] for way in ways} if found else lost
             count(w.size)
-        return PreflightTensor(info, histogram, _by_way(ways, tuple(found.values())))
+        return PreflightTensor(info, histogram, _by_way(ways, tuple(found.get(way, Standstill()) for way in ways)))
 
 
 @lru_cache(maxsize=1024)
@@ -606,9 +613,28 @@ def _by_way(ways: tuple[Way, ...], found: tuple[Standstill, ...]) -> Mapping[Way
     return dict(zip(ways, found, strict=True))
 
 
-def _lost(w: Any, u: Any, way: Way) -> Standstill:
-    """Count the updates that are not zero, and those of them that are lost for certain or in the worst case."""
-    plain = update_report(w, u, way.format)
+@lru_cache(maxsize=64)
+def _formats(ways: tuple[Way, ...]) -> tuple[FloatFormat, ...]:
+    return tuple(dict.fromkeys(way.format for way in ways))
+
+
+def _lost(w: Any, u: Any, ways: tuple[Way, ...]) -> dict[Way, Standstill]:
+    """Count the updates that are not zero, and those of them that are lost for certain or in the worst case.
+
+    Ways may differ in what they keep, and not in what they lose: that is counted once.
+    """
+    plain = {fmt: update_report(w, u, fmt) for fmt in _formats(ways)}
+    alike: dict[tuple[FloatFormat, float, bool], Standstill] = {}
+    lost = {}
+    for way in ways:
+        key = way.format, way.reach, way.two_words
+        if key not in alike:
+            alike[key] = _lost_by(w, u, way, plain[way.format])
+        lost[way] = alike[key]
+    return lost
+
+
+def _lost_by(w: Any, u: Any, way: Way, plain: UpdateReport) -> Standstill:
     if way.reach == 1:
         return Standstill(plain.nonzero, plain.lost, plain.lost)
     stored = round_to(u, way.format) if way.two_words else np.asarray(u)

@@ -534,15 +534,28 @@ class LossScalePlan:
     @cached_property
     def conversions(self) -> tuple[Conversion, ...]:
         """The counts at each scale from a little below to a little above those that matter, S = 1 among them."""
+        return tuple(map(self._conversion, self._counts))
+
+    @cached_property
+    def _counts(self) -> list[_Counts]:
+        """What `conversions` are made of; of many tensors, they themselves would take too long."""
+        return self.histogram.at_each(self.format, self._scales())
+
+    def _conversion(self, counts: _Counts) -> Conversion:
+        k, *fates = counts
+        h = self.histogram
+        return Conversion(self.format, 2.0**k, h.count, h.zero, h.nonfinite, *fates)
+
+    def _scales(self) -> range:
         if not self.histogram.nonzero:
-            return (self.at(1),)
+            return range(1)
         highest, sufficient = self.largest_safe, self.smallest_sufficient
         marks = [1.0, *(s for s in (highest, self._safe(self.margin), sufficient) if s is not None)]
         if sufficient is not None and sufficient < 1:
             marks.remove(sufficient)  # smaller scales would do, but nobody asks
         low = _LEAST if highest is None else max(log2_of_power_of_two(min(marks)) - 2, _LEAST)
         high = _MOST if sufficient is None else min(log2_of_power_of_two(max(marks)) + 2, _MOST)
-        return tuple(self.at(2.0**k) for k in range(low, high + 1))
+        return range(low, high + 1)
 
     @cached_property
     def best(self) -> Conversion:
@@ -550,7 +563,7 @@ class LossScalePlan:
 
         All elements count the same, as in a step with saturation; a step with an overflow is usually skipped.
         """
-        return min(self.conversions, key=lambda c: (_lost(c), abs(log2_of_power_of_two(c.loss_scale))))
+        return self._conversion(min(self._counts, key=lambda c: (c[1] + c[3], abs(c[0]))))
 
     @cached_property
     def recommended(self) -> Conversion | None:
@@ -561,13 +574,11 @@ class LossScalePlan:
         ever traded for it. None where no scale has the margin.
         """
         highest = self._safe(self.margin)
-        safe = [c for c in self.conversions if highest is not None and c.loss_scale <= highest]
-
-        def badness(c: Conversion) -> tuple[int, int, float]:
-            k = log2_of_power_of_two(c.loss_scale)
-            return c.flushed, c.subnormal, -k if c.subnormal else abs(k)
-
-        return min(safe, key=badness, default=None)
+        most = -math.inf if highest is None else log2_of_power_of_two(highest)
+        safe = [c for c in self._counts if c[0] <= most]
+        # k, flushed, subnormal, overflowed
+        least = min(safe, key=lambda c: (c[1], c[2], -c[0] if c[2] else abs(c[0])), default=None)
+        return None if least is None else self._conversion(least)
 
     @property
     def summary(self) -> str:
@@ -638,15 +649,13 @@ class LossScalePlan:
             "recommended": None if choice is None else choice.loss_scale,
             "summary": self.summary,
             "scales": [
-                {
-                    "loss_scale": c.loss_scale,
-                    "flushed": c.flushed,
-                    "subnormal": c.subnormal,
-                    "overflowed": c.overflowed,
-                }
-                for c in self.conversions
+                {"loss_scale": 2.0**k, "flushed": flushed, "subnormal": subnormal, "overflowed": overflowed}
+                for k, flushed, subnormal, overflowed in self._counts
             ],
         }
+
+
+_Counts: TypeAlias = tuple[int, int, int, int]  # k of the loss scale 2^k, flushed, subnormal, overflowed
 
 
 def _lost(conversion: Conversion) -> int:
@@ -727,7 +736,7 @@ class TensorPlans:
 def plan_tensors(histograms: Iterable[tuple[str, ExponentHistogram]], fmt: object, *, margin: int = 1) -> TensorPlans:
     """Plan one loss scale for named tensors; parameters and errors as `plan_loss_scale`."""
     plans = [(name, plan_loss_scale(histogram, fmt, margin=margin)) for name, histogram in histograms]
-    total = plan_loss_scale(sum((p.histogram for _, p in plans), ExponentHistogram.empty()), fmt, margin=margin)
+    total = plan_loss_scale(ExponentHistogram.total(p.histogram for _, p in plans), fmt, margin=margin)
     scale = (total.recommended or total.best).loss_scale
 
     def badness(named: tuple[str, LossScalePlan]) -> tuple[float, ...]:

@@ -73,7 +73,7 @@ class ScanResult:
     @cached_property
     def total(self) -> ExponentHistogram:
         """The histogram of all elements together."""
-        return sum((tensor.histogram for tensor in self.tensors), ExponentHistogram.empty())
+        return ExponentHistogram.total(tensor.histogram for tensor in self.tensors)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ which a sum is made decides whether it has two digits or none. `WAYS` holds the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ from numpy.typing import ArrayLike
 
 from precision_lab.analysis.plain import finite_or_none, whole
 from precision_lab.analysis.tensor_files import TensorInfo, list_tensors, open_tensors, read_tensors
-from precision_lab.numerics.accumulation import AccumulationTrace, accumulate
+from precision_lab.numerics.accumulation import AccumulationTrace, Terms, accumulate
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
+
+_NONE = np.zeros(0)
+_NONE.flags.writeable = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,10 @@ def sum_every_way(terms: ArrayLike, fmt: object, *, seed: int = 0) -> dict[str, 
         As `accumulate`.
 
     """
+    given = Terms(terms)  # one exact sum for all
     return {
         name: accumulate(
-            terms,
+            given,
             fmt,
             method=way.method,
             mode=way.mode,
@@ -81,7 +85,7 @@ def sum_every_way(terms: ArrayLike, fmt: object, *, seed: int = 0) -> dict[str, 
     }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class SummedTensor:
     """A tensor and what its sum came to.
 
@@ -220,8 +224,9 @@ def sum_tensors(
                 added = terms * terms if squares else terms
             traces = sum_every_way(added, asked, seed=seed)
             # without their partial sums, which of many tensors would fill the memory
-            last = {name: replace(trace, partial_sums=trace.partial_sums[:0].copy()) for name, trace in traces.items()}
-            tensors.append(SummedTensor(info, terms.size, last))
+            for trace in traces.values():  # nobody else has them; `replace` would check and copy a million
+                object.__setattr__(trace, "partial_sums", _NONE)
+            tensors.append(SummedTensor(info, terms.size, traces))
             if progress is not None:
                 progress(len(tensors), everything)
     tensors.sort(key=lambda tensor: -tensor.worst)

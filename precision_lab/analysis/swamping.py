@@ -23,10 +23,12 @@ its values already. Then w + u, with u exactly as given, is rounded once, in the
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -151,16 +153,23 @@ class UpdateReport:
                 f"cannot add a report on {other.format} ({other.mode}) to one on {self.format} ({self.mode}); "
                 "reports of one format and mode add up"
             )
-        merged: dict[str, Any] = {"format": self.format, "mode": self.mode}
-        for f in fields(self)[2:]:
-            a, b = getattr(self, f.name), getattr(other, f.name)
-            if isinstance(a, dict):
-                merged[f.name] = _merged(a, b)
-            elif isinstance(a, tuple):
-                merged[f.name] = tuple(x + y for x, y in zip(a, b, strict=True))
-            else:
-                merged[f.name] = a + b
-        return type(self)(**merged)
+        return self.total((self, other), self.format, self.mode)
+
+    @classmethod
+    def total(cls, reports: Iterable[UpdateReport], fmt: FloatFormat, mode: RoundingMode) -> Self:
+        """Return the sum of any number of reports on one format and mode, which takes less time than one by one."""
+        listed = list(reports)
+        if any((report.format, report.mode) != (fmt, mode) for report in listed):
+            raise ValueError(f"cannot add up reports of which some are not on {fmt} ({mode})")
+        uu, dd, du = (sum(report.sums[i] for report in listed) for i in range(3))
+        return cls(
+            fmt,
+            mode,
+            **{name: sum(getattr(report, name) for report in listed) for name in _COUNTS},
+            ratios=_merged(report.ratios for report in listed),
+            lost_ratios=_merged(report.lost_ratios for report in listed),
+            sums=(uu, dd, du),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; shares and norms that are not numbers become None."""
@@ -264,17 +273,41 @@ def update_report(
     )
     step = _MOST if w.dtype == u.dtype == carrier else _BLOCK  # blocks that have to be converted stay in the caches
     stream = _stream(rng) if mode is RoundingMode.STOCHASTIC else np.zeros(2, np.uint64)
-    report = UpdateReport.empty(fmt, mode)
+    reports = []
     for part in range(0, w.size, _MOST):
-        cells = np.zeros((2048, 4, kernels.LANES), np.uint32)
-        sums = np.zeros((3, 2100, 2), np.int64)
+        cells = _zeros("updates", 2048 * 4 * kernels.LANES, np.uint32)
+        sums = _zeros("sums", (3, 2100, 2), np.int64)
         for start in range(part, min(part + _MOST, w.size), step):
             block = slice(start, min(start + step, part + _MOST))
             weight = converted(as_carrier(w[block], to_odd=True), carrier)
             update = converted(as_carrier(u[block]), carrier)
-            loop(weight, update, storing, rounding, stream, _hides(fmt), cells.reshape(-1), sums)
-        report += _report(fmt, mode, cells.sum(axis=2, dtype=np.int64), sums)
-    return report
+            loop(weight, update, storing, rounding, stream, _hides(fmt), cells, sums)
+        reports.append(_report(fmt, mode, _taken("updates", cells), sums))
+    return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
+
+
+_spare = threading.local()  # making a megabyte of zeros, or looking for what is none, costs more than a small array
+
+
+def _zeros(name: str, shape: int | tuple[int, ...], dtype: type) -> Array:
+    """Return zeros, those that were given back to `_spare` if there are any: nobody else has them meanwhile."""
+    found: Array | None = vars(_spare).pop(name, None)
+    return np.zeros(shape, dtype) if found is None else found
+
+
+def _taken(name: str, cells: NDArray[np.uint32]) -> dict[int, int]:
+    """Return how often each key was counted, LANES cells a key, in their order, and give the cells back as zeros."""
+    kernels = load_kernels()
+
+    pairs = cells.view(np.uint64)  # half as many
+    touched = np.flatnonzero(pairs != 0)
+    counts = (pairs[touched] >> np.uint64(32)) + (pairs[touched] & np.uint64(0xFFFFFFFF))
+    found: dict[int, int] = {}
+    for key, n in zip((touched // (kernels.LANES // 2)).tolist(), counts.tolist(), strict=True):
+        found[key] = found.get(key, 0) + n
+    pairs[touched] = 0
+    setattr(_spare, name, cells)
+    return found
 
 
 def _hides(fmt: FloatFormat) -> bool:
@@ -282,35 +315,37 @@ def _hides(fmt: FloatFormat) -> bool:
     return not fmt.has_nan
 
 
-def _report(fmt: FloatFormat, mode: RoundingMode, table: NDArray[np.int64], sums: NDArray[np.int64]) -> UpdateReport:
-    """Read what the loop counted, rows by columns, and what it summed, halves of integers by unit."""
+def _report(fmt: FloatFormat, mode: RoundingMode, counted: dict[int, int], sums: NDArray[np.int64]) -> UpdateReport:
+    """Read what the loop counted, by 4 * row + column, and what it summed, halves of integers by unit."""
     kernels = load_kernels()
 
-    rows = table.sum(axis=1)
-    special = [kernels.ZERO_UPDATE, kernels.NONFINITE]
-    finite = np.delete(table, special, axis=0).sum(axis=0)
-    first = kernels.ZERO_WEIGHT + 1
+    rows: dict[int, int] = {}
+    columns = [0, 0, 0]
+    lost: dict[int, int] = {}
+    for key, n in counted.items():
+        row, column = divmod(key, 4)
+        rows[row] = rows.get(row, 0) + n
+        if row not in (kernels.ZERO_UPDATE, kernels.NONFINITE):
+            columns[column] += n
+        if row > kernels.ZERO_WEIGHT and column == kernels.LOST:
+            lost[row - kernels.RATIO_OFFSET] = n
 
-    def ratios(counts: NDArray[np.int64]) -> dict[int, int]:
-        found = np.flatnonzero(counts[first:]) + first
-        return dict(zip((found - kernels.RATIO_OFFSET).tolist(), counts[found].tolist(), strict=True))
-
-    units = [np.flatnonzero(part.any(axis=1)).tolist() for part in sums]
-    exact = [
-        sum((int(part[i, 0]) * 2**32 + int(part[i, 1])) << i for i in used)
-        for part, used in zip(sums, units, strict=True)
-    ]
+    exact = [0, 0, 0]
+    for i, unit, half in np.argwhere(sums != 0).tolist():
+        exact[i] += int(sums[i, unit, half]) << unit + (0 if half else 32)
+        sums[i, unit, half] = 0
+    _spare.sums = sums
     return UpdateReport(
         fmt,
         mode,
-        count=int(rows.sum()),
-        nonzero=int(finite.sum()),
-        lost=int(finite[kernels.LOST]),
-        overflowed=int(finite[kernels.OVERFLOWED]),
-        nonfinite=int(rows[kernels.NONFINITE]),
-        zero_weights=int(rows[kernels.ZERO_WEIGHT]),
-        ratios=ratios(rows),
-        lost_ratios=ratios(table[:, kernels.LOST]),
+        count=sum(rows.values()),
+        nonzero=sum(columns),
+        lost=columns[kernels.LOST],
+        overflowed=columns[kernels.OVERFLOWED],
+        nonfinite=rows.get(kernels.NONFINITE, 0),
+        zero_weights=rows.get(kernels.ZERO_WEIGHT, 0),
+        ratios={row - kernels.RATIO_OFFSET: n for row, n in rows.items() if row > kernels.ZERO_WEIGHT},
+        lost_ratios=lost,
         sums=(exact[0], exact[1], exact[2]),
     )
 
@@ -333,8 +368,12 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _merged(a: dict[Any, int], b: dict[Any, int]) -> dict[Any, int]:
-    return dict(sorted((Counter(a) + Counter(b)).items()))
+def _merged(counts: Iterable[dict[Any, int]]) -> dict[Any, int]:
+    total: Counter[Any] = Counter()
+    for some in counts:
+        if some:
+            total.update(some)
+    return {key: total[key] for key in sorted(total) if total[key] > 0}
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -449,23 +488,27 @@ class WeightGaps:
         carrier = as_carrier(w[:0]).dtype
         store, constants = compiled_rounding(fmt, RoundingMode.TIES_TO_EVEN, carrier)
         buffer = np.empty(min(_BLOCK, w.size), carrier)
-        result = cls(fmt)
+        parts = []
         for part in range(0, w.size, _MOST):
-            cells = np.zeros((kernels.WEIGHT_ROWS, kernels.WEIGHT_CLASSES, 2, kernels.LANES), np.uint32)
+            cells = _zeros("weights", kernels.WEIGHT_ROWS * kernels.WEIGHT_CLASSES * 2 * kernels.LANES, np.uint32)
             for start in range(part, min(part + _MOST, w.size), _BLOCK):
                 block = as_carrier(w[start : min(start + _BLOCK, part + _MOST)], to_odd=True)
                 stored = buffer[: block.size]
                 store(block, stored, constants)
                 if _hides(fmt):
                     stored[~np.isfinite(block)] = np.nan
-                kernels.count_weights(stored.astype(np.float32, copy=False), cells.reshape(-1), layout)
-            rows = np.flatnonzero(cells[:-1].any(axis=(1, 2, 3)))  # of a small array few are touched
-            table = cells[rows].sum(axis=3, dtype=np.int64)
-            gaps: Counter[Gaps] = Counter()
-            for i, kind, negative in np.argwhere(table).tolist():
-                gaps[_gaps(fmt, int(rows[i]) - 127, kind, bool(negative))] += int(table[i, kind, negative])
-            result += cls(fmt, int(cells[-1].sum(dtype=np.int64)), dict(sorted(gaps.items())))
-        return result
+                kernels.count_weights(stored.astype(np.float32, copy=False), cells, layout)
+            gaps: dict[Gaps, int] = {}
+            nonfinite = 0
+            for key, n in _taken("weights", cells).items():
+                row, (kind, negative) = key // 8, divmod(key % 8, 2)
+                if row == kernels.WEIGHT_ROWS - 1:
+                    nonfinite += n
+                else:
+                    found = _gaps(fmt, row - 127, kind, bool(negative))
+                    gaps[found] = gaps.get(found, 0) + n
+            parts.append(cls(fmt, nonfinite, dict(sorted(gaps.items()))))
+        return parts[0] if len(parts) == 1 else cls.total(parts, fmt)
 
     @property
     def count(self) -> int:
@@ -478,7 +521,15 @@ class WeightGaps:
             return NotImplemented
         if self.format != other.format:
             raise ValueError(f"cannot add gaps of {other.format} to those of {self.format}")
-        return type(self)(self.format, self.nonfinite + other.nonfinite, _merged(self.gaps, other.gaps))
+        return self.total((self, other), self.format)
+
+    @classmethod
+    def total(cls, counted: Iterable[WeightGaps], fmt: FloatFormat) -> Self:
+        """Return the sum of any number of counts for one format, which takes less time than to add one by one."""
+        listed = list(counted)
+        if any(some.format != fmt for some in listed):
+            raise ValueError(f"cannot add up gaps of which some are not those of {fmt}")
+        return cls(fmt, sum(some.nonfinite for some in listed), _merged(some.gaps for some in listed))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: of each kind of gap its four answers (infinity is None) and how many there are."""
@@ -509,7 +560,8 @@ class WeightGaps:
             It is negative, infinite or NaN, no number, or an integer that is no float64.
 
         """
-        size = float(as_carrier(update_size)) if is_number(update_size) else math.nan
+        require_gradual_underflow()
+        size = update_size if type(update_size) is float else _size(update_size)
         if not 0 <= size < math.inf:
             raise ValueError(f"an update size is a finite number that is not negative, got {update_size!r}")
         up = down = both = 0
@@ -522,6 +574,11 @@ class WeightGaps:
         return Frozen(size, self.count, up, down, both)
 
 
+def _size(value: Any) -> float:
+    return float(as_carrier(value)) if is_number(value) else math.nan
+
+
+@lru_cache(maxsize=1 << 14)
 def _gaps(fmt: FloatFormat, exponent: int, kind: int, negative: bool) -> Gaps:
     """Return the gaps of a class of weights: see `count_weights` in kernels.py."""
     power, odd, largest = kind == 0, kind == 2, kind == 3

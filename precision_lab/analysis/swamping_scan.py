@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ from precision_lab.analysis.tensor_files import (
     read_tensors,
 )
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.rounding import RoundingMode
 from precision_lab.support.text import shown
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -51,10 +53,10 @@ class FrozenScan:
     formats: tuple[FloatFormat, ...]
     update_sizes: tuple[float, ...]
 
-    @property
+    @cached_property
     def total(self) -> tuple[WeightGaps, ...]:
         """The gaps of all weights together, in each format."""
-        return tuple(sum((gaps[i] for _, gaps in self.tensors), WeightGaps(fmt)) for i, fmt in enumerate(self.formats))
+        return tuple(WeightGaps.total((gaps[i] for _, gaps in self.tensors), fmt) for i, fmt in enumerate(self.formats))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: ``tensors``, worst first, ``total`` and ``skipped``."""
@@ -98,11 +100,11 @@ class UpdateScan:
     skipped: tuple[TensorInfo, ...]
     formats: tuple[FloatFormat, ...]
 
-    @property
+    @cached_property
     def total(self) -> tuple[UpdateReport, ...]:
         """The report on all updates together, for each format."""
         return tuple(
-            sum((reports[i] for _, reports in self.tensors), UpdateReport.empty(fmt))
+            UpdateReport.total((reports[i] for _, reports in self.tensors), fmt, RoundingMode.TIES_TO_EVEN)
             for i, fmt in enumerate(self.formats)
         )
 
@@ -178,11 +180,12 @@ def scan_frozen(
         if info.skipped:
             skipped.append(info)
             continue
-        gaps = [WeightGaps(fmt) for fmt in asked]
+        gaps: list[WeightGaps] = []
         for chunk in chunks:
-            gaps = [g + WeightGaps.of(chunk, g.format) for g in gaps]
+            found = [WeightGaps.of(chunk, fmt) for fmt in asked]
+            gaps = [a + b for a, b in zip(gaps, found, strict=True)] if gaps else found
             count(chunk.size)
-        tensors.append((info, tuple(gaps)))
+        tensors.append((info, tuple(gaps or map(WeightGaps, asked))))
     tensors.sort(key=lambda tensor: -tensor[1][0].frozen(sizes[0]).fraction)
     return FrozenScan(tuple(tensors), tuple(skipped), asked, sizes)
 
@@ -225,11 +228,12 @@ def scan_updates(
         if info.skipped:
             skipped.append(info)
             continue
-        reports = [UpdateReport.empty(fmt) for fmt in asked]
+        reports: list[UpdateReport] = []
         for w, u in in_step(chunks, find(info.name)):
-            reports = [report + update_report(w, u, report.format) for report in reports]
+            found = [update_report(w, u, fmt) for fmt in asked]
+            reports = [a + b for a, b in zip(reports, found, strict=True)] if reports else found
             count(w.size)
-        tensors.append((info, tuple(reports)))
+        tensors.append((info, tuple(reports or map(UpdateReport.empty, asked))))
     tensors.sort(key=lambda tensor: -tensor[1][0].lost_of_nonzero)
     return UpdateScan(tuple(tensors), tuple(skipped), asked)
 

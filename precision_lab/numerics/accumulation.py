@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -56,10 +56,11 @@ Array: TypeAlias = NDArray[Any]
 METHODS = ("sequential", "pairwise", "blocked", "kahan", "neumaier")
 """The orders in which `accumulate` adds."""
 
+_NOTHING = Fraction(0)
 _NEAREST = (RoundingMode.TIES_TO_EVEN, RoundingMode.TIES_TO_AWAY)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class AccumulationTrace:
     """What became of a sum, beside the exact one.
 
@@ -123,10 +124,10 @@ class AccumulationTrace:
         """`absolute_error` / abs(exact sum): 0 for 0/0, infinite for another error of a sum that is exactly 0."""
         if self.exact is None or not math.isfinite(self.result):
             return self.absolute_error
-        error = abs(Fraction(self.result) - self.exact)
         if not self.exact:
-            return math.inf if error else 0.0
-        return _to_float(error / abs(self.exact))
+            return math.inf if self.result else 0.0
+        (a, b), (c, d) = self.result.as_integer_ratio(), self.exact.as_integer_ratio()
+        return _to_float(abs(a * d - c * b), b * abs(c))  # in integers: nothing is reduced to lowest terms
 
     @property
     def unit_roundoff(self) -> float:
@@ -197,10 +198,11 @@ class AccumulationTrace:
         return _to_float(bound)
 
 
-def _to_float(x: Fraction) -> float:
+def _to_float(x: Fraction | int, divisor: int = 1) -> float:
+    """Return x / divisor rounded once; the divisor of an integer is positive, a Fraction has none."""
     require_gradual_underflow()  # a trace may be looked at under another environment than it was made in
     try:
-        return float(x)
+        return x / divisor if isinstance(x, int) else float(x)
     except OverflowError:
         return math.inf if x > 0 else -math.inf
 
@@ -228,15 +230,37 @@ def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
 
     cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
     kernels.sum_exactly(terms, cells)
-    positive, negative = (
+    sums = [0, 0]
+    for sign, field, half in np.argwhere(cells != 0).tolist():
         # field f means 2^(f - 1075) times the significand as an integer, 0 what 1 does
-        sum(
-            ((int(of_sign[field, 0]) << 26) + int(of_sign[field, 1])) << max(field - 1, 0)
-            for field in np.flatnonzero(of_sign.any(axis=1)).tolist()
-        )
-        for of_sign in cells
-    )
+        sums[sign] += int(cells[sign, field, half]) << max(field - 1, 0) + (0 if half else 26)
+    positive, negative = sums
     return Fraction(positive - negative, 1 << 1074), Fraction(positive + negative, 1 << 1074)
+
+
+class Terms:
+    """What is added, and what is known about it in whatever way it is added: for callers that add it in several."""
+
+    def __init__(self, terms: ArrayLike) -> None:
+        array = as_carrier(terms)
+        if array.ndim != 1:
+            raise ValueError(f"terms must have one dimension, got {array.ndim}")
+        self.array = converted(array, np.float64)
+        self._known: dict[FloatFormat, tuple[bool, bool]] = {}
+
+    @cached_property
+    def sums(self) -> tuple[Fraction, Fraction] | tuple[None, None]:
+        """The exact sum and that of the magnitudes; None where a term is infinite or NaN."""
+        return _exact_sums(self.array) if np.isfinite(self.array).all() else (None, None)
+
+    def known(self, fmt: FloatFormat) -> tuple[bool, bool]:
+        """Return whether the first term is a value of the format, and all are multiples of its smallest subnormal."""
+        if fmt not in self._known:
+            first = self.array.size > 0 and bool(is_representable(self.array[:1], fmt)[0])
+            with np.errstate(over="ignore", invalid="ignore"):
+                in_units = self.array / fmt.smallest_subnormal  # exact, or so large that it is an integer anyway
+            self._known[fmt] = first, bool((in_units == np.floor(in_units)).all())
+        return self._known[fmt]
 
 
 @lru_cache(maxsize=256)
@@ -260,7 +284,7 @@ def _depth(count: int) -> int:
 
 
 def accumulate(
-    terms: ArrayLike,
+    terms: ArrayLike | Terms,
     fmt: object,
     *,
     method: str = "sequential",
@@ -274,8 +298,8 @@ def accumulate(
     Parameters
     ----------
     terms : array_like
-        One-dimensional; float32, float64 and what `round_to` takes. They are not rounded first: give
-        ``round_to(terms, fmt)`` for the sum of stored numbers. None at all sum to 0.
+        One-dimensional; float32, float64 and what `round_to` takes; or `Terms` of them. They are not rounded first:
+        give ``round_to(terms, fmt)`` for the sum of stored numbers. None at all sum to 0.
     fmt : str, dtype or FloatFormat
         The format of the result, see `get_format`.
     method : str
@@ -319,10 +343,8 @@ def accumulate(
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     if not is_integer(block) or block < 1:
         raise ValueError(f"block must be an integer of at least 1, got {block!r}")
-    array = as_carrier(terms)
-    if array.ndim != 1:
-        raise ValueError(f"terms must have one dimension, got {array.ndim}")
-    array = converted(array, np.float64)
+    given = terms if isinstance(terms, Terms) else Terms(terms)
+    array = given.array
     n = array.size
     blocks = -(-n // block)
     steps = {"pairwise": max(n - 1, 1), "blocked": n + blocks, "kahan": 4 * n, "neumaier": 4 * n + 1}.get(method, n)
@@ -355,11 +377,8 @@ def accumulate(
     if wide != fmt:
         kernels.round_values(result, _constants(fmt, rounding_mode), numbers[steps:])
 
-    finite = bool(np.isfinite(array).all())
-    is_given = 1 if n and bool(is_representable(array[:1], wide)[0]) else 0
-    exact, magnitudes = _exact_sums(array) if finite else (None, None)
-    with np.errstate(over="ignore", invalid="ignore"):
-        in_units = array / wide.smallest_subnormal  # exact, or so large that it is an integer anyway
+    exact, magnitudes = given.sums
+    is_given, in_units = given.known(wide)
     return AccumulationTrace(
         method=method,
         mode=rounding_mode.value,
@@ -375,7 +394,7 @@ def accumulate(
             "pairwise": max(_depth(n), 1 - is_given) if n else 0,
             "blocked": min(block, n) + blocks,
         }.get(method, n - is_given),
-        underflow=Fraction(0) if (in_units == np.floor(in_units)).all() else steps * Fraction(wide.smallest_subnormal),
+        underflow=_NOTHING if in_units else steps * Fraction(wide.smallest_subnormal),
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
 
+_SCALARS = {str, int, float, bool, type(None)}
+_NESTED = (dict, list, tuple)
 _dumps = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -35,11 +37,15 @@ def json_pieces(data: Any, indent: int = 1, depth: int = 0) -> Iterator[str]:
 
 
 def _text(data: Any, indent: int, depth: int) -> str:
-    if not isinstance(data, dict | list | tuple) or not data:
+    if not isinstance(data, _NESTED) or not data:
         return _dumps(data)
     inner, outer = _breaks(indent, depth)
     named = isinstance(data, dict)
-    if any(isinstance(value, dict | list | tuple) for value in (data.values() if isinstance(data, dict) else data)):
+    if not named and all(map(_is_flat, data)):  # all at once: there are no line breaks within text
+        deeper, _ = _breaks(indent, depth + 1)
+        text = _flat(deeper)(data)[2:-2].replace(f"}},{deeper}{{", f"{inner}}},{inner}{{{deeper}")
+        return f"[{inner}{{{deeper}{text}{inner}}}{outer}]"
+    if any(isinstance(value, _NESTED) for value in (data.values() if isinstance(data, dict) else data)):
         parts = (
             [_key(key) + _text(value, indent, depth + 1) for key, value in data.items()]
             if isinstance(data, dict)
@@ -49,6 +55,10 @@ def _text(data: Any, indent: int, depth: int) -> str:
     else:
         text = _flat(inner)(data)[1:-1]
     return f"{'{' if named else '['}{inner}{text}{outer}{'}' if named else ']'}"
+
+
+def _is_flat(data: Any) -> bool:
+    return type(data) is dict and bool(data) and _SCALARS.issuperset(map(type, data.values()))
 
 
 @cache

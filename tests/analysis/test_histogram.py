@@ -888,3 +888,5 @@ def test_a_conversion_has_the_counts_of_each_question(name: str) -> None:
         )
         assert min(counts) >= 0
         assert fmt.mantissa_bits or c.subnormal == 0
+        (at_once,) = histogram.at_each(fmt, range(int(np.log2(scale)), int(np.log2(scale)) + 1))
+        assert at_once == (int(np.log2(scale)), *counts)

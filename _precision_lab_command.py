@@ -5,13 +5,14 @@ It stands beside the package because importing the package takes as long as it t
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DIFFERS = 1
 """`verify` found something that is not as it should be."""
@@ -34,18 +35,45 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
+def _again(lost: Any) -> None:
+    """Send a signal once more whose exception Python had to drop: one that came within a destructor or a callback.
+
+    Imports have many callbacks, and the command would go on as if nobody had asked it to end.
+    """
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    number = signal.SIGINT
+    if isinstance(lost.exc_value, Terminated):
+        number = signal.SIGTERM
+        signal.signal(number, _terminate)
+    main_thread = threading.get_ident()  # only there are signals answered
+
+    def send() -> None:
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main_thread, number)
+        else:
+            _thread.interrupt_main(number)
+
+    timer = threading.Timer(0.02, send)  # by then the destructor has ended; if not, once more
+    timer.daemon = True
+    timer.start()
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` where SIGTERM would end the process, as long as the block runs."""
+    """Raise `Terminated` where SIGTERM would end the process, and lose no Ctrl-C, as long as the block runs."""
     answer = signal.getsignal(signal.SIGTERM)
     # somebody ignores it, or answers it already; and threads cannot
     if answer is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGTERM, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, answer)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -126,6 +127,30 @@ def test_sigterm_within_the_process() -> None:
     with pytest.raises(_precision_lab_command.Terminated), _precision_lab_command.terminable():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_within_a_destructor_is_not_lost(how: signal.Signals) -> None:
+    """Python can raise nothing there; without more ado nobody would hear of it."""
+
+    class Dies:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), how)
+            sum(range(100))  # here it is answered
+
+    def dies() -> None:
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with _precision_lab_command.terminable():
+                Dies()
+                threading.Event().wait(30)
+                pytest.fail("it was lost")
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        dies()
+    assert isinstance(caught.value, _precision_lab_command.Terminated) == (how is signal.SIGTERM)
 
 
 def test_the_command_runs_in_a_thread_too(command_line: CommandLine) -> None:

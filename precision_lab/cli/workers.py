@@ -74,6 +74,7 @@ def workers(
             for _ in range(count):
                 executor.submit(int)
         yield executor
+        executor.shutdown()  # waits for those that still begin, where there was nothing to do for them
     except BaseException:
         # the executor's thread may stumble over futures that are cancelled while its processes end, and would say so
         hook, threading.excepthook = threading.excepthook, lambda _: None
@@ -85,7 +86,6 @@ def workers(
         executor.shutdown(cancel_futures=True)
         threading.excepthook = hook
         raise
-    executor.shutdown()
 
 
 workers_option = click.option("--workers", "processes", type=int, metavar="N", help="Processes; default: one.")

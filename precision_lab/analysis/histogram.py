@@ -364,9 +364,10 @@ class ExponentHistogram:
 @cache
 def _places(fmt: FloatFormat) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Return below which places elements are flushed, are not normal, stay finite."""
+    flush = place_of(fmt.flush_threshold, inclusive=True)
     return (
-        place_of(fmt.flush_threshold, inclusive=True),
-        place_of(fmt.subnormal_threshold, inclusive=False),
+        flush,
+        place_of(fmt.subnormal_threshold, inclusive=False) if fmt.mantissa_bits else flush,  # else none is subnormal
         place_of(fmt.overflow_threshold, inclusive=not fmt.overflow_inclusive),
     )
 

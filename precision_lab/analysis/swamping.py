@@ -51,6 +51,7 @@ from precision_lab.numerics.rounding import (
 Array: TypeAlias = NDArray[Any]
 
 _BLOCK = 1 << 15  # elements that stay in the second-level cache with all that is made from them
+_UNITS = 2**1074  # of the sums, in 1
 _MOST = 1 << 31  # elements counted in 32-bit cells
 
 
@@ -282,7 +283,7 @@ def update_report(
             weight = converted(as_carrier(w[block], to_odd=True), carrier)
             update = converted(as_carrier(u[block]), carrier)
             loop(weight, update, storing, rounding, stream, _hides(fmt), cells, sums)
-        reports.append(_report(fmt, mode, _taken("updates", cells), sums))
+        reports.append(_report(fmt, mode, _taken("updates", cells, w.size), sums))
     return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
 
 
@@ -295,17 +296,17 @@ def _zeros(name: str, shape: int | tuple[int, ...], dtype: type) -> Array:
     return np.zeros(shape, dtype) if found is None else found
 
 
-def _taken(name: str, cells: NDArray[np.uint32]) -> dict[int, int]:
+def _taken(name: str, cells: NDArray[np.uint32], size: int) -> dict[int, int]:
     """Return how often each key was counted, LANES cells a key, in their order, and give the cells back as zeros."""
     kernels = load_kernels()
 
-    pairs = cells.view(np.uint64)  # half as many
-    touched = np.flatnonzero(pairs != 0)
-    counts = (pairs[touched] >> np.uint64(32)) + (pairs[touched] & np.uint64(0xFFFFFFFF))
+    lanes = kernels.LANES if size >= kernels.LANES else 1  # fewer elements are all counted in the first one
+    looked = cells if lanes > 1 else cells[:: kernels.LANES]
+    touched = np.flatnonzero(looked != 0)
     found: dict[int, int] = {}
-    for key, n in zip((touched // (kernels.LANES // 2)).tolist(), counts.tolist(), strict=True):
+    for key, n in zip((touched // lanes).tolist(), looked[touched].tolist(), strict=True):
         found[key] = found.get(key, 0) + n
-    pairs[touched] = 0
+    looked[touched] = 0
     setattr(_spare, name, cells)
     return found
 
@@ -353,7 +354,7 @@ def _report(fmt: FloatFormat, mode: RoundingMode, counted: dict[int, int], sums:
 def _in_units(value: int) -> float:
     """Return an integer times 2^-1074, rounded once."""
     require_gradual_underflow()
-    return _quotient(value, 2**1074)
+    return _quotient(value, _UNITS)
 
 
 def _quotient(a: int, b: int) -> float:
@@ -482,9 +483,7 @@ class WeightGaps:
 
         fmt = get_format(fmt)
         w = np.ascontiguousarray(as_array(weights, to_odd=True)).reshape(-1)
-        largest = fmt.max if fmt.saturates else math.inf
-        layout = np.array([fmt.smallest_normal, 0, largest], np.float32).view(np.uint32)
-        layout[1] = 1 << (23 - fmt.mantissa_bits)
+        layout = _layout(fmt)
         carrier = as_carrier(w[:0]).dtype
         store, constants = compiled_rounding(fmt, RoundingMode.TIES_TO_EVEN, carrier)
         buffer = np.empty(min(_BLOCK, w.size), carrier)
@@ -500,7 +499,7 @@ class WeightGaps:
                 kernels.count_weights(stored.astype(np.float32, copy=False), cells, layout)
             gaps: dict[Gaps, int] = {}
             nonfinite = 0
-            for key, n in _taken("weights", cells).items():
+            for key, n in _taken("weights", cells, w.size).items():
                 row, (kind, negative) = key // 8, divmod(key % 8, 2)
                 if row == kernels.WEIGHT_ROWS - 1:
                     nonfinite += n
@@ -576,6 +575,15 @@ class WeightGaps:
 
 def _size(value: Any) -> float:
     return float(as_carrier(value)) if is_number(value) else math.nan
+
+
+@lru_cache(maxsize=256)
+def _layout(fmt: FloatFormat) -> NDArray[np.uint32]:
+    """Return the constants of `count_weights`."""
+    largest = fmt.max if fmt.saturates else math.inf
+    layout = np.array([fmt.smallest_normal, 0, largest], np.float32).view(np.uint32)
+    layout[1] = 1 << (23 - fmt.mantissa_bits)
+    return layout
 
 
 @lru_cache(maxsize=1 << 14)

@@ -56,6 +56,7 @@ Array: TypeAlias = NDArray[Any]
 METHODS = ("sequential", "pairwise", "blocked", "kahan", "neumaier")
 """The orders in which `accumulate` adds."""
 
+_FEW = 32  # terms that are added before the cells of many are made
 _NOTHING = Fraction(0)
 _NEAREST = (RoundingMode.TIES_TO_EVEN, RoundingMode.TIES_TO_AWAY)
 
@@ -228,6 +229,10 @@ def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     """Return the exact sum of finite doubles and that of their magnitudes."""
     kernels = load_kernels()
 
+    if terms.size < _FEW:
+        ratios = [t.as_integer_ratio() for t in terms.tolist()]
+        units = [a << 1075 - b.bit_length() for a, b in ratios]  # of 2^-1074, b being a power of two
+        return Fraction(sum(units), 1 << 1074), Fraction(sum(map(abs, units)), 1 << 1074)
     cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
     kernels.sum_exactly(terms, cells)
     sums = [0, 0]

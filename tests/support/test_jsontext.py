@@ -28,6 +28,13 @@ def test_the_text_is_that_of_json_dumps(data: Any, indent: int) -> None:
     assert "".join(json_pieces(data, indent)) == json.dumps(data, indent=indent, allow_nan=False)
 
 
+@pytest.mark.parametrize("indent", [1, 3])
+def test_text_that_looks_like_what_is_between_entries(indent: int) -> None:
+    hostile = ["},\n  {", "},{", "}", "{", ",\n", '"}, {"', "\\"]
+    data = {"rows": [{text: text, "n": i} for i, text in enumerate(hostile)], "one": [{"a": 1}], "none": [{}, {"a": 1}]}
+    assert "".join(json_pieces(data, indent)) == json.dumps(data, indent=indent)
+
+
 def test_iterators_are_written_an_entry_at_a_time() -> None:
     asked = []
 

@@ -10,8 +10,9 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -121,21 +122,18 @@ def write_scan_page(result: ScanResult, path: str | os.PathLike[str]) -> None:
     formats = menu(result.formats)
     cuts = cuts_of(formats)
     labels = [shown(label) for label in result.labels]
-    groups = [
-        {"label": label, "histogram": histogram_data(tensor.histogram, cuts)}
-        for label, tensor in zip(labels, result.tensors, strict=True)
-    ]
     total = result.total
-    groups.append({"label": "All tensors together", "histogram": histogram_data(total, cuts)})
+    histograms = (tensor.histogram for tensor in result.tensors)
+    groups = zip([*labels, "All tensors together"], chain(histograms, [total]), strict=True)
     data = {
         "formats": [format_data(fmt, cuts) for fmt in formats],
-        "groups": groups,
-        "chosen": len(groups) - 1,
+        "groups": ({"label": label, "histogram": histogram_data(counts, cuts)} for label, counts in groups),
+        "chosen": len(labels),
         "k": log2_of_power_of_two(result.loss_scale),
-        "tensors": [
+        "tensors": (
             {"label": label, "dtype": tensor.info.dtype, "shape": "×".join(map(str, tensor.info.shape)) or "scalar"}
             for label, tensor in zip(labels, result.tensors, strict=True)
-        ],
+        ),
     }
     files = list(dict.fromkeys(tensor.info.file.name for tensor in result.tensors))
     heading = shown(files[0]) if len(files) == 1 else f"the tensors of {len(files)} files"
@@ -158,9 +156,22 @@ def svg_source(svg: str) -> str:
 
 
 def embed(data: Any) -> Markup:
-    """Return JSON that can stand in a script element: nothing in it ends the element, or starts another."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # plain ASCII, so U+2028 and the like are escaped
+    """Return JSON that can stand in a script element: nothing in it ends the element, or starts another.
+
+    Iterators may be values of a dictionary: of a long list, only the text is there as a whole.
+    """
+    if isinstance(data, dict):
+        text = "{" + ",".join(f"{_encode(key)}:{_array(value)}" for key, value in data.items()) + "}"
+    else:
+        text = _encode(data)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # ASCII: U+2028 and the like are escaped
+
+
+def _array(value: Any) -> str:
+    return f"[{','.join(map(_encode, value))}]" if isinstance(value, Iterator) else _encode(value)
 
 
 @cache

@@ -646,4 +646,5 @@ def test_results_are_frozen() -> None:
         result.steps = 3  # type: ignore[misc]
     with pytest.raises(AttributeError):
         result.findings[0].stored = 3  # type: ignore[misc]
-    assert result == audit(get_format("bf16"), optimizer="adamw", lr=np.float64(1e-3), steps=np.int64(10_000))  # type: ignore[arg-type]
+    same = audit(get_format("bf16"), optimizer="adamw", lr=np.float64(1e-3), steps=np.int64(10_000))  # type: ignore[arg-type]
+    assert result.to_dict() == same.to_dict()  # where there is a NaN, Python 3.13 calls no two results equal

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -311,9 +312,10 @@ def _broken(case: Case, folder: Path) -> Iterator[str]:
 
 def warm_up(doors: bool = True) -> None:
     """Import everything and load the compiled loops, once, so that a fork has them."""
-    import torch
+    if find_spec("torch"):  # the controls need none
+        import torch
 
-    torch.set_num_threads(1)  # threads do not outlive a fork
+        torch.set_num_threads(1)  # threads do not outlive a fork
     path = list(sys.path)
     if doors:
         for kind in KINDS:

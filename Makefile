@@ -6,7 +6,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
-ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint or fuzz
+ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint or fuzz or mutants
 TESTS := -n 2 --dist loadfile -m "not exhaustive and not machines and not kills and not ($(ELSEWHERE))"
 # of `make test-pythons`
 PYTHONS := python3.11 python3.12 python3.13

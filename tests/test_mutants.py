@@ -65,6 +65,7 @@ def score(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.mutants
 def test_what_is_killed_what_survives_and_what_hangs(toy: Path) -> None:
     done = score(toy)
     assert done.returncode == 1, done.stderr  # some survive that are not explained

@@ -73,6 +73,7 @@ def objections() -> dict[str, list[str]]:
 
 
 @linux
+@pytest.mark.fuzz
 @pytest.mark.parametrize("control", CONTROLS)
 def test_the_harness_objects(objections: dict[str, list[str]], control: str) -> None:
     _, expected = CONTROLS[control]

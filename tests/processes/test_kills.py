@@ -174,7 +174,7 @@ def folders(tmp_path: Path, *makers: Callable[[Path], Work]) -> list[Work]:
 
 
 def test_a_few_kills(tmp_path: Path) -> None:
-    attack(folders(tmp_path, scan, train), 6, seed=1)
+    attack(folders(tmp_path, scan, train), 4, seed=1)
 
 
 @pytest.mark.kills

@@ -11,7 +11,7 @@ TESTS := -n 2 --dist loadfile -m "not exhaustive and not machines and not kills 
 # of `make test-pythons`
 PYTHONS := python3.11 python3.12 python3.13
 # what the tests of `make test` import
-TESTED := '.[testing]' pytest pytest-xdist safetensors scikit-learn
+TESTED := '.[testing]' pytest pytest-xdist safetensors scikit-learn setuptools
 # what `make test-aarch64` runs there and here
 ON_AARCH64 := -m tests.machines.digests --workers 0 --alone
 

@@ -12,7 +12,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-TESTED = ("hypothesis", "pytest", "pytest-xdist", "safetensors", "scikit-learn", "setuptools")  # as the Makefile installs
+TESTED = ("hypothesis", "pytest", "pytest-xdist", "safetensors", "scikit-learn", "setuptools")  # as in the Makefile
 INDIRECT = ("pyparsing",)
 SYSTEMS = [
     *[("Linux", "linux", machine) for machine in ("x86_64", "aarch64")],

@@ -16,7 +16,6 @@ These 27 classes a binade answer every registered format and every power-of-two 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -26,6 +25,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from precision_lab.analysis.spare import give_back, take_zeros
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import is_integer, is_number
@@ -42,7 +42,6 @@ _FIRST_CLASS: dict[Fraction, int] = {Fraction(0): 0, Fraction(1, 2): 2, Fraction
 _CLASS_AFTER: dict[Fraction, int] = {Fraction(0): 1, Fraction(13, 16): 4}
 
 _MOST = 2**31  # elements counted at a time: the compiled loop has 32-bit cells
-_spare = threading.local()  # cells of zeros: making a megabyte of them costs more than counting a small array
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,7 @@ class ExponentHistogram:
         wide = array.dtype.itemsize == 8
         uint, bias = (np.uint64, 1023) if wide else (np.uint32, 127)
         rows = 2 * bias + 2 + kernels.ROW_OFFSET
-        spare = vars(_spare).pop(uint.__name__, None)  # nobody else has it, and after an error nobody gets it
-        cells = np.zeros((rows, 32, kernels.LANES), np.uint32) if spare is None else spare
+        cells = take_zeros(uint.__name__, (rows, 32, kernels.LANES), np.uint32)
         extremes = np.array([2 ** (64 if wide else 32) - 1, 0], uint)
         (kernels.count_64 if wide else kernels.count_32)(array, cells.reshape(-1), extremes)
 
@@ -189,7 +187,7 @@ class ExponentHistogram:
             table = touched[:, :CLASSES].sum(axis=2, dtype=np.int64)
             touched[:] = 0
         cells[kernels.ROW_OFFSET] = cells[-1] = 0
-        setattr(_spare, uint.__name__, cells)
+        give_back(uint.__name__, cells)
         if largest == 0:
             return replace(cls.empty(), zero=zero, nonfinite=nonfinite, max_abs=0.0 if zero else None)
         return cls(zero, nonfinite, low, high, first, table)

@@ -23,7 +23,6 @@ its values already. Then w + u, with u exactly as given, is rounded once, in the
 from __future__ import annotations
 
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.plain import finite_or_none, number_or
+from precision_lab.analysis.spare import give_back, take_zeros
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted, is_integer, is_number
@@ -276,8 +276,8 @@ def update_report(
     stream = _stream(rng) if mode is RoundingMode.STOCHASTIC else np.zeros(2, np.uint64)
     reports = []
     for part in range(0, w.size, _MOST):
-        cells = _zeros("updates", 2048 * 4 * kernels.LANES, np.uint32)
-        sums = _zeros("sums", (3, 2100, 2), np.int64)
+        cells = take_zeros("updates", 2048 * 4 * kernels.LANES, np.uint32)
+        sums = take_zeros("sums", (3, 2100, 2), np.int64)
         for start in range(part, min(part + _MOST, w.size), step):
             block = slice(start, min(start + step, part + _MOST))
             weight = converted(as_carrier(w[block], to_odd=True), carrier)
@@ -285,15 +285,6 @@ def update_report(
             loop(weight, update, storing, rounding, stream, _hides(fmt), cells, sums)
         reports.append(_report(fmt, mode, _taken("updates", cells, w.size), sums))
     return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
-
-
-_spare = threading.local()  # making a megabyte of zeros, or looking for what is none, costs more than a small array
-
-
-def _zeros(name: str, shape: int | tuple[int, ...], dtype: type) -> Array:
-    """Return zeros, those that were given back to `_spare` if there are any: nobody else has them meanwhile."""
-    found: Array | None = vars(_spare).pop(name, None)
-    return np.zeros(shape, dtype) if found is None else found
 
 
 def _taken(name: str, cells: NDArray[np.uint32], size: int) -> dict[int, int]:
@@ -307,7 +298,7 @@ def _taken(name: str, cells: NDArray[np.uint32], size: int) -> dict[int, int]:
     for key, n in zip((touched // lanes).tolist(), looked[touched].tolist(), strict=True):
         found[key] = found.get(key, 0) + n
     looked[touched] = 0
-    setattr(_spare, name, cells)
+    give_back(name, cells)
     return found
 
 
@@ -335,7 +326,7 @@ def _report(fmt: FloatFormat, mode: RoundingMode, counted: dict[int, int], sums:
     for i, unit, half in np.argwhere(sums != 0).tolist():
         exact[i] += int(sums[i, unit, half]) << unit + (0 if half else 32)
         sums[i, unit, half] = 0
-    _spare.sums = sums
+    give_back("sums", sums)
     return UpdateReport(
         fmt,
         mode,
@@ -489,7 +480,7 @@ class WeightGaps:
         buffer = np.empty(min(_BLOCK, w.size), carrier)
         parts = []
         for part in range(0, w.size, _MOST):
-            cells = _zeros("weights", kernels.WEIGHT_ROWS * kernels.WEIGHT_CLASSES * 2 * kernels.LANES, np.uint32)
+            cells = take_zeros("weights", kernels.WEIGHT_ROWS * kernels.WEIGHT_CLASSES * 2 * kernels.LANES, np.uint32)
             for start in range(part, min(part + _MOST, w.size), _BLOCK):
                 block = as_carrier(w[start : min(start + _BLOCK, part + _MOST)], to_odd=True)
                 stored = buffer[: block.size]

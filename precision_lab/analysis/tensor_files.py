@@ -179,15 +179,20 @@ def labels_of(infos: Iterable[TensorInfo]) -> tuple[str, ...]:
     Names are other people's: they are escaped, and cut where they are very long, so that two may be the same.
     """
     listed = list(infos)
-    several = len({info.file for info in listed}) > 1
+    several = of_several_files(listed)
     return tuple(label_of(info, several) for info in listed)
 
 
 def names_of(infos: Iterable[TensorInfo]) -> tuple[str, ...]:
     """Return the names that `labels_of` shows as they are, for other programs."""
     listed = list(infos)
-    several = len({info.file for info in listed}) > 1
+    several = of_several_files(listed)
     return tuple(f"{info.file.name}: {info.name}" if several else info.name for info in listed)
+
+
+def of_several_files(infos: Iterable[TensorInfo]) -> bool:
+    """Say whether tensors come from more than one file, so that a name alone does not say which it is."""
+    return len({info.file for info in infos}) > 1
 
 
 def label_of(info: TensorInfo, with_file: bool = False) -> str:

@@ -71,7 +71,7 @@ class Command(click.Command):
             for place in _places(ctx.params.get(param.name or ""))
             if isinstance(param.type, Input | Output)
         ]
-        if given:
+        if any(isinstance(param.type, Output) for param, _ in given):  # what is only read needs no look here
             _check(ctx, given)
         return super().invoke(ctx)
 

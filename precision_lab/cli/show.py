@@ -109,10 +109,14 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None] | None
     if not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _bars(console) as bar:
         task = bar.add_task(printable(description))
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bars(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
 
 
 @contextmanager
@@ -122,8 +126,7 @@ def progress_bars(descriptions: Mapping[str, str]) -> Iterator[Callable[[str, in
     if not console.is_terminal:
         yield lambda which, done, total: None
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with _bars(console) as bars:
         tasks = {which: bars.add_task(text, total=None) for which, text in descriptions.items()}
         yield lambda which, done, total: bars.update(tasks[which], completed=done, total=total)
 

@@ -30,6 +30,7 @@ from typing import Any
 
 from precision_lab.analysis.plain import plain
 from precision_lab.support.files import write_json
+from precision_lab.support.jsontext import digest_of
 from precision_lab.support.reading import parse_json, read_small
 
 COMPUTING = ("numpy", "ml_dtypes", "numba")
@@ -267,15 +268,10 @@ def kept(name: str, folder: Path, config: Any) -> Finished | None:
     try:
         data = parse_json(read_small(folder / f"{name}.json"))
         result, seconds = data["result"], float(data["seconds"])
-        known = (data["digest"], data["result_digest"]) == (digest(EXPERIMENTS[name], config), _digest_of(result))
+        known = (data["digest"], data["result_digest"]) == (digest(EXPERIMENTS[name], config), digest_of(result))
         return _finished(name, result, seconds, reused=True) if known else None
     except Exception:  # not there, cut short, or something else, in any of the ways that a result can be misread
         return None
-
-
-def _digest_of(result: dict[str, Any]) -> str:
-    """Return the digest by which a kept result is known for what was written."""
-    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(name: str, data: dict[str, Any], seconds: float, *, reused: bool) -> Finished:
@@ -287,7 +283,7 @@ def _keep(name: str, folder: Path, state: str, data: dict[str, Any], seconds: fl
     """Write what was just run beside the digest of what it depended on, and read it."""
     data = json.loads(json.dumps(data, allow_nan=False))
     finished = _finished(name, data, seconds, reused=False)
-    written = {"digest": state, "result_digest": _digest_of(data), "seconds": seconds, "result": data}
+    written = {"digest": state, "result_digest": digest_of(data), "seconds": seconds, "result": data}
     write_json(written, folder / f"{name}.json", indent=None)
     return finished
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from functools import cache, lru_cache
@@ -10,6 +11,11 @@ from typing import Any
 _SCALARS = {str, int, float, bool, type(None)}
 _NESTED = (dict, list, tuple)
 _dumps = json.JSONEncoder(allow_nan=False).encode
+
+
+def digest_of(data: Any) -> str:
+    """Return a digest of plain JSON, by which something that was kept is known for what was written."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def json_pieces(data: Any, indent: int = 1, depth: int = 0) -> Iterator[str]:

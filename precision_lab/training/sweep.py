@@ -9,7 +9,6 @@ sweeps with one file work one after the other, and the second finds what the fir
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 from precision_lab.numerics.spread import completed
 from precision_lab.support.files import only_one
+from precision_lab.support.jsontext import digest_of
 from precision_lab.support.reading import MAX_BYTES, InputError, open_regular, parse_json
 from precision_lab.support.text import shown
 from precision_lab.training.loop import TrainingConfig, TrainingResult, train
@@ -100,11 +100,6 @@ def _results(configs: list[TrainingConfig], executor: Executor | None) -> Iterat
         yield _key(configs[number]), data
 
 
-def _digest(data: dict[str, Any]) -> str:
-    """Return a digest of a result, by which a line is known for what was written."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
 def _read(path: Path) -> dict[str, TrainingResult]:
     """Return the results of a checkpoint by key; cut off a last line that has no end."""
     found = {}
@@ -139,7 +134,7 @@ def _result(path: Path, number: int, line: bytes) -> TrainingResult | None:
         if not isinstance(data, dict) or not data.keys() >= {"config", "digest"}:
             raise ValueError("this is no training result")
         digest = data.pop("digest")
-        return TrainingResult.from_dict(data) if digest == _digest(data) else None
+        return TrainingResult.from_dict(data) if digest == digest_of(data) else None
     except ValueError as error:
         raise _foreign(path, number) from error
 
@@ -174,7 +169,7 @@ def _appending(path: str | Path | None) -> Iterator[BinaryIO | None]:
 
 def _write(file: BinaryIO, data: dict[str, Any], path: str | Path) -> None:
     """Append a line and wait until the disk has it."""
-    line = (json.dumps(data | {"digest": _digest(data)}, allow_nan=False) + "\n").encode()
+    line = (json.dumps(data | {"digest": digest_of(data)}, allow_nan=False) + "\n").encode()
     try:
         while line:
             line = line[file.write(line) :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from precision_lab.analysis.hyperparameters import Severity
-from precision_lab.analysis.tensor_files import label_of
+from precision_lab.analysis.tensor_files import label_of, of_several_files
 from precision_lab.presentation.tables.table import Table, and_more, bytes_text, number, percent, worst
 from precision_lab.presentation.tables.tensors import loss_scale_tables
 from precision_lab.training.preflight import Candidate, PreflightReport, Standstill, Way
@@ -48,7 +48,7 @@ def _tensors(report: PreflightReport) -> Table:
     asked = report.asked or (report.cheapest.name, "pure_bf16")
     ways = tuple(dict.fromkeys((*(report[name].way for name in asked), Way(StorageConfig().updated))))
     order = sorted(report.tensors, key=lambda tensor: -tensor.standstill[ways[0]].fraction)
-    several = len({t.info.file for t in order}) > 1
+    several = of_several_files(t.info for t in order)
 
     def cells(standstill: dict[Way, Standstill]) -> tuple[str, ...]:
         return tuple(percent(standstill[way].fraction) for way in ways)

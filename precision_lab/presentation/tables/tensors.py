@@ -12,7 +12,7 @@ from precision_lab.analysis.scan import ScannedTensor, ScanResult
 from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult
 from precision_lab.analysis.swamping import UpdateReport, WeightGaps
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
-from precision_lab.analysis.tensor_files import label_of
+from precision_lab.analysis.tensor_files import label_of, of_several_files
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.presentation.tables.table import Table, and_more, number, percent, power_of_two, worst
@@ -51,7 +51,7 @@ def scan_table(result: ScanResult) -> Table:
         return max(h.flushed(fmt, scale) + h.overflowed(fmt, scale) for fmt in result.formats) / max(h.nonzero, 1)
 
     told = worst(result.tensors, lost)
-    several = len({t.info.file for t in result.tensors}) > 1
+    several = of_several_files(t.info for t in result.tensors)
     rows = tuple(row(label_of(t.info, several), t.info.dtype, t.histogram) for t in told)
     columns = ("tensor", "dtype", "elements", "zero %", "inf, NaN", "min nonzero", "max")
     return Table(
@@ -74,7 +74,7 @@ def sums_table(result: SumsResult) -> Table:
         exact = next(iter(tensor.traces.values())).exact_sum
         return (label, f"{tensor.terms:,}", number(exact), *map(_error, tensor.traces.values()))
 
-    several = len({tensor.info.file for tensor in result.tensors}) > 1
+    several = of_several_files(tensor.info for tensor in result.tensors)
     return Table(
         f"Sums of {'squares' if result.squares else 'the elements'} in {result.format}: relative error in percent",
         ("tensor", "terms", "exact", *WAYS),
@@ -231,7 +231,7 @@ def frozen_table(result: FrozenScan) -> Table:
     def counts(gaps: Sequence[WeightGaps]) -> tuple[str, str]:
         return f"{gaps[0].count + gaps[0].nonfinite:,}", f"{max(g.nonfinite for g in gaps):,}"
 
-    several = len({info.file for info, _ in result.tensors}) > 1
+    several = of_several_files(info for info, _ in result.tensors)
     rows = tuple(
         (label_of(info, several), info.dtype, *counts(gaps), *cells(gaps)) for info, gaps in worst(result.tensors)
     )
@@ -260,7 +260,7 @@ def updates_table(result: UpdateScan) -> Table:
         nonfinite, overflowed = (max(getattr(r, name) for r in reports) for name in ("nonfinite", "overflowed"))
         return f"{reports[0].count:,}", f"{nonfinite:,}", f"{overflowed:,}", number(reports[0].raw_update_norm)
 
-    several = len({info.file for info, _ in result.tensors}) > 1
+    several = of_several_files(info for info, _ in result.tensors)
     rows = tuple(
         (label_of(info, several), info.dtype, *counts(reports), *cells(reports))
         for info, reports in worst(result.tensors)

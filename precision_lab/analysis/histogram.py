@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -190,7 +190,7 @@ class ExponentHistogram:
         give_back(uint.__name__, cells)
         if largest == 0:
             return replace(cls.empty(), zero=zero, nonfinite=nonfinite, max_abs=0.0 if zero else None)
-        return cls(zero, nonfinite, low, high, first, table)
+        return cls(zero, nonfinite, low, high, first, _row(table.tobytes()) if len(table) == 1 else table)
 
     @classmethod
     def of_chunks(cls, chunks: Iterable[ArrayLike]) -> Self:
@@ -357,6 +357,12 @@ class ExponentHistogram:
             return cls(_count(data["zero"]), _count(data["nonfinite"]), least, largest, first, table)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a histogram made by ExponentHistogram.to_dict: {error!r}") from error
+
+
+@lru_cache(maxsize=1 << 12)
+def _row(counts: bytes) -> NDArray[np.int64]:
+    """Return a table of one binade that tensors with the same counts share: of many small ones, nearly all."""
+    return np.frombuffer(counts, np.int64).reshape(1, CLASSES)
 
 
 @cache

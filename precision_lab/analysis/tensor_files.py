@@ -724,7 +724,8 @@ def _npy_source(file: Path, name: str, stream: IO[bytes], size: int, raw: _Raw, 
             what = f"raw items of {dtype.itemsize} bytes cannot be {raw.name}, which has {raw.itemsize}"
             raise _error(file, what, "give the --dtype it was saved from", name)
         dtype = raw
-    info = TensorInfo(file, name, dtype.name, _shape(shape), _skip_reason(dtype.name), column_major)
+    word = sys.intern(dtype.name)  # NumPy makes another text each time
+    info = TensorInfo(file, name, word, _shape(shape), _skip_reason(word), column_major)
     expected, found = info.count * dtype.itemsize, size - head.tell()
     if expected != found:
         raise _error(file, f"expected {expected} bytes of data, found {found}", tensor=name)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
 
+_LONG = 1 << 12  # entries of a list that are written at a time
 _SCALARS = {str, int, float, bool, type(None)}
 _NESTED = (dict, list, tuple)
 _dumps = json.JSONEncoder(allow_nan=False).encode
@@ -21,8 +22,8 @@ def digest_of(data: Any) -> str:
 def json_pieces(data: Any, indent: int = 1, depth: int = 0) -> Iterator[str]:
     """Yield the text of ``json.dumps(data, indent=indent, allow_nan=False)``, and write iterators as arrays.
 
-    What is innermost is written by the compiled encoder, which json.dumps leaves out where it indents. Iterators may
-    be values of dictionaries, or of dictionaries in them.
+    What is innermost is written by the compiled encoder, which json.dumps leaves out where it indents; of a long list
+    of scalars some thousand entries at a time. Iterators may be values of dictionaries, or of dictionaries in them.
     """
     inner, outer = _breaks(indent, depth)
     if isinstance(data, dict) and data:
@@ -35,9 +36,19 @@ def json_pieces(data: Any, indent: int = 1, depth: int = 0) -> Iterator[str]:
     elif isinstance(data, Iterator):
         between = "["
         for value in data:
-            yield f"{between}{inner}{_text(value, indent, depth + 1)}"
+            if isinstance(value, dict) and any(map(_is_long, value.values())):
+                yield between + inner
+                yield from json_pieces(value, indent, depth + 1)
+            else:
+                yield f"{between}{inner}{_text(value, indent, depth + 1)}"
             between = ","
         yield outer + "]" if between == "," else "[]"
+    elif _is_long(data) and _SCALARS.issuperset(map(type, data)):
+        between = "["
+        for start in range(0, len(data), _LONG):
+            yield f"{between}{inner}{_flat(inner)(data[start : start + _LONG])[1:-1]}"
+            between = ","
+        yield outer + "]"
     else:
         yield _text(data, indent, depth)
 
@@ -61,6 +72,10 @@ def _text(data: Any, indent: int, depth: int) -> str:
     else:
         text = _flat(inner)(data)[1:-1]
     return f"{'{' if named else '['}{inner}{text}{outer}{'}' if named else ']'}"
+
+
+def _is_long(data: Any) -> bool:
+    return isinstance(data, list) and len(data) > _LONG
 
 
 def _is_flat(data: Any) -> bool:

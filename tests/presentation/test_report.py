@@ -229,10 +229,13 @@ def test_names_are_text(scan_page: Page) -> None:
 
 def test_embedded_json_cannot_end_its_element() -> None:
     data = {"</script>": ["<!--", "&lt;", "\u2028\u2029", "]]>", "\ud800"]}
-    assert not {"<", ">", "&", "\u2028", "\u2029"} & set(embed(data))
-    assert json.loads(embed(data)) == data
-    with pytest.raises(ValueError, match="JSON"):
-        embed(float("nan"))
+    hostile = data["</script>"]
+    embedded = "".join(embed({**data, "entries": iter(hostile), "none": iter(())}))
+    assert not {"<", ">", "&", "\u2028", "\u2029"} & set(embedded)
+    assert json.loads(embedded) == {**data, "entries": hostile, "none": []}
+    for wrong in (float("nan"), iter([float("nan")])):
+        with pytest.raises(ValueError, match="JSON"):
+            list(embed({"wrong": wrong}))
 
 
 def test_a_file_of_a_name_that_no_encoding_can_write(tmp_path: Path) -> None:

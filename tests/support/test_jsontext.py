@@ -52,7 +52,22 @@ def test_iterators_are_written_an_entry_at_a_time() -> None:
     assert text + "".join(pieces) == json.dumps(whole, indent=1)
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), {"a": float("inf")}, [[float("-inf")]], {"a": object()}])
+@pytest.mark.parametrize("count", [4096, 4097, 8192, 8193, 10_000])
+def test_a_long_list_is_written_in_parts(count: int) -> None:
+    """Also in an entry of an iterator; of other things than scalars it stays whole."""
+    data = [[None, True, 0.1, -7, "a, b\n"][i % 5] for i in range(count)]
+    for whole in (data, {"a": data}, {"a": {"b": data, "c": []}}, {"a": [data]}, {"a": [[i] for i in range(count)]}):
+        assert "".join(json_pieces(whole)) == json.dumps(whole, indent=1)
+    entries = [{"n": i, "steps": data, "less": data[:3]} for i in range(2)]
+    pieces = list(json_pieces(iter(entries)))
+    assert "".join(pieces) == json.dumps(entries, indent=1)
+    if count > 8000:
+        assert max(map(len, pieces)) < 4096 * 16 < len("".join(pieces)) / 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [float("nan"), {"a": float("inf")}, [[float("-inf")]], {"a": object()}, [*range(9000), float("nan")]]
+)
 def test_what_is_no_json_is_refused(wrong: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         "".join(json_pieces(wrong))

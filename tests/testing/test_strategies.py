@@ -479,43 +479,41 @@ def differs(a: float, b: float) -> bool:
     return not (a == b and negative(a) == negative(b)) and not (math.isnan(a) and math.isnan(b))
 
 
-def missed(strategy: st.SearchStrategy[Any], casts: dict[str, Cast], correct: Cast) -> set[tuple[str, int]]:
-    """The mistakes that 200 examples do not show, and under which of three seeds."""
-    examples = {number: [float(x) for x in drawn(strategy, 200, number)] for number in range(3)}
+def shown(strategy: st.SearchStrategy[Any], casts: dict[str, Cast], correct: Cast) -> dict[str, int]:
+    """How many of 2,000 examples show each mistake: ten seeds, since what one draws is not the same everywhere."""
+    examples = [float(x) for number in range(10) for x in drawn(strategy, 200, number)]
+    expected = [correct(x) for x in examples]
     return {
-        (name, number)
-        for name, cast in casts.items()
-        for number, found in examples.items()
-        if not any(differs(cast(x), correct(x)) for x in found)
+        name: sum(differs(cast(x), y) for x, y in zip(examples, expected, strict=True)) for name, cast in casts.items()
     }
 
 
 @pytest.mark.parametrize(("fmt", "carrier"), [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", FP64), ("fp8_e5m2", "fp16")])
 def test_planted_mistakes_are_found(fmt: str, carrier: str) -> None:
+    """By one example in a hundred at the least; in fact it is one in forty to one in three."""
     target = get_format(fmt)
     casts = wrong_casts(target, carrier)
     if (fmt, carrier) in [("fp8_e5m2", "fp16"), ("bf16", "fp32")]:  # the carrier ends where the format does
         del casts["binade above max to zero"]
-    assert missed(hard_values(fmt, carrier), casts, right(target)) == set()
+    found = shown(hard_values(fmt, carrier), casts, right(target))
+    assert {name: count for name, count in found.items() if count < 20} == {}
 
 
 def test_a_right_cast_is_not_accused() -> None:
     bf16, fp16 = map(get_format, ("bf16", "fp16"))
-    right_ones: dict[str, Cast] = {"ml_dtypes": lambda x: float(np.float32(x).astype(ml_dtypes.bfloat16))}
-    assert missed(hard_values("bf16", "fp32"), right_ones, right(bf16)) == {("ml_dtypes", n) for n in range(3)}
-    assert missed(hard_values("fp16", FP64), {"numpy": lambda x: float(np.float16(x))}, right(fp16)) == {
-        ("numpy", n) for n in range(3)
-    }
+    right_one: dict[str, Cast] = {"ml_dtypes": lambda x: float(np.float32(x).astype(ml_dtypes.bfloat16))}
+    assert shown(hard_values("bf16", "fp32"), right_one, right(bf16)) == {"ml_dtypes": 0}
+    assert shown(hard_values("fp16", FP64), {"numpy": lambda x: float(np.float16(x))}, right(fp16)) == {"numpy": 0}
     # and ml_dtypes' own mistake is found: it rounds float64 through float32
     wrong: dict[str, Cast] = {"ml_dtypes": lambda x: float(np.float64(x).astype(ml_dtypes.bfloat16))}
-    assert missed(hard_values("bf16", FP64), wrong, right(bf16)) == set()
+    assert shown(hard_values("bf16", FP64), wrong, right(bf16))["ml_dtypes"] > 100
 
 
 def test_floats_alone_would_miss_it() -> None:
     """Why the strategies exist."""
     casts = wrong_casts(get_format("bf16"), FP64)
-    found = missed(st.floats(), {"through float32": casts["through float32"]}, right(get_format("bf16")))
-    assert len(found) == 3
+    found = shown(st.floats(), {"through float32": casts["through float32"]}, right(get_format("bf16")))
+    assert found["through float32"] < 20
 
 
 # ---- st.from_type ----

@@ -155,23 +155,33 @@ def svg_source(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def embed(data: Any) -> Markup:
-    """Return JSON that can stand in a script element: nothing in it ends the element, or starts another.
+def embed(data: dict[str, Any]) -> Iterator[Markup]:
+    """Yield JSON that can stand in a script element: nothing in it ends the element, or starts another.
 
-    Iterators may be values of a dictionary: of a long list, only the text is there as a whole.
+    Iterators may be values: their entries are written one by one.
     """
-    if isinstance(data, dict):
-        text = "{" + ",".join(f"{_encode(key)}:{_array(value)}" for key, value in data.items()) + "}"
-    else:
-        text = _encode(data)
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+    between = "{"
+    for key, value in data.items():
+        yield _embedded(between, key, ":")
+        yield from _entries(value) if isinstance(value, Iterator) else [_embedded("", value)]
+        between = ","
+    yield Markup("}")
+
+
+def _entries(values: Iterator[Any]) -> Iterator[Markup]:
+    between = "["
+    for value in values:
+        yield _embedded(between, value)
+        between = ","
+    yield Markup("]" if between == "," else "[]")
+
+
+def _embedded(before: str, value: Any, after: str = "") -> Markup:
+    text = _encode(value).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return Markup(f"{before}{text}{after}")
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # ASCII: U+2028 and the like are escaped
-
-
-def _array(value: Any) -> str:
-    return f"[{','.join(map(_encode, value))}]" if isinstance(value, Iterator) else _encode(value)
 
 
 @cache
@@ -197,10 +207,10 @@ def _write(template: str, path: str | os.PathLike[str], data: Any, **shown: Any)
         f"default-src 'none'; script-src {_hash(first)} {_hash(script)}; style-src {_hash(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    text = (
+    page = (
         _environment()
         .get_template(template)
-        .render(
+        .generate(
             policy=policy,
             style=Markup(style),
             first_script=Markup(first),
@@ -210,6 +220,6 @@ def _write(template: str, path: str | os.PathLike[str], data: Any, **shown: Any)
             **shown,
         )
     )
-    with replacing(path) as new:
-        # names of files may hold what no encoding can write
-        new.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    # names of files may hold what no encoding can write
+    with replacing(path) as new, new.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines(page)

@@ -45,14 +45,18 @@ FOLDERS = ("numerics", "analysis", "training", "testing")
 TENSORS = ("analysis/tensor_files.py", "analysis/torch_files.py")  # counted as a folder of their own
 SLOTS = 2
 COMPILED = ("numerics/kernels.py", "numerics/fixed_kernels.py")
+ALL = "test_frozen.py"  # files of tests that look at every module
 MORE = {  # files of tests that do not name the module
-    "numerics/kernels.py": "numerics/test_rounding.py numerics/test_accumulation.py numerics/test_stochastic.py "
-    "numerics/test_integers.py numerics/test_rounding_arguments.py numerics/test_inspection.py "
-    "analysis/test_histogram.py analysis/test_swamping.py",
+    "numerics/kernels.py": "numerics/test_rounding.py numerics/test_codec.py numerics/test_accumulation.py "
+    "numerics/test_stochastic.py numerics/test_integers.py numerics/test_rounding_arguments.py "
+    "numerics/test_inspection.py analysis/test_histogram.py analysis/test_swamping.py training/test_optimizers.py",
+    "numerics/accumulation.py": "test_flush_to_zero.py",
     "numerics/fixed_kernels.py": "numerics/test_fixed.py",
     "numerics/environment.py": "test_flush_to_zero.py",
     "analysis/plain.py": "experiments/test_round_trips.py",
-    "training/adam_state.py": "training/test_memory.py training/test_preflight.py training/test_optimizers.py",
+    "training/adam_state.py": "analysis/test_torch_files.py training/test_memory.py training/test_preflight.py "
+    "training/test_optimizers.py",
+    "testing/cast_faults.py": "testing/test_casts_zoo.py",
     "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py",
 }
 MARKS = "not (exhaustive or machines or browser or distributed or notebooks or docs or checkpoint)"
@@ -154,7 +158,8 @@ def tests_of(module: str) -> list[Path]:
     imports = re.compile(rf"^ *from precision_lab\.{folder}(\.{name} import| import .*\b{name}\b)", re.MULTILINE)
     own = [path for path in files if path.stem == f"test_{name}"]
     near = [path for path in files if imports.search(path.read_text("utf-8"))]
-    return list(dict.fromkeys([*own, *near, *(ROOT / "tests" / path for path in MORE.get(module, "").split())]))
+    more = f"{MORE.get(module, '')} {ALL}".split()
+    return list(dict.fromkeys([*own, *near, *(path for name in more if (path := ROOT / "tests" / name).exists())]))
 
 
 def digest(*paths: Path) -> str:

@@ -283,11 +283,6 @@ def _seed_and_first(rng: RandomSource) -> tuple[int, int]:
     return int(seed), int(first)
 
 
-def _depth(count: int) -> int:
-    """Return how many additions lie between a leaf of a tree of pairs and its root."""
-    return (count - 1).bit_length() if count else 0
-
-
 def accumulate(
     terms: ArrayLike | Terms,
     fmt: object,
@@ -396,7 +391,7 @@ def accumulate(
         magnitudes=magnitudes,
         stagnates_after=_stagnation(array, sums) if method == "sequential" and not numbers.size else None,
         roundings={
-            "pairwise": max(_depth(n), 1 - is_given) if n else 0,
+            "pairwise": max((n - 1).bit_length(), 1 - is_given) if n else 0,  # the additions above a leaf of the tree
             "blocked": min(block, n) + blocks,
         }.get(method, n - is_given),
         underflow=_NOTHING if in_units else steps * Fraction(wide.smallest_subnormal),

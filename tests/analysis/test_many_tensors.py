@@ -65,14 +65,14 @@ def page(file: Path) -> Any:
 
 # what each command does with a file of weights and one of updates; the most calls and bytes a tensor
 COMMANDS: dict[str, tuple[Callable[[Path, Path], Any], int, int]] = {
-    "scan": (lambda w, _: scan(w), 450, 1100),
-    "scan --html": (lambda w, _: page(w), 530, 1100),
-    "loss-scale": (lambda w, _: plans(w), 1200, 1100),
+    "scan": (lambda w, _: scan(w), 450, 700),
+    "scan --html": (lambda w, _: page(w), 580, 700),
+    "loss-scale": (lambda w, _: plans(w), 1100, 700),
     "swamping --lr": (lambda w, _: scan_frozen(w, [1e-4]), 450, 950),
-    "swamping --updates": (scan_updates, 800, 2000),
-    "accumulation": (lambda w, _: sum_tensors(w, "bf16"), 1100, 2500),
-    "preflight": (lambda w, _: preflight(w, lr=1e-4), 1050, 1300),
-    "preflight --updates": (lambda w, u: preflight(w, updates=u), 1900, 1800),
+    "swamping --updates": (scan_updates, 750, 1950),
+    "accumulation": (lambda w, _: sum_tensors(w, "bf16"), 1000, 2400),
+    "preflight": (lambda w, _: preflight(w, lr=1e-4), 980, 850),
+    "preflight --updates": (lambda w, u: preflight(w, updates=u), 1700, 1700),
 }
 
 

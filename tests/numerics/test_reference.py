@@ -214,3 +214,12 @@ def test_random_number_takes_the_words_from_the_low_end() -> None:
     x, y = reference.threefry_2x32((7, 1), (0x89ABCDEF, 0x01234567))
     expected = [x & 0xFFFF, x >> 16, y & 0xFFFF, y >> 16]
     assert [reference.random_number(seed, 4 * counter + part) for part in range(4)] == expected
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5, 8])
+def test_the_bounds_of_exp_hold_however_few_bits_are_asked_for(bits: int) -> None:
+    for n in range(-40, 41):
+        x = Fraction(n, 7)
+        (low, high), (nearer_low, nearer_high) = (reference.exp_between(x, b) for b in (bits, 200))
+        assert low <= nearer_low <= nearer_high <= high
+        assert nearer_high - nearer_low < Fraction(nearer_high) / 2**190

@@ -33,6 +33,7 @@ def brain(x: Array) -> Array:
 def only_fault(report: CastReport) -> tuple[str, str]:
     (fault,) = report.faults
     assert not report.ok
+    assert fault.count == 0  # it is about no single results
     return fault.name, fault.text
 
 
@@ -298,7 +299,7 @@ def test_payloads_as_processors_keep_them() -> None:
 
     assert check_cast(cast, "fp32", "bf16", nan="payload").notes == ()
     report = check_cast(brain, "fp32", "bf16", nan="payload")
-    assert only_fault(report)[0] == "NaN payload lost"
+    assert [fault.name for fault in report.faults] == ["NaN payload lost"]
     assert check_cast(brain, "fp32", "bf16", nan="quiet").ok
     assert "NaN payload lost: the leading bits of the payload are not kept" in check_cast(brain, "fp32", "bf16").notes
 
@@ -337,11 +338,22 @@ def test_exact_text(value: float, text: str) -> None:
     assert exact_text(value) == text
 
 
-def test_progress_is_told() -> None:
+@pytest.mark.parametrize("exhaustive", [False, True])
+def test_progress_is_told(exhaustive: bool) -> None:
     seen: list[tuple[int, int]] = []
-    check_cast(brain, "fp16", "bf16", progress=lambda done, total: seen.append((done, total)))
+    check_cast(brain, "fp16", "bf16", exhaustive=exhaustive, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len({total for _, total in seen}) == 1
+
+
+def test_progress_counts_all_patterns_from_the_beginning() -> None:
+    def stop(_done: int, total: int) -> None:
+        raise KeyboardInterrupt(total)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        check_cast(brain, "fp32", "bf16", exhaustive=True, progress=stop)
+    assert 2**32 < stopped.value.args[0] < 2**32 + 2**23
 
 
 @pytest.mark.parametrize(

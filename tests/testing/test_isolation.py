@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -134,6 +135,24 @@ def test_an_import_that_fails_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "_fork_is_safe", lambda: False)
     with closing(isolation(brain, FLOAT)) as caller:
         assert isinstance(caller, InProcess)
+
+
+LEFT_OPEN = """
+import numpy as np
+from precision_lab.testing.isolation import isolation
+from tests.testing.functions import brain
+
+caller = isolation(brain, np.dtype(np.float32), "spawn")
+caller.submit(np.ones(5, np.float32))
+assert caller.answer(60).status == "ok"
+print("done")
+"""
+
+
+def test_nobody_waits_for_a_caller_that_was_not_closed() -> None:
+    """The interpreter that answers ends with this one, whose end does not wait for it."""
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.returncode) == ("done\n", 0)
 
 
 # ---- which it is, and what the report says ----

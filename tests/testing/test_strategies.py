@@ -201,6 +201,17 @@ def test_bounds_are_drawn() -> None:
     assert {math.copysign(1, x) for x in drawn(values("fp16", min_value=0.0, max_value=0.0))} == {1}
     assert not any(math.isfinite(x) is False for x in drawn(values("fp16", allow_infinity=False, allow_nan=False)))
     assert any(math.isnan(x) for x in drawn(values("fp16", allow_infinity=False)))
+    for low, high in ((None, None), (1.0, None), (None, 1.0)):
+        found = drawn(values("fp16", allow_infinity=True, min_value=low, max_value=high))
+        assert any(map(math.isinf, map(float, found)))
+
+
+def test_where_the_trouble_is_is_favoured() -> None:
+    """Each of these codes of 2^15 without sign by two in a hundred or more; asked for are one and a half."""
+    found = [code & 0x7FFF for number in range(10) for code in drawn(codes("fp16"), 200, number)]
+    marks = {"zero": 0, "smallest subnormal": 1, "largest subnormal": 0x3FF, "smallest normal": 0x400, "max": 0x7BFF}
+    counts = {name: found.count(code) for name, code in marks.items()}
+    assert min(counts.values()) >= 30, counts
 
 
 @each_pair

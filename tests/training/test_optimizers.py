@@ -64,6 +64,14 @@ def run(
     return state, intended
 
 
+def test_states_are_compared_by_identity() -> None:
+    """Arrays have no one answer; nobody is to ask them by accident."""
+    state = OptimizerState(0, {"weights": np.ones(2)})
+    assert state == state
+    assert state != OptimizerState(0, state.buffers)
+    assert len({state, OptimizerState(0, state.buffers)}) == 2
+
+
 def bits(state: OptimizerState) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in state.buffers.items()}
 

@@ -223,6 +223,9 @@ def test_nothing_sums_to_zero() -> None:
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=20))
 def test_the_exact_sum(terms: list[float]) -> None:
     assert exact_sum(terms) == sum(map(Fraction, terms))
+    # of few terms Python's integers make the sum, of many a compiled loop
+    assert exact_sum(terms * 33) == 33 * sum(map(Fraction, terms))
+    assert accumulate(terms * 33, "bf16").magnitudes == 33 * sum(map(abs, map(Fraction, terms)))
 
 
 def test_the_exact_sum_of_the_extremes() -> None:

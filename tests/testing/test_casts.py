@@ -317,6 +317,34 @@ def test_negative_zero_in_a_format_without() -> None:
 # ---- the report ----
 
 
+@pytest.mark.parametrize("n", [4, 8, 16, 32, 64])
+def test_from_which_length_on_it_is_wrong(n: int) -> None:
+    def wrong(x: Array) -> Array:
+        return np.negative(brain(x))
+
+    short = check_cast(lambda x: wrong(x) if x.size < n else brain(x), "fp16", "bf16")
+    assert any(f"in arrays of less than {n} elements" in fault.text for fault in short.faults), short
+    long = check_cast(lambda x: wrong(x) if x.size >= n else brain(x), "fp16", "bf16")
+    assert any(f"in arrays of {n} elements or more" in fault.text for fault in long.faults), long
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 16, 32, 64])
+def test_in_which_places_it_is_wrong(width: int) -> None:
+    """What vectorised loops get wrong: what is left over, the groups themselves, arrays that are not aligned."""
+
+    def wrong_where(place: Callable[[Array], Any]) -> str:
+        return str(check_cast(lambda x: np.where(place(x), -brain(x), brain(x)), "fp16", "bf16"))
+
+    def left_over(x: Array) -> Any:
+        return np.arange(x.size) >= x.size - x.size % width
+
+    assert f"in the last n mod {width} elements of an array of n" in wrong_where(left_over)
+    assert f"in whole groups of {width} elements, not in what is left over" in wrong_where(lambda x: ~left_over(x))
+    if width > 4:  # those of fp16 begin at even addresses
+        text = f"in arrays that do not begin at a multiple of {width} bytes"
+        assert text in wrong_where(lambda x: np.full(x.size, x.ctypes.data % width != 0))
+
+
 def test_the_report_can_be_read() -> None:
     report = check_cast(lambda x: x.astype(ml_dtypes.bfloat16), "float64", "bf16")
     lines = str(report).splitlines()

@@ -129,7 +129,7 @@ class ExponentHistogram:
     first_exponent : int
         The exponent e of the first row: its elements lie in [2^e, 2^(e+1)).
     table : ndarray of int64, (binades, 27)
-        Counts of finite, non-zero elements.
+        Counts of finite, non-zero elements. Not to be written to: histograms of one binade share equal ones.
 
     """
 

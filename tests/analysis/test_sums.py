@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from precision_lab.analysis import sums
 from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult, sum_every_way, sum_tensors
-from precision_lab.analysis.tensor_files import TensorFileError
+from precision_lab.analysis.tensor_files import TensorFileError, list_tensors
 from precision_lab.numerics.accumulation import accumulate
 
 
@@ -77,6 +79,21 @@ def test_tensors_come_worst_first_with_the_exact_sum(checkpoint: Path) -> None:
     assert [info.name for info in result.skipped] == ["steps"]
     nothing = next(tensor for tensor in result.tensors if tensor.info.name == "nothing")
     assert (nothing.terms, nothing.worst) == (0, 0.0)
+
+
+def test_beyond_the_limit_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.ones(10, np.float32))
+    (info,) = list_tensors(tmp_path / "a.npy")
+
+    def chunks() -> Iterator[np.ndarray]:
+        yield np.ones(4, np.float32)
+        yield np.ones(4, np.float32)
+        raise AssertionError("a third chunk was asked for")
+
+    monkeypatch.setattr(sums, "read_tensors", lambda *_, **__: [(info, chunks())])
+    for limit in (5, 8):
+        (tensor,) = sum_tensors(tmp_path / "a.npy", "fp32", limit=limit).tensors
+        assert tensor.terms == tensor.traces["pairwise"].result == limit
 
 
 def test_the_limit_takes_the_first_elements(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,33 @@ def test_tensors_are_what_torch_saved(torch: Any, tmp_path: Path) -> None:
     dtypes = {info.name: info.dtype for info in list_tensors(tmp_path / "a.pt")}
     assert dtypes["wide"] == "float64"
     assert dtypes["brain"] == "bfloat16"
+
+
+@pytest.mark.torch
+def test_what_torch_would_touch_is_not_mapped(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is cut short while its mapped elements are touched would end the process."""
+    asked = []
+    load = torch.load
+
+    def seen(file: Path, mmap: bool, **more: Any) -> Any:
+        asked.append(mmap)
+        return load(file, mmap=mmap, **more)
+
+    monkeypatch.setattr(torch, "load", seen)
+    torch.save({"w": torch.ones(3)}, tmp_path / "plain.pt")
+    torch.save({"w": torch.ones(3), "s": torch.eye(3).to_sparse()}, tmp_path / "sparse.pt")
+    other = "big" if sys.byteorder == "little" else "little"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as old, zipfile.ZipFile(tmp_path / "turned.pt", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("/byteorder"):
+                content = other.encode()
+            elif "/data/" in name:
+                content = np.frombuffer(content, np.uint32).byteswap().tobytes()
+            new.writestr(name, content)
+    for kind in ("plain", "sparse", "turned"):
+        assert values(tmp_path / f"{kind}.pt")["w"].tolist() == [1, 1, 1]
+    assert asked == [True, False, False]
 
 
 @pytest.mark.torch

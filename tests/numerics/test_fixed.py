@@ -79,6 +79,9 @@ def test_the_layout_in_memory_and_leading_dimensions_do_not_matter(real: Any) ->
     a, b = rng.standard_normal((2, 3, 7, 5)).astype(real), rng.standard_normal((2, 3, 5, 18)).astype(real)
     expected = np.stack([[in_loops(a[i, j], b[i, j]) for j in range(3)] for i in range(2)])
     assert same(fixed.matmul(a, b), expected)
+    for leading in ((6,), (1, 2, 3), (3, 1, 1, 2)):
+        found = fixed.matmul(a.reshape(*leading, 7, 5), b.reshape(*leading, 5, 18))
+        assert same(found, expected.reshape(*leading, 7, 18))
     turned_a, turned_b = (x.swapaxes(-1, -2).copy().swapaxes(-1, -2) for x in (a, b))
     assert same(fixed.matmul(turned_a, turned_b), expected)
     doubled = np.repeat(a, 2, axis=-1)[..., ::2]

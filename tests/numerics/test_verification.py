@@ -140,6 +140,13 @@ def test_progress(hard: Patterns) -> None:
     assert steps[-1] == hard.size
 
 
+def test_progress_beside_the_reference() -> None:
+    seen: list[tuple[int, int]] = []
+    verify_against_reference("fp4_e2m1fn", progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
+    assert len(seen) == 4 * len(rounding.RoundingMode)
+
+
 def test_exhaustive_takes_all_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
     def few() -> Any:
         yield np.arange(5, dtype=np.uint32)

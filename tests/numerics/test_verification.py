@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from precision_lab.numerics import reference, rounding, verification
-from precision_lab.numerics.formats import FORMATS, FloatFormat
+from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.verification import (
     Patterns,
     Verification,
@@ -157,6 +158,20 @@ def test_exhaustive_takes_all_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
     found = verify_against_ml_dtypes("bf16", exhaustive=True, progress=lambda *step: seen.append(step))
     assert seen == [(5, 2**32), (12, 2**32)]
     assert (found.checked, found.mismatches) == (12, 0)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16", "tf32", "fp8_e4m3fn", "e6m9"])
+def test_what_is_tried_beside_the_reference(name: str) -> None:
+    """Around zero, the smallest normal and the end of the range: values, ties, and the doubles beside both."""
+    fmt = get_format(name)
+    codes, smallest_normal = 2 ** (fmt.bits - 1), 2**fmt.mantissa_bits
+    chosen = {*range(16), *range(codes - 128, codes), *range(smallest_normal - 8, smallest_normal + 8)}
+    values = {code: x for code in chosen if math.isfinite(x := reference.decode(code, fmt))}
+    ties = [(x + values[code + 1]) / 2 for code, x in values.items() if code + 1 in values]
+    beyond = [fmt.max, fmt.overflow_threshold, 2 * fmt.max, 4 * fmt.max, fmt.flush_threshold]
+    centres = [*values.values(), *ties, *beyond]
+    wanted = {*centres, *(math.nextafter(x, to) for x in centres for to in (0, math.inf))}
+    assert wanted <= set(verification._points(fmt, 0).tolist())
 
 
 # ---- it finds what is planted ----

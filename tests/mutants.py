@@ -146,16 +146,17 @@ def mutants_of(module: str) -> list[Mutant]:
 
 
 def sample(count: int, seed: int) -> list[Mutant]:
-    modules = sorted(str(path.relative_to(PACKAGE)) for folder in FOLDERS for path in (PACKAGE / folder).glob("*.py"))
+    modules = sorted(str(path.relative_to(PACKAGE)) for folder in FOLDERS for path in (PACKAGE / folder).rglob("*.py"))
     every = [mutant for module in modules for mutant in mutants_of(module)]
     return random.Random(seed).sample(every, min(count, len(every)))
 
 
 def tests_of(module: str) -> list[Path]:
     """Return the files of its own name, those of its folder that import it, and those of the table."""
-    folder, name = module.removesuffix(".py").split("/")
+    folder, name = module.removesuffix(".py").rsplit("/", 1)
     files = sorted((ROOT / "tests" / folder).glob("test_*.py"))
-    imports = re.compile(rf"^ *from precision_lab\.{folder}(\.{name} import| import .*\b{name}\b)", re.MULTILINE)
+    package = folder.replace("/", r"\.")
+    imports = re.compile(rf"^ *from precision_lab\.{package}(\.{name} import| import .*\b{name}\b)", re.MULTILINE)
     own = [path for path in files if path.stem == f"test_{name}"]
     near = [path for path in files if imports.search(path.read_text("utf-8"))]
     more = f"{MORE.get(module, '')} {ALL}".split()
@@ -262,6 +263,7 @@ def main() -> int:
     kept = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
     done = {result["key"]: result for result in kept}
     results: list[dict[str, Any]] = []
+    known = explained()
     copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
 
     def with_copy(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -274,7 +276,7 @@ def main() -> int:
     def one(mutant: Mutant) -> None:
         files = tests_of(mutant.module)
         key, tests = f"{digest(PACKAGE / mutant.module)}-{mutant.start}-{mutant.end}-{mutant.new}", digest(*files)
-        if key not in done or not (done[key]["by"] or done[key]["tests"] == tests):
+        if key not in done or not (done[key]["by"] or done[key]["tests"] == tests or done[key]["name"] in known):
             began = time.monotonic()
             by = with_copy(try_mutant, mutant, [plans[path] for path in files], arguments.patience)
             folder = "tensors" if mutant.module in TENSORS else mutant.module.split("/")[0]

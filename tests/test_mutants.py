@@ -94,7 +94,8 @@ def test_what_is_killed_what_survives_and_what_hangs(toy: Path) -> None:
     assert "| all | 8 | 5 | 3 | 0 | 100.0% |" in again.stdout
     assert "killed  " not in again.stdout
 
-    # with a test that sees them only the survivors are run again
+    # with a test that sees them only the survivors are run again, and only where they are not explained
+    (toy / "docs" / "mutants.md").write_text("", encoding="utf-8")
     test = toy / "tests/numerics/test_toy.py"
     test.write_text(f"{TESTS}\n\ndef test_unseen() -> None:\n    from precision_lab.numerics.toy import unseen\n\n"
                     "    assert unseen(5) == 10\n", encoding="utf-8")  # fmt: skip

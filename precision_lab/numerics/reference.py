@@ -73,7 +73,7 @@ def round_to(
     Parameters
     ----------
     x : float or Fraction
-        Any number; a Fraction below 2^1024.
+        Any number, a Fraction also beyond what a float holds.
     fmt : FloatFormat
         The format.
     mode : str
@@ -89,12 +89,13 @@ def round_to(
         A value of the format.
 
     """
-    negative = math.copysign(1, x) < 0
-    if math.isnan(x):
+    exact = isinstance(x, Fraction)  # which math.isnan would turn into a float
+    negative = x < 0 if exact else math.copysign(1, x) < 0
+    if not exact and math.isnan(x):
         if fmt.specials == "fnuz":
             return -math.nan
         return math.copysign(math.nan if fmt.has_nan else 0.0, x if fmt.has_nan else -math.copysign(1, x))
-    if math.isinf(x):
+    if not exact and math.isinf(x):
         return _signed(_beyond(fmt, saturate), negative, fmt)
     if x == 0:
         return _signed(0.0, negative, fmt)

@@ -454,8 +454,9 @@ class _Carrier(NamedTuple):
 
 def _carrier(spec: object) -> _Carrier:
     try:
-        is_double = spec == "fp64" or np.dtype(spec) == np.float64  # type: ignore[call-overload]
-    except (TypeError, ValueError):  # ValueError: newer NumPy, of a format without a dtype
+        # NumPy asks a FloatFormat for its dtype, and some have none
+        is_double = spec == "fp64" or (not isinstance(spec, FloatFormat) and np.dtype(spec) == np.float64)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
         is_double = False
     if is_double and spec is not None:
         return _Carrier(None, 52, -1022, float(np.finfo(np.float64).max))

@@ -223,3 +223,16 @@ def test_the_bounds_of_exp_hold_however_few_bits_are_asked_for(bits: int) -> Non
         (low, high), (nearer_low, nearer_high) = (reference.exp_between(x, b) for b in (bits, 200))
         assert low <= nearer_low <= nearer_high <= high
         assert nearer_high - nearer_low < Fraction(nearer_high) / 2**190
+
+
+def test_fractions_beyond_what_a_float_holds() -> None:
+    huge = Fraction(2) ** 2000
+    for name, beyond in (("fp32", math.inf), ("fp8_e4m3fn", math.nan), ("fp4_e2m1fn", 6.0)):
+        fmt = FORMATS[name]
+        for sign in (1, -1):
+            assert np.array_equal(reference.round_to(sign * huge, fmt), sign * beyond, equal_nan=True)
+            assert reference.round_to(sign * huge, fmt, saturate=True) == sign * fmt.max
+            assert reference.round_to(sign * huge, fmt, "toward_zero") == sign * fmt.max
+    for x in (88.8, 709.7, 709.8, 1000.0):
+        assert reference.exp(x, FORMATS["fp32"]) == math.inf
+        assert reference.exp(-x, FORMATS["fp16"]) == 0.0

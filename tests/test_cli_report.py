@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from precision_lab.cli import experiments
 from precision_lab.presentation.collection import EXPERIMENTS
+from precision_lab.support.files import OutputError
+from precision_lab.support.jsontext import digest_of
+from precision_lab.support.reading import InputError
 from tests.conftest import CommandLine, Finished, interrupted, wait_until
 
 REPOSITORY = Path(__file__).parents[1]
@@ -75,6 +80,59 @@ def test_what_cannot_be_written_is_found_before_the_work(command_line: CommandLi
     assert finished.status == 2
     assert "memory.svg: cannot write" in finished.err
     assert not (tmp_path / "memory.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("underflow", "--steps", -1),
+        ("underflow", "--seed", -1),
+        ("report", "memory", "--workers", -1),
+        ("report", "memory", "--workers", 10**6),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(
+    command_line: CommandLine, tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    refused = command_line(*arguments, "-o", tmp_path / "a" / "b")
+    assert refused.status == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kept_results_that_cannot_be_shown_are_named(command_line: CommandLine, tmp_path: Path) -> None:
+    """Written by somebody who knew how the digest is made; the cure is tried."""
+    arguments = ("report", "memory", "-o", tmp_path, "--workers", 1)
+    assert command_line(*arguments).status == 0
+    file = tmp_path / "memory.json"
+    kept = json.loads(file.read_text())
+
+    def spoilt(value: Any) -> Any:
+        """Make text of every number."""
+        if isinstance(value, dict):
+            return {key: spoilt(inner) for key, inner in value.items()}
+        return list(map(spoilt, value)) if isinstance(value, list) else str(value)
+
+    kept["result"] |= {key: spoilt(value) for key, value in kept["result"].items() if key != "config"}
+    kept["result_digest"] = digest_of(kept["result"])
+    file.write_text(json.dumps(kept))
+    refused = command_line(*arguments)
+    assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert f"{tmp_path}: what is kept there cannot be shown (" in refused.err
+    assert "remove memory.json, and run it again" in refused.err
+    file.unlink()
+    assert command_line(*arguments).status == 0
+
+
+def test_nobody_reading_is_no_fault_of_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one = SimpleNamespace(name="memory", reused=True)
+    for error in (BrokenPipeError(), FloatingPointError("flushed"), OutputError("full"), InputError("gone")):
+        with pytest.raises(type(error)) as caught, experiments._blaming_kept([one], tmp_path):  # type: ignore[list-item]
+            raise error
+        assert caught.value is error
+    with pytest.raises(TypeError), experiments._blaming_kept([SimpleNamespace(name="a", reused=False)], tmp_path):  # type: ignore[list-item]
+        raise TypeError  # of our own making
+    with pytest.raises(InputError, match=r"remove memory.json"), experiments._blaming_kept([one], tmp_path):  # type: ignore[list-item]
+        raise TypeError
 
 
 def test_progress_of_other_processes_moves_the_bars() -> None:

@@ -80,6 +80,19 @@ def test_train_other_models_and_data(command_line: CommandLine, tmp_path: Path) 
     assert row(finished.out, "fp32")[4] == "–"  # no classes, no accuracy
 
 
+def test_a_text_of_one_symbol_has_no_loss_to_compare(command_line: CommandLine, tmp_path: Path) -> None:
+    """It is foretold for certain: the loss of fp32 is 0, and nothing is so many times as large."""
+    (tmp_path / "a.txt").write_text("a" * 2000)
+    finished = command_line(
+        *("train", "--model", "transformer", "--data", tmp_path / "a.txt", "--storage", "pure_bf16", "--batch", 1),
+        *("--steps", 1, "--seeds", 1, "--workers", 1, "--json", tmp_path / "out.json"),
+    )
+    assert finished.status == 0, finished.err
+    outcomes = [one for found in json.loads((tmp_path / "out.json").read_text())["outcomes"].values() for one in found]
+    assert [(one["final_loss"], one["ratio"]) for one in outcomes] == [(0, None)] * 2
+    assert row(finished.out, "pure_bf16")[-1] == "keeps fp32's result"
+
+
 def test_ctrl_c_stops_the_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
     kept = tmp_path / "runs.jsonl"
     options = ("--storage", "all", "--steps", 2000, "--seeds", 3, "--workers", 2, "--checkpoint", kept)

@@ -43,12 +43,14 @@ def underflow(output: Path, steps: int, seed: int) -> None:
     from precision_lab.experiments.underflow import UnderflowConfig
     from precision_lab.support.files import only_one
 
+    config = UnderflowConfig(steps=steps, seed=seed)  # refused before a folder is made
     pictures = _pictures(["underflow"])
     _check(output, "underflow.json", *pictures)
     with only_one(output):
-        (finished,) = _collect({"underflow": UnderflowConfig(steps=steps, seed=seed)}, output)
-        _show_tables(finished)
-        _draw([finished], output, quick=False)
+        finished = _collect({"underflow": config}, output)
+        with _blaming_kept(finished, output):
+            _show_tables(finished)
+            _draw(finished, output, quick=False)
     say(f"wrote {', '.join(str(output / file) for file in ('underflow.json', *pictures))}")
 
 
@@ -80,26 +82,28 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
     from precision_lab.presentation.report import write_report
     from precision_lab.presentation.tables import summary_table
     from precision_lab.support.files import only_one, write_json
+    from precision_lab.support.processes import number_of_processes
     from precision_lab.support.reading import read_small
 
     output = output or Path("figures/quick" if quick else "figures")
     chosen = list(dict.fromkeys(names)) or list(EXPERIMENTS)
     pictures = _pictures(chosen)
+    number_of_processes(processes)  # refused before a folder is made
     _check(output, "results.json", "report.html", *(f"{name}.json" for name in chosen), *pictures)
     configs = {name: experiment.configuration(quick=quick) for name, experiment in EXPERIMENTS.items()}
     with only_one(output):
         found = {one.name: one for one in _collect({name: configs[name] for name in chosen}, output, processes)}
         finished = [found[name] for name in chosen]
-        for one in finished:
-            _show_tables(one)
-        _draw(finished, output, quick=quick)
-        others = [kept(name, output, config) for name, config in configs.items() if name not in found]
-        everything = results([*finished, *filter(None, others)], quick=quick)
-        write_json(everything, output / "results.json", indent=None)
-        drawn = [output / picture for picture in _pictures(everything["experiments"]) if picture.endswith(".svg")]
-        svgs = {file.stem: read_small(file).decode() for file in drawn if file.exists()}
-        write_report(everything, output / "report.html", figures=svgs)
-    show(summary_table(finished, quick=quick))
+        others = [one for name in configs if name not in found and (one := kept(name, output, configs[name]))]
+        with _blaming_kept([*finished, *others], output):
+            _show_tables(finished)
+            _draw(finished, output, quick=quick)
+            everything = results([*finished, *others], quick=quick)
+            write_json(everything, output / "results.json", indent=None)
+            drawn = [output / picture for picture in _pictures(everything["experiments"]) if picture.endswith(".svg")]
+            svgs = {file.stem: read_small(file).decode() for file in drawn if file.exists()}
+            write_report(everything, output / "report.html", figures=svgs)
+            show(summary_table(finished, quick=quick))
     say(f"wrote {output / 'report.html'}, results.json and {len(pictures)} figures in {output}")
 
 
@@ -156,11 +160,31 @@ def _pictures(names: Iterable[str]) -> list[str]:
     return [f"{picture}.{kind}" for name in names for picture in EXPERIMENTS[name].figures for kind in KINDS]
 
 
-def _show_tables(finished: Finished) -> None:
+@contextmanager
+def _blaming_kept(finished: Sequence[Finished], folder: Path) -> Iterator[None]:
+    """Say in one line that kept results cannot be shown: somebody wrote them who knew how their digest is made."""
+    from precision_lab.support.files import OutputError
+    from precision_lab.support.reading import InputError
+    from precision_lab.support.text import shown
+
+    reused = [f"{one.name}.json" for one in finished if one.reused]
+    try:
+        yield
+    except (InputError, OutputError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        if not reused:
+            raise
+        what = f"what is kept there cannot be shown ({type(error).__name__}: {shown(error, 100)})"
+        raise InputError(f"{shown(folder, 4096)}: {what}; remove {' and '.join(reused)}, and run it again") from error
+
+
+def _show_tables(finished: Sequence[Finished]) -> None:
     from precision_lab.presentation import tables
     from precision_lab.presentation.collection import EXPERIMENTS
 
-    for table in getattr(tables, EXPERIMENTS[finished.name].tables)(finished.result):
+    made = [table for one in finished for table in getattr(tables, EXPERIMENTS[one.name].tables)(one.result)]
+    for table in made:  # all of them, or none
         show(table)
 
 

@@ -399,8 +399,9 @@ class Outcome:
 
     @property
     def ratio(self) -> float:
-        """Mean final loss over that of the controls."""
-        return self.final_loss / _mean(run.final_loss for run in self.controls)
+        """Mean final loss over that of the controls; NaN where theirs is 0 (of a text of one symbol, say)."""
+        theirs = _mean(run.final_loss for run in self.controls)
+        return self.final_loss / theirs if theirs else math.nan
 
     @property
     def keeps(self) -> bool:

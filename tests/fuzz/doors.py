@@ -146,7 +146,7 @@ DOORS: tuple[Door, ...] = (
         "report",
         "names",
         ("--workers", "1", "-o", "r", "memory", "{}"),
-        values=("memoryx", "claimsx"),
+        values=("memoryx", "nothing"),
         weight=6,
         writes=("r/",),
     ),

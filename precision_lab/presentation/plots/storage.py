@@ -130,7 +130,7 @@ def plot_bytes(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: st
     """Draw final loss over the control's against the bytes per parameter; parameters as in `plot_final_losses`."""
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
-        drawn = sorted((o for o in outcomes if math.isfinite(o.ratio)), key=lambda o: (o.ratio, o.bytes_per_parameter))
+        drawn = sorted((o for o in outcomes if 0 < o.ratio < math.inf), key=lambda o: (o.ratio, o.bytes_per_parameter))
         for outcome in drawn:
             ax.plot([outcome.bytes_per_parameter], [outcome.ratio], "o", color=_color(outcome), markersize=6)
         texts: dict[tuple[float, int], list[Any]] = {}

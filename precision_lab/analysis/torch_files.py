@@ -7,15 +7,18 @@ before anything of it is called. No other way is used here. torch is imported wh
 
 from __future__ import annotations
 
+import io
 import os
+import pickletools
 import re
 import reprlib
 import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,9 @@ _LATER_PROTOCOLS = range(0x8C, 0x98)  # the instructions that pickle's protocols
 _MAPPED = {b"_rebuild_tensor_v2", b"_rebuild_tensor_v3", b"_rebuild_parameter"}
 """What makes tensors in torch.load without a look at their elements."""
 _BUFFER = 1 << 16  # bytes that a pipe takes at a time
+_UNFOLDED = 10**7  # entries of what a call in a pickle is given, were it written out
+_CALLS = {"REDUCE", "NEWOBJ", "BINPERSID"}  # instructions of which torch writes out what they are given
+_FILLS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 
 
 def load(file: Path) -> Any:
@@ -77,6 +83,9 @@ def _can_be_mapped(file: Path) -> bool:
     file of either is read into memory.
     """
     if not zipfile.is_zipfile(file):
+        with file.open("rb") as stream:
+            for _ in range(4):  # the old format: a number, a version, the machine, the content
+                _refuse_unfolding(stream)
         return False
     with zipfile.ZipFile(file) as archive:
         records = {Path(record.filename).name: record for record in archive.infolist()[::-1]}
@@ -84,9 +93,67 @@ def _can_be_mapped(file: Path) -> bool:
             raise ValueError("a part of it is compressed, which torch.save never does")
         if "data.pkl" not in records:
             return True  # torch says what it is
-        made = set(re.findall(rb"_rebuild\w+", archive.read(records["data.pkl"])))
+        pickle = archive.read(records["data.pkl"])
+        _refuse_unfolding(io.BytesIO(pickle))
+        made = set(re.findall(rb"_rebuild\w+", pickle))
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         return made <= _MAPPED and order == sys.byteorder.encode()
+
+
+def _refuse_unfolding(pickle: IO[bytes]) -> None:
+    """Raise ValueError where a call is given lists that hold the same lists again and again.
+
+    torch refuses such a call with a message that writes them all out. Instructions are read here, and none is followed;
+    corrupt ones are left to torch.
+    """
+    leaf: list[Any] = []  # stands for all that holds nothing
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    given: list[list[Any]] = []
+    shared = False
+    try:
+        for instruction, argument, _ in pickletools.genops(pickle):
+            name, takes = instruction.name, instruction.stack_before
+            if name.endswith("PUT"):
+                memo[argument] = stack[-1]
+            elif name.endswith("GET"):
+                stack.append(memo[argument])
+                shared |= memo[argument] is not leaf
+            elif name == "MARK":
+                stack.append(None)
+            else:
+                taken = []
+                if pickletools.markobject in takes:
+                    while (top := stack.pop()) is not None:
+                        taken.append(top)
+                    takes = takes[: takes.index(pickletools.markobject)]
+                taken += [stack.pop() for _ in takes]
+                if name in _CALLS:
+                    given += taken
+                if name in _FILLS:
+                    stack.append(taken.pop())
+                    stack[-1].extend(part for part in taken if part is not leaf)
+                elif instruction.stack_after:
+                    parts = [part for part in taken if part is not leaf]
+                    stack.append(parts if parts or name.startswith("EMPTY") else leaf)
+    except (ValueError, LookupError, AttributeError):
+        return
+    if not shared:  # a tree, no larger than the file
+        return
+    within: dict[int, list[Any]] = {}  # all that calls are given, by identity
+    while given:
+        node = given.pop()
+        if id(node) not in within:
+            within[id(node)] = node
+            given += node
+    size: dict[int, int] = {}
+    try:
+        for place in TopologicalSorter({n: map(id, parts) for n, parts in within.items()}).static_order():
+            size[place] = 1 + sum(size[id(part)] for part in within[place])
+    except CycleError:
+        size[0] = _UNFOLDED
+    if max(size.values(), default=0) >= _UNFOLDED:
+        raise ValueError("a call in it is given lists without end")
 
 
 def is_tensor(value: object) -> bool:

@@ -288,3 +288,30 @@ def test_a_parameter_that_never_got_a_gradient(torch: Any) -> None:
     report = preflight(model, optimizer_state=optimizer)
     assert [i.name for i in report.skipped] == ["0.weight", "0.bias"]
     assert [t.info.name for t in report.tensors] == ["1.weight", "1.bias"]
+
+
+def bomb(calls: bytes, depth: int = 12) -> bytes:
+    """A pickle of lists that hold the one before ten times, which is then passed to a call."""
+    lists = b"".join(b"](" + b"h%c" % (k + 9) * 10 + b"eq%c" % (k + 10) for k in range(depth))
+    return b"\x80\x02}(X\x01\x00\x00\x00w]q\x09" + lists + calls + b"u."
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("calls", [b"h\x09h\x15R", b"ccollections\nOrderedDict\nh\x15R", b"h\x15Q", b"h\x15h\x09\x81"])
+@pytest.mark.parametrize("old", [False, True])
+def test_lists_without_end_are_not_passed_to_a_call(torch: Any, tmp_path: Path, calls: bytes, old: bool) -> None:
+    """torch refuses the call with a message that would write them all out: 10^12 of them."""
+    file = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(3)}, file, _use_new_zipfile_serialization=not old)
+    if old:
+        content = file.read_bytes()
+        file.write_bytes(content[: content.index(b"}q\x00X\x01\x00\x00\x00w")] + bomb(calls))
+    else:
+        with zipfile.ZipFile(file) as good:
+            members = {name: good.read(name) for name in good.namelist()}
+        with zipfile.ZipFile(file, "w") as bad:
+            for name, member in members.items():
+                bad.writestr(name, bomb(calls) if name.endswith("data.pkl") else member)
+    assert "torch cannot read it as tensors only (ValueError: a call in it is given lists without end); " in refusal(
+        file
+    )

@@ -490,8 +490,8 @@ def differs(a: float, b: float) -> bool:
 
 
 def shown(strategy: st.SearchStrategy[Any], casts: dict[str, Cast], correct: Cast) -> dict[str, int]:
-    """How many of 2,000 examples show each mistake: ten seeds, since what one draws is not the same everywhere."""
-    examples = [float(x) for number in range(10) for x in drawn(strategy, 200, number)]
+    """How many of 1,600 examples show each mistake: eight seeds, since what one draws is not the same everywhere."""
+    examples = [float(x) for number in range(8) for x in drawn(strategy, 200, number)]
     expected = [correct(x) for x in examples]
     return {
         name: sum(differs(cast(x), y) for x, y in zip(examples, expected, strict=True)) for name, cast in casts.items()
@@ -500,13 +500,13 @@ def shown(strategy: st.SearchStrategy[Any], casts: dict[str, Cast], correct: Cas
 
 @pytest.mark.parametrize(("fmt", "carrier"), [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", FP64), ("fp8_e5m2", "fp16")])
 def test_planted_mistakes_are_found(fmt: str, carrier: str) -> None:
-    """By one example in a hundred at the least; in fact it is one in forty to one in three."""
+    """By one example in two hundred at the least, which leaves room for chance: it is one in forty to one in three."""
     target = get_format(fmt)
     casts = wrong_casts(target, carrier)
     if (fmt, carrier) in [("fp8_e5m2", "fp16"), ("bf16", "fp32")]:  # the carrier ends where the format does
         del casts["binade above max to zero"]
     found = shown(hard_values(fmt, carrier), casts, right(target))
-    assert {name: count for name, count in found.items() if count < 20} == {}
+    assert {name: count for name, count in found.items() if count < 8} == {}
 
 
 def test_a_right_cast_is_not_accused() -> None:
@@ -516,14 +516,14 @@ def test_a_right_cast_is_not_accused() -> None:
     assert shown(hard_values("fp16", FP64), {"numpy": lambda x: float(np.float16(x))}, right(fp16)) == {"numpy": 0}
     # and ml_dtypes' own mistake is found: it rounds float64 through float32
     wrong: dict[str, Cast] = {"ml_dtypes": lambda x: float(np.float64(x).astype(ml_dtypes.bfloat16))}
-    assert shown(hard_values("bf16", FP64), wrong, right(bf16))["ml_dtypes"] > 100
+    assert shown(hard_values("bf16", FP64), wrong, right(bf16))["ml_dtypes"] > 80
 
 
 def test_floats_alone_would_miss_it() -> None:
     """Why the strategies exist."""
     casts = wrong_casts(get_format("bf16"), FP64)
     found = shown(st.floats(), {"through float32": casts["through float32"]}, right(get_format("bf16")))
-    assert found["through float32"] < 20
+    assert found["through float32"] < 8
 
 
 # ---- st.from_type ----

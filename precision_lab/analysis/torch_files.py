@@ -135,7 +135,8 @@ def _refuse_unfolding(pickle: IO[bytes]) -> None:
                     stack[-1].extend(part for part in taken if part is not leaf)
                 elif instruction.stack_after:
                     parts = [part for part in taken if part is not leaf]
-                    stack.append(parts if parts or name.startswith("EMPTY") else leaf)
+                    can_be_filled = name in _CALLS or name.startswith("EMPTY")
+                    stack.append(parts if parts or can_be_filled else leaf)
     except (ValueError, LookupError, AttributeError):
         return
     if not shared:  # a tree, no larger than the file

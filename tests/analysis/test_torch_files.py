@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_tensors_are_what_torch_saved(torch: Any, tmp_path: Path) -> None:
     assert dtypes["brain"] == "bfloat16"
 
 
+def rewrite(old: Path, new: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """Write an archive again, with what `change` makes of each member."""
+    with zipfile.ZipFile(old) as archive:
+        members = {name: change(name, archive.read(name)) for name in archive.namelist()}
+    with zipfile.ZipFile(new, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
 @pytest.mark.torch
 def test_what_torch_would_touch_is_not_mapped(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is cut short while its mapped elements are touched would end the process."""
@@ -108,15 +118,13 @@ def test_what_torch_would_touch_is_not_mapped(torch: Any, tmp_path: Path, monkey
     monkeypatch.setattr(torch, "load", seen)
     torch.save({"w": torch.ones(3)}, tmp_path / "plain.pt")
     torch.save({"w": torch.ones(3), "s": torch.eye(3).to_sparse()}, tmp_path / "sparse.pt")
-    other = "big" if sys.byteorder == "little" else "little"
-    with zipfile.ZipFile(tmp_path / "plain.pt") as old, zipfile.ZipFile(tmp_path / "turned.pt", "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            if name.endswith("/byteorder"):
-                content = other.encode()
-            elif "/data/" in name:
-                content = np.frombuffer(content, np.uint32).byteswap().tobytes()
-            new.writestr(name, content)
+
+    def turned(name: str, content: bytes) -> bytes:
+        if name.endswith("/byteorder"):
+            return b"big" if sys.byteorder == "little" else b"little"
+        return np.frombuffer(content, np.uint32).byteswap().tobytes() if "/data/" in name else content
+
+    rewrite(tmp_path / "plain.pt", tmp_path / "turned.pt", turned)
     for kind in ("plain", "sparse", "turned"):
         assert values(tmp_path / f"{kind}.pt")["w"].tolist() == [1, 1, 1]
     assert asked == [True, False, False]
@@ -293,7 +301,7 @@ def test_a_parameter_that_never_got_a_gradient(torch: Any) -> None:
 def bomb(calls: bytes, depth: int = 12) -> bytes:
     """A pickle of lists that hold the one before ten times, which is then passed to a call."""
     lists = b"".join(b"](" + b"h%c" % (k + 9) * 10 + b"eq%c" % (k + 10) for k in range(depth))
-    return b"\x80\x02}(X\x01\x00\x00\x00w]q\x09" + lists + calls + b"u."
+    return b"\x80\x02}(X\x01\x00\x00\x00w(]q\x09" + lists + calls + b"tu."
 
 
 @pytest.mark.torch
@@ -307,11 +315,16 @@ def test_lists_without_end_are_not_passed_to_a_call(torch: Any, tmp_path: Path, 
         content = file.read_bytes()
         file.write_bytes(content[: content.index(b"}q\x00X\x01\x00\x00\x00w")] + bomb(calls))
     else:
-        with zipfile.ZipFile(file) as good:
-            members = {name: good.read(name) for name in good.namelist()}
-        with zipfile.ZipFile(file, "w") as bad:
-            for name, member in members.items():
-                bad.writestr(name, bomb(calls) if name.endswith("data.pkl") else member)
+        rewrite(file, file, lambda name, content: bomb(calls) if name.endswith("data.pkl") else content)
     assert "torch cannot read it as tensors only (ValueError: a call in it is given lists without end); " in refusal(
         file
     )
+
+
+@pytest.mark.torch
+def test_lists_without_end_that_no_call_is_given_are_entered_once(torch: Any, tmp_path: Path) -> None:
+    """Here they are put into what a call has made of some text."""
+    torch.save({"w": torch.ones(3)}, tmp_path / "good.pt")
+    held = b"ccollections\nCounter\nX\x01\x00\x00\x00a\x85RK\x01h\x15s"
+    rewrite(tmp_path / "good.pt", tmp_path / "a.pt", lambda name, old: bomb(held) if name.endswith("data.pkl") else old)
+    assert list_tensors(tmp_path / "a.pt") == []

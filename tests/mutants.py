@@ -159,8 +159,8 @@ def tests_of(module: str) -> list[Path]:
     imports = re.compile(rf"^ *from precision_lab\.{package}(\.{name} import| import .*\b{name}\b)", re.MULTILINE)
     own = [path for path in files if path.stem == f"test_{name}"]
     near = [path for path in files if imports.search(path.read_text("utf-8"))]
-    more = f"{MORE.get(module, '')} {ALL}".split()
-    return list(dict.fromkeys([*own, *near, *(path for name in more if (path := ROOT / "tests" / name).exists())]))
+    more = [ROOT / "tests" / path for path in MORE.get(module, "").split()]
+    return list(dict.fromkeys([*own, *near, *more, *(ROOT / "tests").glob(ALL)]))
 
 
 def digest(*paths: Path) -> str:

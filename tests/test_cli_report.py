@@ -123,7 +123,7 @@ def test_kept_results_that_cannot_be_shown_are_named(command_line: CommandLine, 
     assert command_line(*arguments).status == 0
 
 
-def test_nobody_reading_is_no_fault_of_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nobody_reading_is_no_fault_of_what_is_kept(tmp_path: Path) -> None:
     one = SimpleNamespace(name="memory", reused=True)
     for error in (BrokenPipeError(), FloatingPointError("flushed"), OutputError("full"), InputError("gone")):
         with pytest.raises(type(error)) as caught, experiments._blaming_kept([one], tmp_path):  # type: ignore[list-item]

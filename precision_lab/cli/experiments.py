@@ -48,9 +48,8 @@ def underflow(output: Path, steps: int, seed: int) -> None:
     _check(output, "underflow.json", *pictures)
     with only_one(output):
         finished = _collect({"underflow": config}, output)
-        with _blaming_kept(finished, output):
-            _show_tables(finished)
-            _draw(finished, output, quick=False)
+        _show_tables(finished, output)
+        _draw(finished, output, quick=False)
     say(f"wrote {', '.join(str(output / file) for file in ('underflow.json', *pictures))}")
 
 
@@ -95,9 +94,9 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
         found = {one.name: one for one in _collect({name: configs[name] for name in chosen}, output, processes)}
         finished = [found[name] for name in chosen]
         others = [one for name in configs if name not in found and (one := kept(name, output, configs[name]))]
+        _show_tables(finished, output)
+        _draw(finished, output, quick=quick)
         with _blaming_kept([*finished, *others], output):
-            _show_tables(finished)
-            _draw(finished, output, quick=quick)
             everything = results([*finished, *others], quick=quick)
             write_json(everything, output / "results.json", indent=None)
             drawn = [output / picture for picture in _pictures(everything["experiments"]) if picture.endswith(".svg")]
@@ -179,12 +178,16 @@ def _blaming_kept(finished: Sequence[Finished], folder: Path) -> Iterator[None]:
         raise InputError(f"{shown(folder, 4096)}: {what}; remove {' and '.join(reused)}, and run it again") from error
 
 
-def _show_tables(finished: Sequence[Finished]) -> None:
+def _show_tables(finished: Sequence[Finished], folder: Path) -> None:
+    """Show the tables of all experiments, or none."""
     from precision_lab.presentation import tables
     from precision_lab.presentation.collection import EXPERIMENTS
 
-    made = [table for one in finished for table in getattr(tables, EXPERIMENTS[one.name].tables)(one.result)]
-    for table in made:  # all of them, or none
+    made: list[Any] = []
+    for one in finished:
+        with _blaming_kept([one], folder):
+            made += getattr(tables, EXPERIMENTS[one.name].tables)(one.result)
+    for table in made:
         show(table)
 
 
@@ -195,7 +198,8 @@ def _draw(finished: Sequence[Finished], folder: Path, *, quick: bool) -> None:
 
     for one in finished:
         for picture, name in EXPERIMENTS[one.name].figures.items():
-            figure = getattr(plots, name)(one.result)
+            with _blaming_kept([one], folder):
+                figure = getattr(plots, name)(one.result)
             if quick and EXPERIMENTS[one.name].configuration(quick=True) != EXPERIMENTS[one.name].configuration():
                 plots.say_quick(figure)
             for kind in KINDS:

@@ -29,6 +29,7 @@ good, but in the formats without NaN (fp6, fp4) it becomes -0. A Kahan sum that 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -225,6 +226,14 @@ def exact_sum(terms: ArrayLike) -> Fraction:
     return _exact_sums(array)[0]
 
 
+def nonzero_cells(cells: NDArray[np.int64]) -> Iterator[tuple[list[int], int]]:
+    """Yield what is not zero in an array, place and value; in one dimension NumPy finds it in a tenth of the time."""
+    flat = cells.reshape(-1)
+    touched = np.flatnonzero(flat != 0)
+    places = np.stack(np.unravel_index(touched, cells.shape), axis=1)
+    return zip(places.tolist(), flat[touched].tolist(), strict=True)
+
+
 def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     """Return the exact sum of finite doubles and that of their magnitudes."""
     kernels = load_kernels()
@@ -236,9 +245,9 @@ def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
     kernels.sum_exactly(terms, cells)
     sums = [0, 0]
-    for sign, field, half in np.argwhere(cells != 0).tolist():
+    for (sign, field, half), n in nonzero_cells(cells):
         # field f means 2^(f - 1075) times the significand as an integer, 0 what 1 does
-        sums[sign] += int(cells[sign, field, half]) << max(field - 1, 0) + (0 if half else 26)
+        sums[sign] += n << max(field - 1, 0) + (0 if half else 26)
     positive, negative = sums
     return Fraction(positive - negative, 1 << 1074), Fraction(positive + negative, 1 << 1074)
 

@@ -21,8 +21,9 @@ import pytest
 import precision_lab as pl
 from precision_lab.analysis.hyperparameters import stored_rates
 from precision_lab.analysis.sums import WAYS, sum_every_way, sum_tensors
+from precision_lab.analysis.swamping import update_outcomes
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
-from precision_lab.numerics.accumulation import METHODS
+from precision_lab.numerics.accumulation import METHODS, rounded_sum
 from precision_lab.numerics.errors import CompilerDisabledError
 from precision_lab.numerics.rounding import code_dtype
 from tests.conftest import CommandLine
@@ -203,10 +204,12 @@ TAKE_NONE = (
 """Public names that take no arrays of the user's: results, configurations, numbers."""
 
 BESIDE: dict[str, Call] = {
+    "rounded_sum": lambda x: rounded_sum(x, "fp16").relative_error,
     "sum_every_way": lambda x: sum_every_way(x, "fp16"),
     "scan_frozen": lambda x: scan_frozen({"w": x}, [1e-3], formats=FORMATS).to_dict(),
     "scan_updates": lambda x: scan_updates({"w": x}, {"w": x}, formats=FORMATS).to_dict(),
     "stored_rates": lambda x: stored_rates(x, "fp16"),
+    "update_outcomes": lambda x: update_outcomes(x, x, "fp8_e4m3fn"),
 }
 """What is not at the top of the package."""
 
@@ -284,7 +287,7 @@ def test_sums_of_squares_are_taken_in_silence(tmp_path: Path) -> None:
     for dtype in (np.float32, np.float64):
         np.save(tmp_path / "x.npy", specials(dtype, quiet=False))
         result = sum_tensors(tmp_path / "x.npy", "fp16", squares=True)
-        assert len(result.tensors[0].traces) == len(WAYS)
+        assert len(result.tensors[0].sums) == len(WAYS)
 
 
 def test_the_lists_would_notice_a_warning() -> None:

@@ -19,8 +19,9 @@ import pytest
 
 import precision_lab as lab
 from precision_lab.analysis.recording import Recording, read_recording
+from precision_lab.analysis.swamping import update_outcomes
 from precision_lab.numerics import fixed
-from precision_lab.numerics.accumulation import _constants
+from precision_lab.numerics.accumulation import _constants, rounded_sum
 from precision_lab.numerics.codec import Codec, codec
 from precision_lab.numerics.environment import load_fixed_kernels, load_kernels, require_gradual_underflow
 from precision_lab.numerics.rounding import _decode_table, _encode_plan, _plan
@@ -87,6 +88,8 @@ OTHERS: dict[str, Call] = {
     "DynamicLossScale": lambda: lab.DynamicLossScale(2.0**-140),
     "LossScalePlan": lambda: lab.LossScalePlan(HISTOGRAM, lab.get_format("fp16"), 0).smallest_sufficient,
     "AccumulationTrace.exact_sum": lambda: TRACE.exact_sum,
+    "rounded_sum": lambda: rounded_sum(SUBNORMAL, "bf16"),
+    "update_outcomes": lambda: update_outcomes(SUBNORMAL, SUBNORMAL, "bf16"),
     "codec.round": lambda: CODEC.round(SUBNORMAL),
     "codec.encode": lambda: CODEC.encode(FLAT),
     "codec.decode": lambda: CODEC.decode(np.ones(2, CODEC.encode(FLAT).dtype)),

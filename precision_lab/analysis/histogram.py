@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -114,7 +114,7 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ExponentHistogram:
     """Exact counts of magnitudes by binade and by class within the binade.
 
@@ -130,6 +130,8 @@ class ExponentHistogram:
         The exponent e of the first row: its elements lie in [2^e, 2^(e+1)).
     table : ndarray of int64, (binades, 27)
         Counts of finite, non-zero elements. Not to be written to: histograms of one binade share equal ones.
+    nonzero : int
+        Finite elements that are not zero: the sum of the table.
 
     """
 
@@ -139,6 +141,11 @@ class ExponentHistogram:
     max_abs: float | None
     first_exponent: int
     table: NDArray[np.int64]
+    nonzero: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Count the elements once."""
+        object.__setattr__(self, "nonzero", int(self.table.sum()))
 
     @classmethod
     def empty(cls) -> Self:
@@ -202,11 +209,6 @@ class ExponentHistogram:
         """All elements."""
         return self.nonzero + self.zero + self.nonfinite
 
-    @cached_property
-    def nonzero(self) -> int:
-        """Finite elements that are not zero."""
-        return int(self.table.sum())
-
     @property
     def exponents(self) -> range:
         """The exponents of the rows."""
@@ -219,11 +221,11 @@ class ExponentHistogram:
 
     def __add__(self, other: object) -> Self:
         """Merge two histograms; nothing is lost."""
-        if not isinstance(other, ExponentHistogram):
+        if not isinstance(other, type(self)):
             return NotImplemented
         require_gradual_underflow()  # or two subnormal extremes would compare equal
-        if not other.count:
-            return self
+        if not (self.count and other.count):
+            return self if self.count else other
         return self.total((self, other))
 
     @classmethod

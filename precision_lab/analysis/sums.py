@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,10 @@ from numpy.typing import ArrayLike
 
 from precision_lab.analysis.plain import finite_or_none, whole
 from precision_lab.analysis.tensor_files import TensorInfo, list_tensors, open_tensors, read_tensors
-from precision_lab.numerics.accumulation import AccumulationTrace, Terms, accumulate
+from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum, Terms, accumulate, rounded_sum
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
-
-_NONE = np.zeros(0)
-_NONE.flags.writeable = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,11 @@ class Way:
     method: str
     mode: str = "ties_to_even"
     accumulator: str | None = None
+
+    def arguments(self, seed: int) -> dict[str, Any]:
+        """Return them by name, with the seed of stochastic rounding."""
+        rng = seed if self.mode == "stochastic" else None
+        return {"method": self.method, "mode": self.mode, "accumulator": self.accumulator, "rng": rng}
 
 
 WAYS: dict[str, Way] = {
@@ -72,17 +75,7 @@ def sum_every_way(terms: ArrayLike, fmt: object, *, seed: int = 0) -> dict[str, 
 
     """
     given = Terms(terms)  # one exact sum for all
-    return {
-        name: accumulate(
-            given,
-            fmt,
-            method=way.method,
-            mode=way.mode,
-            accumulator=way.accumulator,
-            rng=seed if way.mode == "stochastic" else None,
-        )
-        for name, way in WAYS.items()
-    }
+    return {name: accumulate(given, fmt, **way.arguments(seed)) for name, way in WAYS.items()}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -95,19 +88,32 @@ class SummedTensor:
         Where it is from.
     terms : int
         How many of its elements, the first ones in the order of memory, were added up.
-    traces : dict of str to AccumulationTrace
-        Per name of `WAYS`; without the partial sums.
+    exact : Fraction or None
+        Their sum without any rounding; None where one is infinite or NaN.
+    results : tuple of float
+        What they came to, in the order of `WAYS`.
 
     """
 
     info: TensorInfo
     terms: int
-    traces: dict[str, AccumulationTrace]
+    exact: Fraction | None
+    results: tuple[float, ...]
+
+    @property
+    def sums(self) -> dict[str, RoundedSum]:
+        """The sums by the names of `WAYS`."""
+        return {name: RoundedSum(result, self.exact) for name, result in zip(WAYS, self.results, strict=True)}
+
+    @property
+    def exact_sum(self) -> float:
+        """`exact`, rounded once to the nearest double; NaN where there is none."""
+        return next(iter(self.sums.values())).exact_sum
 
     @property
     def worst(self) -> float:
         """The largest relative error of all ways, NaN counted as infinite."""
-        errors = [trace.relative_error for trace in self.traces.values()]
+        errors = [RoundedSum(result, self.exact).relative_error for result in self.results]
         return max((np.inf if np.isnan(error) else error for error in errors), default=0.0)
 
 
@@ -147,13 +153,13 @@ class SumsResult:
                     "file": str(tensor.info.file),
                     "name": tensor.info.name,
                     "terms": tensor.terms,
-                    "exact": finite_or_none(next(iter(tensor.traces.values())).exact_sum),
+                    "exact": finite_or_none(tensor.exact_sum),
                     "sums": {
                         name: {
-                            "result": finite_or_none(trace.result),
-                            "relative_error": finite_or_none(trace.relative_error),
+                            "result": finite_or_none(found.result),
+                            "relative_error": finite_or_none(found.relative_error),
                         }
-                        for name, trace in tensor.traces.items()
+                        for name, found in tensor.sums.items()
                     },
                 }
                 for tensor in self.tensors
@@ -221,12 +227,9 @@ def sum_tensors(
                 continue
             terms = _first(chunks, limit)
             with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
-                added = terms * terms if squares else terms
-            traces = sum_every_way(added, asked, seed=seed)
-            # without their partial sums, which of many tensors would fill the memory
-            for trace in traces.values():  # nobody else has them; `replace` would check and copy a million
-                object.__setattr__(trace, "partial_sums", _NONE)
-            tensors.append(SummedTensor(info, terms.size, traces))
+                added = Terms(terms * terms if squares else terms)
+            found = [rounded_sum(added, asked, **way.arguments(seed)) for way in WAYS.values()]
+            tensors.append(SummedTensor(info, terms.size, found[0].exact, tuple(one.result for one in found)))
             if progress is not None:
                 progress(len(tensors), everything)
     tensors.sort(key=lambda tensor: -tensor.worst)

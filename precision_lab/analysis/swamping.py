@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -55,11 +55,14 @@ _BLOCK = 1 << 15  # elements that stay in the second-level cache with all that i
 _UNITS = 2**1074  # of the sums, in 1
 _MOST = 1 << 31  # elements counted in 32-bit cells
 
+NO_UPDATE, LOST, MOVED = 0, 1, 2
+"""What `update_outcomes` returns."""
+
 
 # --- updates ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UpdateReport:
     """What became of updates; exact counts. Make one with `update_report`, add those of chunks with ``+``.
 
@@ -86,7 +89,8 @@ class UpdateReport:
     zero_weights : int
         Of `nonzero` the ones with w == 0, for which log2|u/w| is infinite.
     ratios, lost_ratios : dict of int to int
-        The other nonzero updates, and the lost ones among them, by floor(log2|u/w|), exactly; ascending.
+        The other nonzero updates, and the lost ones among them, by floor(log2|u/w|), exactly; ascending. Not to be
+        written to: reports with the same counts share them.
     sums : tuple of int
         <u, u>, <d, d> and <d, u> in units of 2^-1074: every product is rounded to float64, their sum is exact, so that
         the order of the elements, and how they were cut into chunks, change nothing.
@@ -260,6 +264,40 @@ def update_report(
     kernels = load_kernels()
 
     fmt, mode = get_format(fmt), get_mode(mode)
+    w, u, carrier = _pairs(weights, updates, fmt, mode)
+    loop = _loop(kernels.UPDATES, fmt, mode, carrier)
+    stream = _stream(rng) if mode is RoundingMode.STOCHASTIC else np.zeros(2, np.uint64)
+    reports = []
+    for part in range(0, w.size, _MOST):
+        cells = take_zeros("updates", 2048 * 4 * kernels.LANES, np.uint32)
+        sums = take_zeros("sums", (3, 2100, 2), np.int64)
+        for _, weight, update in _blocks(w[part : part + _MOST], u[part : part + _MOST], carrier):
+            loop(weight, update, stream, cells, sums)
+        reports.append(_report(fmt, mode, _taken("updates", cells, w.size), sums))
+    return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
+
+
+def update_outcomes(weights: ArrayLike, updates: ArrayLike, fmt: object) -> NDArray[np.uint8]:
+    """Return what becomes of each update, ties to even: `LOST`, `MOVED`, or `NO_UPDATE`.
+
+    The last is what `update_report` does not count as `nonzero`; updates that overflow are `MOVED`. The shape is that
+    of `weights`; parameters and errors are those of `update_report`.
+    """
+    kernels = load_kernels()
+
+    fmt, mode = get_format(fmt), RoundingMode.TIES_TO_EVEN
+    w, u, carrier = _pairs(weights, updates, fmt, mode)
+    loop = _loop(kernels.OUTCOMES, fmt, mode, carrier)
+    outcomes = np.empty(w.size, np.uint8)
+    for start, weight, update in _blocks(w, u, carrier):
+        loop(weight, update, np.zeros(2, np.uint64), outcomes[start : start + weight.size])
+    return outcomes.reshape(np.shape(weights))
+
+
+def _pairs(
+    weights: ArrayLike, updates: ArrayLike, fmt: FloatFormat, mode: RoundingMode
+) -> tuple[Array, Array, np.dtype[Any]]:
+    """Return both as flat arrays, and the carrier that they are to be added in."""
     w, u = as_array(weights, to_odd=True), as_array(updates)  # weights are rounded into the format
     if w.shape != u.shape:
         raise ValueError(f"weights and updates must be of one shape, got {w.shape} and {u.shape}")
@@ -267,33 +305,34 @@ def update_report(
     # float32 has 24 significand bits, float64 53; weights in float64 are stored from there, to be rounded once
     doubles = any(as_carrier(x[:0]).dtype == np.float64 for x in (w, u))
     wide = doubles or fmt.precision > 22 or mode is RoundingMode.STOCHASTIC
-    carrier = np.dtype(np.float64 if wide else np.float32)
-    loop, storing, rounding = _loop(fmt, mode, wide)
-    step = _MOST if w.dtype == u.dtype == carrier else _BLOCK  # blocks that have to be converted stay in the caches
-    stream = _stream(rng) if mode is RoundingMode.STOCHASTIC else np.zeros(2, np.uint64)
-    reports = []
-    for part in range(0, w.size, _MOST):
-        cells = take_zeros("updates", 2048 * 4 * kernels.LANES, np.uint32)
-        sums = take_zeros("sums", (3, 2100, 2), np.int64)
-        for start in range(part, min(part + _MOST, w.size), step):
-            block = slice(start, min(start + step, part + _MOST))
-            weight = converted(as_carrier(w[block], to_odd=True), carrier)
-            update = converted(as_carrier(u[block]), carrier)
-            loop(weight, update, storing, rounding, stream, _hides(fmt), cells, sums)
-        reports.append(_report(fmt, mode, _taken("updates", cells, w.size), sums))
-    return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
+    return w, u, np.dtype(np.float64 if wide else np.float32)
+
+
+def _blocks(w: Array, u: Array, carrier: np.dtype[Any]) -> Iterator[tuple[int, Array, Array]]:
+    """Yield where a block begins, and its weights and updates in the carrier; what is converted stays in the caches."""
+    step = _MOST if w.dtype == u.dtype == carrier else _BLOCK
+    for start in range(0, w.size, step):
+        weight = converted(as_carrier(w[start : start + step], to_odd=True), carrier)
+        yield start, weight, converted(as_carrier(u[start : start + step]), carrier)
 
 
 @lru_cache(maxsize=256)
-def _loop(fmt: FloatFormat, mode: RoundingMode, wide: bool) -> tuple[Callable[..., None], Any, Any]:
-    """Return the loop of `update_report` and its two roundings."""
+def _loop(
+    loops: tuple[Callable[..., None], Callable[..., None]], fmt: FloatFormat, mode: RoundingMode, carrier: np.dtype[Any]
+) -> Callable[..., None]:
+    """Return the loop for a carrier with its two roundings, to be called with the rest of its arguments."""
     kernels = load_kernels()
 
-    loop, roundings = (kernels.updates_64, kernels.ROUNDINGS_64) if wide else (kernels.updates_32, kernels.ROUNDINGS_32)
-    carrier = np.float64 if wide else np.float32
+    wide = carrier == np.float64
+    roundings = kernels.ROUNDINGS_64 if wide else kernels.ROUNDINGS_32
     both = (compiled_rounding(fmt, m, carrier) for m in (RoundingMode.TIES_TO_EVEN, mode))
     storing, rounding = ((roundings.index(kernel), constants) for kernel, constants in both)
-    return loop, storing, rounding
+    hides = not fmt.has_nan
+
+    def loop(w: Array, u: Array, stream: Array, *counted: Array) -> None:
+        loops[wide](w, u, storing, rounding, stream, hides, *counted)
+
+    return loop
 
 
 def _taken(name: str, cells: NDArray[np.uint32], size: int) -> dict[int, int]:
@@ -345,10 +384,16 @@ def _report(fmt: FloatFormat, mode: RoundingMode, counted: dict[int, int], sums:
         overflowed=columns[kernels.OVERFLOWED],
         nonfinite=rows.get(kernels.NONFINITE, 0),
         zero_weights=rows.get(kernels.ZERO_WEIGHT, 0),
-        ratios={row - kernels.RATIO_OFFSET: n for row, n in rows.items() if row > kernels.ZERO_WEIGHT},
-        lost_ratios=lost,
+        ratios=_ratios(tuple((row - kernels.RATIO_OFFSET, n) for row, n in rows.items() if row > kernels.ZERO_WEIGHT)),
+        lost_ratios=_ratios(tuple(lost.items())),
         sums=(exact[0], exact[1], exact[2]),
     )
+
+
+@lru_cache(maxsize=1 << 12)
+def _ratios(counts: tuple[tuple[int, int], ...]) -> dict[int, int]:
+    """Return counts that reports share: of many small tensors, nearly all."""
+    return dict(counts)
 
 
 def _in_units(value: int) -> float:

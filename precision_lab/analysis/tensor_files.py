@@ -24,7 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -537,7 +537,9 @@ def _file_sources(file: Path, raw: _Raw) -> list[_Source]:
             raise _error(file, "the file is empty")
         sources = _READERS[suffix](file, raw)
         _check_unchanged(file, state)
-        return [replace(source, state=state) for source in sources]
+        for i, source in enumerate(sources):  # in place: there may be very many
+            sources[i] = replace(source, state=state)
+        return sources
 
 
 def _indexed_sources(index: Path) -> list[_Source]:
@@ -632,11 +634,13 @@ def _safetensors_sources(file: Path, _raw: _Raw) -> list[_Source]:
             raise _error(file, f"a header of {start - 8} bytes is beyond the limit of {_MAX_JSON_BYTES}", cure)
         if start > size:
             raise _error(file, f"the header takes {start} bytes, the file ends after {size}")
-        header = json_object(stream.read(start - 8))
+        parsed = json_object(stream.read(start - 8), lighter=_lighter)
+    header = dict(zip(_FIELDS, parsed, strict=True)) if isinstance(parsed, tuple) else parsed  # of one tensor alone
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _error(file, "__metadata__ must be an object of strings")
-    sources = [_safetensors_source(file, name, entry, start, size) for name, entry in header.items()]
+    # each entry makes room for what is made of it
+    sources = [_safetensors_source(file, name, header.pop(name), start, size) for name in list(header)]
     sources.sort(key=lambda source: (source.offset, source.nbytes))
     end = start
     for source in sources:
@@ -649,12 +653,27 @@ def _safetensors_sources(file: Path, _raw: _Raw) -> list[_Source]:
     return sources
 
 
+_FIELDS = ("dtype", "shape", "data_offsets")
+
+
+def _lighter(found: dict[str, Any]) -> Any:
+    """Hold the entry of a tensor in half the bytes, as a tuple; what is none stays as it is."""
+    values = [found.get(field) for field in _FIELDS]
+    if len(found) != len(_FIELDS) or [type(value) for value in values] != [str, list, list]:
+        return found
+    word, shape, offsets = cast(tuple[str, list[Any], list[Any]], values)
+    return sys.intern(word), tuple(shape), tuple(offsets)
+
+
 def _safetensors_source(file: Path, name: str, entry: object, start: int, size: int) -> _Source:
     with _blaming(file, name):
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        if isinstance(entry, dict) and entry.keys() == set(_FIELDS):
+            entry = tuple(entry[field] for field in _FIELDS)
+        if not isinstance(entry, tuple):
             raise ValueError("its header entry must hold dtype, shape and data_offsets, and nothing else")
-        word, shape, offsets = entry["dtype"], _shape(entry["shape"]), entry["data_offsets"]
-        if str(word) not in _SAFETENSORS_DTYPES:
+        word, shape, offsets = (list(value) if isinstance(value, tuple) else value for value in entry)
+        shape = _shape(shape)
+        if not isinstance(word, str) or word not in _SAFETENSORS_DTYPES:
             raise _error(file, f"unknown dtype {word!r}", f"save it as one of {', '.join(_SAFETENSORS_DTYPES)}", name)
         dtype, bits = _SAFETENSORS_DTYPES[word]
         if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
@@ -668,12 +687,11 @@ def _safetensors_source(file: Path, name: str, entry: object, start: int, size: 
         return _Source(info, start + begin, end - begin, swapped=sys.byteorder == "big")
 
 
-def json_object(text: bytes) -> dict[str, Any]:
+def json_object(text: bytes, lighter: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Parse a JSON object; its first byte must be its brace, as the reference implementation demands."""
     if len(text) > _MAX_JSON_BYTES or not text.startswith(b"{"):
         raise ValueError(f"the JSON must start with {{ and have at most {_MAX_JSON_BYTES} bytes")
-    value: dict[str, Any] = parse_json(text)
-    return value
+    return parse_json(text, lighter=lighter)
 
 
 # ---- npy and npz headers ----
@@ -769,9 +787,15 @@ def _shape(value: Any) -> tuple[int, ...]:
     """Check a shape: whole numbers, and no more elements than an array can have."""
     if not isinstance(value, (list, tuple)) or not all(type(n) is int and n >= 0 for n in value):
         raise ValueError(f"shape must be a list of whole numbers, none negative, got {value!r}")
-    if len(value) > 64 or max(value, default=0) >= 2**63 or math.prod(filter(None, value)) >= 2**63:
-        raise ValueError(f"shape {value!r} is beyond what an array can hold")
-    return tuple(value)
+    return _possible(tuple(value))
+
+
+@lru_cache(maxsize=1 << 10)
+def _possible(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the same tuple for equal shapes, of which many tensors have few."""
+    if len(shape) > 64 or max(shape, default=0) >= 2**63 or math.prod(filter(None, shape)) >= 2**63:
+        raise ValueError(f"shape {list(shape)!r} is beyond what an array can hold")
+    return shape
 
 
 def _skip_reason(dtype: str) -> str | None:

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,51 +63,20 @@ _NEAREST = (RoundingMode.TIES_TO_EVEN, RoundingMode.TIES_TO_AWAY)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class AccumulationTrace:
-    """What became of a sum, beside the exact one.
+class RoundedSum:
+    """What a sum came to, beside the exact one.
 
     Attributes
     ----------
-    method, mode : str
-        How it was added and rounded.
-    format, accumulator : FloatFormat
-        Of the result and of the partial sums.
-    count : int
-        Number of terms n.
-    partial_sums : ndarray of float64
-        Values of the accumulator: after each term (``sequential``; ``kahan`` and ``neumaier``, compensation left out),
-        after each block (``blocked``), every node of the tree, level by level (``pairwise``, n - 1 of them).
     result : float
-        The sum, in `format`.
+        The sum, a value of its format.
     exact : Fraction or None
         The sum of the terms without any rounding; None where a term is infinite or NaN.
-    magnitudes : Fraction or None
-        The sum of the absolute values, which the bounds multiply.
-    stagnates_after : int or None
-        ``sequential``, in a deterministic mode: the number of terms after which no other one changed the partial sum;
-        None if the last that is not zero still did, and for the other methods.
-    roundings : int
-        The most roundings k that a term passes on its way to the accumulator's result: n for ``sequential`` (one less
-        if the first term is a value of the accumulator), ceil(log2 n) for ``pairwise``, the length of a block plus the
-        number of blocks for ``blocked``.
-    underflow : Fraction
-        What gradual underflow can add to the error: 0 if every term is a multiple of the smallest subnormal, since
-        sums of such terms are exact below the smallest normal.
 
     """
 
-    method: str
-    mode: str
-    format: FloatFormat
-    accumulator: FloatFormat
-    count: int
-    partial_sums: NDArray[np.float64]
     result: float
     exact: Fraction | None
-    magnitudes: Fraction | None
-    stagnates_after: int | None
-    roundings: int
-    underflow: Fraction
 
     @property
     def exact_sum(self) -> float:
@@ -130,6 +99,52 @@ class AccumulationTrace:
             return math.inf if self.result else 0.0
         (a, b), (c, d) = self.result.as_integer_ratio(), self.exact.as_integer_ratio()
         return _to_float(abs(a * d - c * b), b * abs(c))  # in integers: nothing is reduced to lowest terms
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AccumulationTrace(RoundedSum):
+    """What became of a sum on the way, and the bounds of its error.
+
+    Attributes
+    ----------
+    result : float
+        The sum, in `format`.
+    exact : Fraction or None
+        The sum of the terms without any rounding; None where a term is infinite or NaN.
+    method, mode : str
+        How it was added and rounded.
+    format, accumulator : FloatFormat
+        Of the result and of the partial sums.
+    count : int
+        Number of terms n.
+    partial_sums : ndarray of float64
+        Values of the accumulator: after each term (``sequential``; ``kahan`` and ``neumaier``, compensation left out),
+        after each block (``blocked``), every node of the tree, level by level (``pairwise``, n - 1 of them).
+    magnitudes : Fraction or None
+        The sum of the absolute values, which the bounds multiply.
+    stagnates_after : int or None
+        ``sequential``, in a deterministic mode: the number of terms after which no other one changed the partial sum;
+        None if the last that is not zero still did, and for the other methods.
+    roundings : int
+        The most roundings k that a term passes on its way to the accumulator's result: n for ``sequential`` (one less
+        if the first term is a value of the accumulator), ceil(log2 n) for ``pairwise``, the length of a block plus the
+        number of blocks for ``blocked``.
+    underflow : Fraction
+        What gradual underflow can add to the error: 0 if every term is a multiple of the smallest subnormal, since
+        sums of such terms are exact below the smallest normal.
+
+    """
+
+    method: str
+    mode: str
+    format: FloatFormat
+    accumulator: FloatFormat
+    count: int
+    partial_sums: NDArray[np.float64]
+    magnitudes: Fraction | None
+    stagnates_after: int | None
+    roundings: int
+    underflow: Fraction
 
     @property
     def unit_roundoff(self) -> float:
@@ -343,8 +358,61 @@ def accumulate(
     Stochastic rounding compares 16 bits: a term below 2^-16 spacings of the running sum never changes it.
 
     """
-    kernels = load_kernels()
+    asked = _asked(fmt, method, mode, accumulator, block)
+    given = terms if isinstance(terms, Terms) else Terms(terms)
+    added = _added(given.array, asked, rng)
+    n = given.array.size
+    exact, magnitudes = given.sums
+    is_given, in_units = given.known(asked.accumulator)
+    return AccumulationTrace(
+        result=added.result,
+        exact=exact,
+        method=method,
+        mode=asked.mode.value,
+        format=asked.format,
+        accumulator=asked.accumulator,
+        count=n,
+        partial_sums=added.partial_sums,
+        magnitudes=magnitudes,
+        stagnates_after=added.stagnates_after if added.stagnates_after >= 0 else None,
+        roundings={
+            "pairwise": max((n - 1).bit_length(), 1 - is_given) if n else 0,  # the additions above a leaf of the tree
+            "blocked": min(block, n) - (-n // block),
+        }.get(method, n - is_given),
+        underflow=_NOTHING if in_units else added.steps * Fraction(asked.accumulator.smallest_subnormal),
+    )
 
+
+def rounded_sum(
+    terms: ArrayLike | Terms,
+    fmt: object,
+    *,
+    method: str = "sequential",
+    mode: str = "ties_to_even",
+    accumulator: object = None,
+    block: int = 64,
+    rng: RandomSource = None,
+) -> RoundedSum:
+    """Return what `accumulate` comes to, and neither the way there nor what its bounds need: for very many sums.
+
+    Parameters, rounding and errors are those of `accumulate`.
+    """
+    asked = _asked(fmt, method, mode, accumulator, block)
+    given = terms if isinstance(terms, Terms) else Terms(terms)
+    return RoundedSum(_added(given.array, asked, rng).result, given.sums[0])
+
+
+class _Asked(NamedTuple):
+    """The arguments of a sum, checked."""
+
+    format: FloatFormat
+    accumulator: FloatFormat
+    method: str
+    mode: RoundingMode
+    block: int
+
+
+def _asked(fmt: object, method: str, mode: str, accumulator: object, block: int) -> _Asked:
     fmt = get_format(fmt)
     wide = fmt if accumulator is None else get_format(accumulator)
     rounding_mode = get_mode(mode)
@@ -352,22 +420,43 @@ def accumulate(
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     if not is_integer(block) or block < 1:
         raise ValueError(f"block must be an integer of at least 1, got {block!r}")
-    given = terms if isinstance(terms, Terms) else Terms(terms)
-    array = given.array
+    return _Asked(fmt, wide, method, rounding_mode, int(block))
+
+
+class _Added(NamedTuple):
+    """A sum and the way to it; `stagnates_after` is -1 where it is not told, `steps` the number of roundings."""
+
+    result: float
+    partial_sums: Array
+    stagnates_after: int
+    steps: int
+
+
+def _added(array: Array, asked: _Asked, rng: RandomSource) -> _Added:
+    """Add up doubles."""
+    kernels = load_kernels()
+
+    fmt, wide, method, mode, block = asked
     n = array.size
-    blocks = -(-n // block)
-    steps = {"pairwise": max(n - 1, 1), "blocked": n + blocks, "kahan": 4 * n, "neumaier": 4 * n + 1}.get(method, n)
+    steps = kept = n
+    if method == "pairwise":
+        steps, kept = max(n - 1, 1), max(n - 1, 0)
+    elif method == "blocked":
+        kept = -(-n // block)
+        steps = n + kept
+    elif method in ("kahan", "neumaier"):
+        steps = 4 * n + (method == "neumaier")
     numbers = np.empty(0, np.uint16)
-    if rounding_mode is RoundingMode.STOCHASTIC:
+    if mode is RoundingMode.STOCHASTIC:
         numbers = random_numbers(*_seed_and_first(rng), steps + 1)
 
-    constants = _constants(wide, rounding_mode)
-    sums = np.empty({"pairwise": max(n - 1, 0), "blocked": blocks}.get(method, n))
-    last = 0.0
+    constants = _constants(wide, mode)
+    sums = np.empty(kept)
+    last, stagnates_after = 0.0, -1
     if method == "sequential":
-        kernels.sum_sequential(array, sums, constants, numbers)
+        stagnates_after = int(kernels.sum_sequential(array, sums, constants, numbers))
     elif method == "blocked":
-        totals = np.empty(blocks)
+        totals = np.empty(kept)
         kernels.sum_blocks(array, totals, constants, numbers, block)
         kernels.sum_sequential(totals, sums, constants, numbers[n:])
     elif method == "pairwise":
@@ -382,40 +471,11 @@ def accumulate(
         last = float(kernels.sum_neumaier(array, sums, constants, numbers))
     if n and method not in ("pairwise", "neumaier"):
         last = float(sums[-1])
-    result = np.array([last])
     if wide != fmt:
-        kernels.round_values(result, _constants(fmt, rounding_mode), numbers[steps:])
-
-    exact, magnitudes = given.sums
-    is_given, in_units = given.known(wide)
-    return AccumulationTrace(
-        method=method,
-        mode=rounding_mode.value,
-        format=fmt,
-        accumulator=wide,
-        count=n,
-        partial_sums=sums,
-        result=float(result[0]),
-        exact=exact,
-        magnitudes=magnitudes,
-        stagnates_after=_stagnation(array, sums) if method == "sequential" and not numbers.size else None,
-        roundings={
-            "pairwise": max((n - 1).bit_length(), 1 - is_given) if n else 0,  # the additions above a leaf of the tree
-            "blocked": min(block, n) + blocks,
-        }.get(method, n - is_given),
-        underflow=_NOTHING if in_units else steps * Fraction(wide.smallest_subnormal),
-    )
-
-
-def _stagnation(terms: Array, sums: Array) -> int | None:
-    """Return the number of terms after which the sum stays as it is, None if the last that is not zero changed it."""
-    rest = np.flatnonzero(terms)
-    if not rest.size:
-        return None
-    before = np.concatenate([[0.0], sums[:-1]])
-    changed = np.flatnonzero((before != sums) & ~(np.isnan(before) & np.isnan(sums)))
-    after = int(changed[-1]) + 1 if changed.size else 0
-    return after if after <= rest[-1] else None
+        result = np.array([last])
+        kernels.round_values(result, _constants(fmt, mode), numbers[steps:])
+        last = float(result[0])
+    return _Added(last, sums, stagnates_after, steps)
 
 
 def _taken(x: ArrayLike, inputs: FloatFormat | None, name: str) -> tuple[Array, np.dtype[Any]]:

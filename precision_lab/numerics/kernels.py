@@ -565,11 +565,19 @@ def round_values(x, c, numbers):
 
 @compiled()
 def sum_sequential(terms, sums, c, numbers):
-    """Leave the running sums in `sums`."""
-    s = 0.0
+    """Leave the running sums in `sums` and return after how many terms none changed it any more.
+
+    -1 if the last that is not zero did, or where there are random numbers.
+    """
+    s, after, last = 0.0, 0, 0
     for i in range(terms.size):
-        s = _add(s, terms[i], c, numbers, i)
+        before, s = s, _add(s, terms[i], c, numbers, i)
         sums[i] = s
+        if terms[i] != 0.0:
+            last = i + 1
+        if before != s and not (np.isnan(before) and np.isnan(s)):
+            after = i + 1
+    return after if after < last and not numbers.size else -1
 
 
 @compiled()
@@ -748,6 +756,7 @@ UPDATE_TILE = 16 * TILE
 RATIO_OFFSET = 1280  # the row of 2^0: below it there is room for 2^-1074 / 2^128
 ZERO_UPDATE, NONFINITE, ZERO_WEIGHT = 0, 1, 2  # rows
 LOST, OVERFLOWED = 1, 2  # columns, of four
+NO_UPDATE, MOVED = 0, 2  # what may become of an update, beside LOST
 LARGEST_UPDATE = 2.0**480  # its square can be added 2^62 times
 MAGNITUDE_64 = U64(0x7FFFFFFFFFFFFFFF)
 
@@ -806,7 +815,7 @@ def _add_products(a, b, unit, rest, sums):
         _add_integers(total, a.size, shift, unit, sums)
 
 
-def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit: float) -> tuple[Any, Any]:
+def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit: float) -> tuple[Any, Any, Any]:
     """Build the loops for a carrier; updates of magnitude `limit` or more count as not finite."""
     ABS = U((1 << (width - 1)) - 1)
     INF = U((1 << (width - 1)) - (1 << mantissa))
@@ -872,11 +881,19 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
                 _add_products(effective[:n], effective[:n], changed + changed - 1021, rest[:n], sums[1])
                 _add_products(effective[:n], updates[:n], changed + raw - 1021, rest[:n], sums[2])
 
-    return add_to_odd, count
+    @compiled()
+    def tell(w, u, rounded, outcomes):
+        """Write what became of each update: LOST, MOVED (or overflowed), or NO_UPDATE where `count` finds none."""
+        for j in range(w.size):
+            a, b = U(_reinterpret(w[j]) & ABS), U(_reinterpret(u[j]) & ABS)
+            counts = (a < INF) & (b < LIMIT) & (b != U(0))
+            outcomes[j] = (np.uint8(LOST) if rounded[j] == w[j] else np.uint8(MOVED)) if counts else np.uint8(NO_UPDATE)
+
+    return add_to_odd, count, tell
 
 
-_add_to_odd_32, _count_updates_32 = _make_updates(U32, np.float32, np.int32, 32, 23, np.inf)
-_add_to_odd_64, _count_updates_64 = _make_updates(U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE)
+_add_to_odd_32, _count_updates_32, _tell_32 = _make_updates(U32, np.float32, np.int32, 32, 23, np.inf)
+_add_to_odd_64, _count_updates_64, _tell_64 = _make_updates(U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE)
 
 ROUNDINGS_32 = (mask_even_plain, add_even_plain_32, add_even_32, directed_32)
 ROUNDINGS_64 = (add_even_plain_64, add_even_64, directed_64, seeded_plain_64, seeded_64)
@@ -917,6 +934,16 @@ def _unhide(x, rounded):
 
 # twice the same: what a factory closes over, or what takes loops as arguments, is compiled in every process anew
 @compiled()
+def _step_32(w, u, storing, rounding, stream, hides, stored, total, rounded):
+    _round_32(storing[0], w, stored, storing[1], stream)
+    if hides:
+        _unhide(w, stored)
+    _add_to_odd_32(stored, u, total)
+    _round_32(rounding[0], total, rounded, rounding[1], stream)
+    stream[1] += U64(w.size)
+
+
+@compiled()
 def updates_32(w, u, storing, rounding, stream, hides, cells, sums):
     """Store float32 weights, add updates, round, and count, tile by tile.
 
@@ -924,35 +951,58 @@ def updates_32(w, u, storing, rounding, stream, hides, cells, sums):
     first element, which moves on; `hides` says that storing makes something finite of an infinity or a NaN.
     """
     room = np.empty((3, UPDATE_TILE), np.float32)
-    stored, total, rounded = room[0], room[1], room[2]
     for start in range(0, w.size, UPDATE_TILE):
         ws, us = w[start : start + UPDATE_TILE], u[start : start + UPDATE_TILE]
-        a, s, r = stored[: ws.size], total[: ws.size], rounded[: ws.size]
-        _round_32(storing[0], ws, a, storing[1], stream)
-        if hides:
-            _unhide(ws, a)
-        _add_to_odd_32(a, us, s)
-        _round_32(rounding[0], s, r, rounding[1], stream)
-        stream[1] += U64(ws.size)
-        _count_updates_32(a, us, r, cells, sums)
+        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
+        _step_32(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+        _count_updates_32(stored, us, rounded, cells, sums)
+
+
+@compiled()
+def outcomes_32(w, u, storing, rounding, stream, hides, outcomes):
+    """Store, add and round as `updates_32`, and write what became of each update."""
+    room = np.empty((3, UPDATE_TILE), np.float32)
+    for start in range(0, w.size, UPDATE_TILE):
+        ws, us = w[start : start + UPDATE_TILE], u[start : start + UPDATE_TILE]
+        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
+        _step_32(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+        _tell_32(stored, us, rounded, outcomes[start : start + UPDATE_TILE])
+
+
+@compiled()
+def _step_64(w, u, storing, rounding, stream, hides, stored, total, rounded):
+    _round_64(storing[0], w, stored, storing[1], stream)
+    if hides:
+        _unhide(w, stored)
+    _add_to_odd_64(stored, u, total)
+    _round_64(rounding[0], total, rounded, rounding[1], stream)
+    stream[1] += U64(w.size)
 
 
 @compiled()
 def updates_64(w, u, storing, rounding, stream, hides, cells, sums):
     """The same for float64, with ROUNDINGS_64."""
     room = np.empty((3, UPDATE_TILE), np.float64)
-    stored, total, rounded = room[0], room[1], room[2]
     for start in range(0, w.size, UPDATE_TILE):
         ws, us = w[start : start + UPDATE_TILE], u[start : start + UPDATE_TILE]
-        a, s, r = stored[: ws.size], total[: ws.size], rounded[: ws.size]
-        _round_64(storing[0], ws, a, storing[1], stream)
-        if hides:
-            _unhide(ws, a)
-        _add_to_odd_64(a, us, s)
-        _round_64(rounding[0], s, r, rounding[1], stream)
-        stream[1] += U64(ws.size)
-        _count_updates_64(a, us, r, cells, sums)
+        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
+        _step_64(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+        _count_updates_64(stored, us, rounded, cells, sums)
 
+
+@compiled()
+def outcomes_64(w, u, storing, rounding, stream, hides, outcomes):
+    """Write outcomes for float64, with ROUNDINGS_64."""
+    room = np.empty((3, UPDATE_TILE), np.float64)
+    for start in range(0, w.size, UPDATE_TILE):
+        ws, us = w[start : start + UPDATE_TILE], u[start : start + UPDATE_TILE]
+        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
+        _step_64(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+        _tell_64(stored, us, rounded, outcomes[start : start + UPDATE_TILE])
+
+
+UPDATES = updates_32, updates_64
+OUTCOMES = outcomes_32, outcomes_64
 
 WEIGHT_CLASSES = 4  # power of two (or zero), even, odd, and the largest value of a format that saturates
 WEIGHT_ROWS = 256

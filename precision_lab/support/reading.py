@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,7 +76,9 @@ def read_small(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     return content
 
 
-def parse_json(content: bytes, *, constants: bool = False) -> Any:
+def parse_json(
+    content: bytes, *, constants: bool = False, lighter: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
     """Parse JSON in UTF-8, and refuse what json.loads lets pass: duplicate keys, lone surrogates in them, NaN.
 
     Parameters
@@ -84,6 +87,8 @@ def parse_json(content: bytes, *, constants: bool = False) -> Any:
         The text.
     constants : bool
         Whether NaN, Infinity and -Infinity may stand for numbers.
+    lighter : callable, optional
+        Gives what is to stand for an object, of which there may be very many.
 
     Raises
     ------
@@ -92,14 +97,14 @@ def parse_json(content: bytes, *, constants: bool = False) -> Any:
 
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
         found: dict[str, Any] = {}
         for key, value in pairs:
             key.encode()  # a lone surrogate is no text, and nobody could print it
             if key in found:
                 raise ValueError(f"duplicate key '{shown(key, 100)}'")
             found[key] = value
-        return found
+        return found if lighter is None else lighter(found)
 
     def no_constant(word: str) -> None:
         raise ValueError(f"{word} is not JSON")

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -51,7 +51,7 @@ from precision_lab.analysis.hyperparameters import Finding, HyperparameterAudit,
 from precision_lab.analysis.loss_scaling import NoLossScale, StaticLossScale, TensorPlans, plan_loss_scale, plan_tensors
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.scan import ScanResult, scan
-from precision_lab.analysis.swamping import UpdateReport, WeightGaps, update_report
+from precision_lab.analysis.swamping import MOVED, WeightGaps, update_outcomes
 from precision_lab.analysis.swamping_scan import CHUNK_BYTES, check_partners, counter, in_step
 from precision_lab.analysis.tensor_files import (
     Chunks,
@@ -68,7 +68,7 @@ from precision_lab.analysis.tensor_files import (
 from precision_lab.analysis.torch_files import SUFFIXES
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_number
-from precision_lab.numerics.rounding import round_to
+from precision_lab.numerics.rounding import as_carrier, round_to
 from precision_lab.support.text import shown
 from precision_lab.training.adam_state import STATE_NAME, adam_updates, find_adam_state
 from precision_lab.training.memory import MemoryLedger, memory
@@ -76,6 +76,7 @@ from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promo
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
 _FP32 = get_format("fp32")
+_Stream: TypeAlias = Iterator[tuple[TensorInfo, Chunks]]
 _RANDOM_BITS = 16  # of the stochastic rounding
 
 # the numbers of an audit by where a configuration stores them; those of the bias corrections are stored nowhere
@@ -491,19 +492,23 @@ def preflight(
     floats = [info for info in infos if not info.skipped]
     if not any(info.count for info in floats):
         raise TensorFileError(f"{weights}: no weights: there is no tensor of floats that has elements")
+    gradients = None if gradients is None else open_tensors(gradients, dtype=raw)
     source = _updates(weights, in_order, floats, base, updates, optimizer_state, gradients, raw)
     recorded = None if gradients is None else scan(gradients, formats=(_FP32,), dtype=raw)
-    tensors, skipped = [], [info for info in infos if info.skipped]
+    skipped = [info for info in infos if info.skipped]
     count = counter(weights, dtype, progress)
-    for info, chunks in read_tensors(weights, dtype=raw, chunk_bytes=CHUNK_BYTES):
-        if _without_state(info).skipped:
-            continue
-        if source.missing(info.name):
-            skipped.append(_skipping(info, "no optimizer state: a buffer, or never trained"))
-            count(info.count)
-            continue
-        tensors.append(source.read(info, chunks, ways, count))
-    found = _Checkpoint(tuple(tensors), tolerance, recorded)
+
+    def stream() -> _Stream:
+        for info, chunks in read_tensors(weights, dtype=raw, chunk_bytes=CHUNK_BYTES):
+            if _without_state(info).skipped:
+                continue
+            if source.missing(info.name):
+                skipped.append(_skipping(info, "no optimizer state: a buffer, or never trained"))
+                count(info.count)
+                continue
+            yield info, chunks
+
+    found = _Checkpoint(tuple(source.read(stream(), ways, count)), tolerance, recorded)
     audits = {_FP32: base}
     judged = [_judged(name, s, audits, found) for name, s in candidates.items()]
     judged.sort(key=lambda candidate: candidate.ledger.bytes_per_parameter)
@@ -557,24 +562,20 @@ class _Sizes:
     def missing(self, _name: str) -> bool:
         return False
 
-    def read(
-        self, info: TensorInfo, chunks: Chunks, ways: tuple[Way, ...], count: Callable[[int], None]
-    ) -> PreflightTensor:
-        histogram: ExponentHistogram | None = None
+    def read(self, stream: _Stream, ways: tuple[Way, ...], count: Callable[[int], None]) -> Iterator[PreflightTensor]:
         formats = _formats(ways)
-        gaps: dict[FloatFormat, WeightGaps] = {}
-        for chunk in chunks:
-            found = ExponentHistogram.of(chunk)
-            histogram = found if histogram is None else histogram + found
-            more = {fmt: WeightGaps.of(chunk, fmt) for fmt in formats}
-            gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
-            count(chunk.size)
-        gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
-        return PreflightTensor(
-            info,
-            histogram or ExponentHistogram.empty(),
-            _by_way(ways, tuple(self._standstill(gaps[way.format], way) for way in ways)),
-        )
+        for info, chunks in stream:
+            histogram: ExponentHistogram | None = None
+            gaps: dict[FloatFormat, WeightGaps] = {}
+            for chunk in chunks:
+                found = ExponentHistogram.of(chunk)
+                histogram = found if histogram is None else histogram + found
+                more = {fmt: WeightGaps.of(chunk, fmt) for fmt in formats}
+                gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
+                count(chunk.size)
+            gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
+            standstill = _by_way(ways, tuple(self._standstill(gaps[way.format], way) for way in ways))
+            yield PreflightTensor(info, histogram or ExponentHistogram.empty(), standstill)
 
     def _standstill(self, gaps: WeightGaps, way: Way) -> Standstill:
         if way.two_words and self.size <= way.format.flush_threshold:
@@ -594,17 +595,20 @@ class _Recorded:
     def missing(self, name: str) -> bool:
         return name not in self.names
 
-    def read(
-        self, info: TensorInfo, chunks: Chunks, ways: tuple[Way, ...], count: Callable[[int], None]
-    ) -> PreflightTensor:
-        histogram = ExponentHistogram.empty()
-        found: dict[Way, Standstill] = {}
-        for w, u in in_step(chunks, self.find(info.name)):
-            histogram += ExponentHistogram.of(w)
-            lost = _lost(w, u, ways)
-            found = {way: found[way] + lost[way] for way in ways} if found else lost
-            count(w.size)
-        return PreflightTensor(info, histogram, _by_way(ways, tuple(found.get(way, Standstill()) for way in ways)))
+    def read(self, stream: _Stream, ways: tuple[Way, ...], count: Callable[[int], None]) -> Iterator[PreflightTensor]:
+        read: list[tuple[TensorInfo, ExponentHistogram]] = []
+        losses = _Losses(ways)
+        for info, chunks in stream:
+            histogram = ExponentHistogram.empty()
+            for w, u in in_step(chunks, self.find(info.name)):
+                histogram += ExponentHistogram.of(w)
+                losses.add(len(read), w, u)
+                count(w.size)
+            read.append((info, histogram))
+        losses.count()
+        nothing = dict.fromkeys(ways, Standstill())
+        for number, (info, histogram) in enumerate(read):
+            yield PreflightTensor(info, histogram, losses.found.get(number, nothing))
 
 
 @lru_cache(maxsize=1024)
@@ -618,31 +622,65 @@ def _formats(ways: tuple[Way, ...]) -> tuple[FloatFormat, ...]:
     return tuple(dict.fromkeys(way.format for way in ways))
 
 
-def _lost(w: Any, u: Any, ways: tuple[Way, ...]) -> dict[Way, Standstill]:
-    """Count the updates that are not zero, and those of them that are lost for certain or in the worst case.
-
-    Ways may differ in what they keep, and not in what they lose: that is counted once.
-    """
-    plain = {fmt: update_report(w, u, fmt) for fmt in _formats(ways)}
-    alike: dict[tuple[FloatFormat, float, bool], Standstill] = {}
-    lost = {}
-    for way in ways:
-        key = way.format, way.reach, way.two_words
-        if key not in alike:
-            alike[key] = _lost_by(w, u, way, plain[way.format])
-        lost[way] = alike[key]
-    return lost
+_TOGETHER = 1 << 12  # elements of small tensors
 
 
-def _lost_by(w: Any, u: Any, way: Way, plain: UpdateReport) -> Standstill:
-    if way.reach == 1:
-        return Standstill(plain.nonzero, plain.lost, plain.lost)
-    stored = round_to(u, way.format) if way.two_words else np.asarray(u)
+class _Losses:
+    """Counts the updates that are lost, for certain or in the worst case; those of small tensors together."""
+
+    def __init__(self, ways: tuple[Way, ...]) -> None:
+        # ways may differ in what they keep, and not in what they lose: that is counted once
+        self.of_way = {way: (way.format, way.reach, way.two_words) for way in ways}
+        self.kinds = tuple(dict.fromkeys(self.of_way.values()))
+        self.size = 0
+        self.pieces: list[tuple[int, Any, Any]] = []
+        self.found: dict[int, Mapping[Way, Standstill]] = {}
+        self.shared: dict[tuple[int, ...], Mapping[Way, Standstill]] = {}
+
+    def add(self, tensor: int, w: Any, u: Any) -> None:
+        """Take a chunk of a tensor and its updates; both may be overwritten afterwards."""
+        w, u = as_carrier(w), as_carrier(u)
+        self.size += w.size
+        if self.size < _TOGETHER:
+            self.pieces.append((tensor, w.copy(), u.copy()))
+        else:
+            self.pieces.append((tensor, w, u))
+            self.count()
+
+    def count(self) -> None:
+        """Count what was taken: `found` has what is known of each tensor that has elements."""
+        if not self.pieces:
+            return
+        tensors, ws, us = (list(column) for column in zip(*self.pieces, strict=True))
+        self.pieces, self.size = [], 0
+        starts = np.cumsum([0, *map(len, ws[:-1])])
+        w, u = np.concatenate(ws), np.concatenate(us)
+        plain = {fmt: update_outcomes(w, u, fmt) for fmt, _, _ in self.kinds}
+        columns = []
+        for fmt, reach, two_words in self.kinds:
+            outcomes = plain[fmt] if reach == 1 else update_outcomes(w, _reached(u, fmt, reach, two_words), fmt)
+            columns += [
+                np.add.reduceat(x, starts, dtype=np.int64).tolist() for x in (plain[fmt] > 0, outcomes == MOVED)
+            ]
+        for tensor, *counts in zip(tensors, *columns, strict=True):
+            found = self._by_way(tuple(counts))
+            before = self.found.get(tensor)
+            self.found[tensor] = {way: before[way] + found[way] for way in found} if before else found
+
+    def _by_way(self, counts: tuple[int, ...]) -> Mapping[Way, Standstill]:
+        """Return a mapping that pieces with the same counts share: of many small tensors, nearly all."""
+        if counts not in self.shared:
+            pairs = zip(self.kinds, counts[::2], counts[1::2], strict=True)
+            of_kind = {kind: Standstill(there, there - moved, there - moved) for kind, there, moved in pairs}
+            self.shared[counts] = {way: of_kind[kind] for way, kind in self.of_way.items()}
+        return self.shared[counts]
+
+
+def _reached(u: Any, fmt: FloatFormat, reach: float, two_words: bool) -> Any:
+    """Return updates as large as they would have to be to count as much without what a way does about small ones."""
+    stored = round_to(u, fmt) if two_words else u
     with np.errstate(all="ignore"):  # infinities and NaNs are counted as such
-        reached = converted(stored, np.float64) * way.reach
-    far = update_report(w, reached, way.format)
-    lost = plain.nonzero - (far.nonzero - far.lost)
-    return Standstill(plain.nonzero, lost, lost)
+        return converted(np.asarray(stored), np.float64) * reach
 
 
 def _updates(
@@ -678,7 +716,7 @@ def _updates(
                     update = converted(g, np.float64) * -lr
                 yield update
 
-        return _Recorded(scaled, f"-lr times the gradients in {_place(gradients)}", names)
+        return _Recorded(scaled, f"-lr times the gradients in {given}", names)
     return _Sizes(lr, f"of size lr = {lr:g}, as Adam's are at first")
 
 

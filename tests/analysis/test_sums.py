@@ -73,8 +73,8 @@ def test_tensors_come_worst_first_with_the_exact_sum(checkpoint: Path) -> None:
     assert [tensor.info.name for tensor in result.tensors][:2] == ["nan", "stops"]
     stops = result.tensors[1]
     assert stops.terms == 1000
-    assert stops.traces["sequential"].result == 256
-    assert stops.traces["sequential"].exact == Fraction(1000)
+    assert stops.sums["sequential"].result == 256
+    assert stops.exact == Fraction(1000)
     assert stops.worst == 0.744
     assert [info.name for info in result.skipped] == ["steps"]
     nothing = next(tensor for tensor in result.tensors if tensor.info.name == "nothing")
@@ -93,7 +93,7 @@ def test_beyond_the_limit_nothing_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sums, "read_tensors", lambda *_, **__: [(info, chunks())])
     for limit in (5, 8):
         (tensor,) = sum_tensors(tmp_path / "a.npy", "fp32", limit=limit).tensors
-        assert tensor.terms == tensor.traces["pairwise"].result == limit
+        assert tensor.terms == tensor.sums["pairwise"].result == limit
 
 
 def test_the_limit_takes_the_first_elements(tmp_path: Path) -> None:
@@ -102,19 +102,19 @@ def test_the_limit_takes_the_first_elements(tmp_path: Path) -> None:
     for limit, expected in ((1, 1), (3, 6), (300_000, 300_000 * 300_001 // 2), (10**6, 400_000 * 400_001 // 2)):
         (tensor,) = sum_tensors(path, "fp32", limit=limit).tensors
         assert tensor.terms == min(limit, 400_000)
-        assert tensor.traces["pairwise"].exact == expected
+        assert tensor.exact == expected
 
 
 def test_squares_are_exact_for_float32(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal(50).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     (tensor,) = sum_tensors(tmp_path, "fp16", squares=True).tensors
-    assert tensor.traces["kahan"].exact == sum(Fraction(float(v)) ** 2 for v in x)
+    assert tensor.exact == sum(Fraction(float(v)) ** 2 for v in x)
 
 
 def test_the_seed_is_that_of_stochastic_rounding(checkpoint: Path) -> None:
     def sums(seed: int) -> list[float]:
-        return [t.traces["stochastic"].result for t in sum_tensors(checkpoint, "bf16", seed=seed).tensors[1:]]
+        return [t.sums["stochastic"].result for t in sum_tensors(checkpoint, "bf16", seed=seed).tensors[1:]]
 
     assert sums(3) == sums(3)
     assert len({tuple(sums(seed)) for seed in range(5)}) > 1
@@ -167,7 +167,7 @@ def test_defaults(checkpoint: Path) -> None:
 
 def test_the_error_of_no_sum_is_zero(checkpoint: Path) -> None:
     info = sum_tensors(checkpoint, "bf16").tensors[0].info
-    assert SummedTensor(info, 0, {}).worst == 0
+    assert SummedTensor(info, 0, Fraction(0), (0.0,) * len(WAYS)).worst == 0
 
 
 def test_results_are_compared_by_what_they_are_and_stay_as_they_are(checkpoint: Path) -> None:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from precision_lab.analysis import swamping
 from precision_lab.analysis.swamping import (
+    LOST,
+    MOVED,
+    NO_UPDATE,
     Frozen,
     Gaps,
     Series,
@@ -29,6 +32,7 @@ from precision_lab.analysis.swamping import (
     harmonic,
     stagnation,
     swamping_thresholds,
+    update_outcomes,
     update_report,
 )
 from precision_lab.numerics import reference
@@ -183,6 +187,33 @@ def pairs(draw: st.DrawFn, fmt: FloatFormat) -> tuple[Array, Array]:
 def test_a_report_equals_the_definitions(data: st.DataObject, fmt: FloatFormat, mode: str, seed: int) -> None:
     weights, updates = data.draw(pairs(fmt))
     assert update_report(weights, updates, fmt, mode, rng=seed) == brute_report(weights, updates, fmt, mode, seed)
+
+
+@given(st.data(), FORMATS_AND_CUSTOM)
+@settings(max_examples=200, deadline=None)
+def test_outcomes_equal_the_definitions_one_by_one(data: st.DataObject, fmt: FloatFormat) -> None:
+    weights, updates = data.draw(pairs(fmt))
+    expected = []
+    for i in range(weights.size):
+        one = brute_report(weights[i : i + 1], updates[i : i + 1], fmt, "ties_to_even", 0)
+        expected.append(LOST if one.lost else MOVED if one.nonzero else NO_UPDATE)
+    assert update_outcomes(weights, updates, fmt).tolist() == expected
+
+
+def test_outcomes_have_the_shape_of_the_weights_and_cross_tiles_and_blocks() -> None:
+    rng = np.random.default_rng(6)
+    weights = rng.standard_normal((7, 11_000)).astype(np.float32)
+    updates = (weights * 2.0 ** rng.integers(-12, -5, weights.shape)).astype(np.float32)
+    updates[rng.random(weights.shape) < 0.1] = 0
+    found = update_outcomes(weights, updates, "bf16")
+    assert found.shape == weights.shape
+    assert np.array_equal(found, update_outcomes(weights.astype(np.float64), updates, "bf16"))  # in blocks
+    stored = np.asarray(round_to(weights, "bf16")).astype(np.float64)
+    stays = np.asarray(round_to(stored + updates, "bf16")) == stored  # the sum of two float32 this close is exact
+    assert np.array_equal(found, np.where(updates == 0, NO_UPDATE, np.where(stays, LOST, MOVED)))
+    assert update_outcomes(1.0, 2.0**-9, "bf16").shape == ()
+    with pytest.raises(ValueError, match="one shape"):
+        update_outcomes(weights, updates.T, "bf16")
 
 
 @pytest.mark.parametrize("fmt", [*UP_TO_8_BITS, *(f for f in CUSTOM if f.bits <= 6)], ids=str)

@@ -525,6 +525,19 @@ BAD_ENTRIES: dict[str, tuple[object, list[str]]] = {
     "half a byte": (entry("F4", [15]), ["F4 of shape [15] does not fit"]),
 }
 
+
+def test_tensors_may_be_called_as_the_fields_of_an_entry(tmp_path: Path) -> None:
+    """Entries are made lighter while the header is read, before it is known which object is an entry."""
+    names = ("dtype", "shape", "data_offsets")
+    file = tmp_path / "odd.safetensors"
+    file.write_bytes(safetensors_bytes({n: entry(offsets=[8 * i, 8 * i + 8]) for i, n in enumerate(names)}, bytes(24)))
+    assert [info.name for info in list_tensors(file)] == list(names)
+    file.write_bytes(safetensors_bytes(entry(), bytes(8)))  # the entry of a tensor alone
+    refusal(file, "odd.safetensors, tensor 'dtype': ", "must hold dtype", "again")
+    file.write_bytes(safetensors_bytes({"__metadata__": entry(), "w": entry()}, bytes(8)))
+    refusal(file, "odd.safetensors: ", "__metadata__ must be an object of strings")
+
+
 BAD_LAYOUTS: dict[str, tuple[dict[str, object], list[str]]] = {
     "overlap": ({"w": entry(), "v": entry(offsets=[4, 12])}, ["'v'", "overlaps"]),
     "the same bytes twice": ({"v": entry(offsets=[0, 8]), "w": entry(offsets=[0, 8])}, ["overlaps"]),

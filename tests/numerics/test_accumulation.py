@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from precision_lab import accumulate, dot, exact_sum, matmul, matmul_fp32_accumulate, round_to
 from precision_lab.numerics import accumulation, reference
-from precision_lab.numerics.accumulation import METHODS
+from precision_lab.numerics.accumulation import METHODS, rounded_sum
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import RoundingMode
 from tests.numerics.helpers import MODES, REGISTERED, UP_TO_8_BITS, Array, Oracle, assert_same
@@ -98,6 +98,11 @@ def test_sums_are_the_reference(
             float(unsigned_nan(last)), fmt, mode, uniform=None if stream is None else next(stream)
         )
     assert_same(unsigned_nan(trace.result), unsigned_nan(last))
+    alone = rounded_sum(
+        np.array(terms, np.float64), fmt, method=method, mode=mode, accumulator=wide, block=block, rng=(seed, first)
+    )
+    assert_same(alone.result, trace.result)
+    assert alone.exact == trace.exact
     if all(map(math.isfinite, terms)):
         assert trace.exact == sum(map(Fraction, terms))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from precision_lab import PreflightReport, StorageConfig, TensorFileError, audit, preflight, round_to
+from precision_lab import PreflightReport, StorageConfig, TensorFileError, audit, preflight, round_to, update_report
 from precision_lab.analysis.hyperparameters import OPTIMIZERS
 from precision_lab.numerics.codec import codec
 from precision_lab.training.optimizers import SGD, _grow, _multiply, start, update, updated_parameters
@@ -63,6 +63,31 @@ def test_recorded_updates_are_counted_one_by_one() -> None:
     others = [report.total[Way(BF16, name)].frozen for name in ("stochastic", "kahan", "collage_light")]
     assert others[1] == others[2]
     assert all(n < lost for n in others)
+
+
+def test_tensors_that_are_counted_together_have_the_counts_that_each_has_alone() -> None:
+    """Empty, tiny, large and in two dtypes; some begin in one lot and end in the next."""
+    rng = np.random.default_rng(4)
+    sizes = [0, 1, 1, 3, 4000, 0, 90, 30, 10_000, 0, 1, 4095, 1, *[1] * 200, 1 << 21, 5, 0]
+    weights: dict[str, Any] = {}
+    for i, size in enumerate(sizes):
+        w = rng.standard_normal(size).astype(np.float32)
+        weights[f"t{i}"] = w.astype(ml_dtypes.bfloat16) if i % 3 == 1 else w.astype(np.float64) if i % 7 == 2 else w
+    updates = {
+        name: (w.astype(np.float64) * 2.0 ** rng.integers(-30, -3, w.size)).astype(np.float32)
+        for name, w in weights.items()
+    }
+    report = ask(weights, updates=updates, storage="weights=fp16,update=kahan")
+    assert [tensor.info.name for tensor in report.tensors] == list(weights)
+    for tensor in report.tensors:
+        w, u = weights[tensor.info.name], updates[tensor.info.name]
+        for way, found in tensor.standstill.items():
+            far = (np.asarray(round_to(u, way.format)) if way.two_words else u).astype(np.float64) * way.reach
+            counted, reached = (update_report(w, x, way.format) for x in (u, far))
+            lost = counted.nonzero - (reached.nonzero - reached.lost)
+            assert found == Standstill(counted.nonzero, lost, lost)
+            if way.update == "ties_to_even":
+                assert lost == counted.lost
 
 
 def test_an_update_that_the_second_word_flushes_is_lost() -> None:

@@ -14,7 +14,7 @@ from precision_lab.analysis.swamping import UpdateReport, WeightGaps
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
 from precision_lab.analysis.tensor_files import label_of, of_several_files
 from precision_lab.numerics import fixed
-from precision_lab.numerics.accumulation import AccumulationTrace
+from precision_lab.numerics.accumulation import RoundedSum
 from precision_lab.presentation.tables.table import Table, and_more, number, percent, power_of_two, worst
 from precision_lab.support.text import shown
 
@@ -71,8 +71,7 @@ def sums_table(result: SumsResult) -> Table:
     """One row a tensor: the exact sum, and what each way of adding makes of it."""
 
     def row(label: str, tensor: SummedTensor) -> tuple[str, ...]:
-        exact = next(iter(tensor.traces.values())).exact_sum
-        return (label, f"{tensor.terms:,}", number(exact), *map(_error, tensor.traces.values()))
+        return (label, f"{tensor.terms:,}", number(tensor.exact_sum), *map(_error, tensor.sums.values()))
 
     several = of_several_files(tensor.info for tensor in result.tensors)
     return Table(
@@ -85,10 +84,10 @@ def sums_table(result: SumsResult) -> Table:
     )
 
 
-def _error(trace: AccumulationTrace) -> str:
-    if not math.isfinite(trace.result):
-        return f"{trace.result}".replace("nan", "NaN")
-    error = 100 * trace.relative_error
+def _error(found: RoundedSum) -> str:
+    if not math.isfinite(found.result):
+        return f"{found.result}".replace("nan", "NaN")
+    error = 100 * found.relative_error
     return "–" if math.isnan(error) else "0" if error == 0 else f"{error:.2g}" if error < 1000 else f"{error:.1e}"
 
 

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -51,7 +51,7 @@ from precision_lab.analysis.hyperparameters import Finding, HyperparameterAudit,
 from precision_lab.analysis.loss_scaling import NoLossScale, StaticLossScale, TensorPlans, plan_loss_scale, plan_tensors
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.scan import ScanResult, scan
-from precision_lab.analysis.swamping import MOVED, WeightGaps, update_outcomes
+from precision_lab.analysis.swamping import MOVED, NO_UPDATE, WeightGaps, update_outcomes
 from precision_lab.analysis.swamping_scan import CHUNK_BYTES, check_partners, counter, in_step
 from precision_lab.analysis.tensor_files import (
     Chunks,
@@ -563,7 +563,8 @@ class _Sizes:
         return False
 
     def read(self, stream: _Stream, ways: tuple[Way, ...], count: Callable[[int], None]) -> Iterator[PreflightTensor]:
-        formats = _formats(ways)
+        formats = tuple(dict.fromkeys(way.format for way in ways))
+        by_way = _ByWay(ways)
         for info, chunks in stream:
             histogram: ExponentHistogram | None = None
             gaps: dict[FloatFormat, WeightGaps] = {}
@@ -574,14 +575,14 @@ class _Sizes:
                 gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
                 count(chunk.size)
             gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
-            standstill = _by_way(ways, tuple(self._standstill(gaps[way.format], way) for way in ways))
+            standstill = by_way.shared(tuple(self._counts(gaps[kind.format], kind) for kind in by_way.kinds))
             yield PreflightTensor(info, histogram or ExponentHistogram.empty(), standstill)
 
-    def _standstill(self, gaps: WeightGaps, way: Way) -> Standstill:
-        if way.two_words and self.size <= way.format.flush_threshold:
-            return Standstill(gaps.count, gaps.count, gaps.count)
-        frozen = gaps.frozen(self.size * way.reach)
-        return Standstill(frozen.count, frozen.up + frozen.down - frozen.both, frozen.both)
+    def _counts(self, gaps: WeightGaps, kind: _Kind) -> tuple[int, int, int]:
+        if kind.two_words and self.size <= kind.format.flush_threshold:
+            return gaps.count, gaps.count, gaps.count
+        frozen = gaps.frozen(self.size * kind.reach)
+        return frozen.count, frozen.up + frozen.down - frozen.both, frozen.both
 
 
 @dataclass(frozen=True)
@@ -611,15 +612,26 @@ class _Recorded:
             yield PreflightTensor(info, histogram, losses.found.get(number, nothing))
 
 
-@lru_cache(maxsize=1024)
-def _by_way(ways: tuple[Way, ...], found: tuple[Standstill, ...]) -> Mapping[Way, Standstill]:
-    """Return a mapping that tensors with the same counts share: of many small ones, nearly all."""
-    return dict(zip(ways, found, strict=True))
+class _Kind(NamedTuple):
+    """What of a `Way` decides which updates it loses."""
+
+    format: FloatFormat
+    reach: float
+    two_words: bool
 
 
-@lru_cache(maxsize=64)
-def _formats(ways: tuple[Way, ...]) -> tuple[FloatFormat, ...]:
-    return tuple(dict.fromkeys(way.format for way in ways))
+class _ByWay:
+    """What is counted once for each kind of way, as mappings by way, which tensors with the same counts share."""
+
+    def __init__(self, ways: tuple[Way, ...]) -> None:
+        self._of_way = {way: _Kind(way.format, way.reach, way.two_words) for way in ways}
+        self.kinds = tuple(dict.fromkeys(self._of_way.values()))
+        self.shared = lru_cache(maxsize=1 << 12)(self._mapping)
+
+    def _mapping(self, counts: tuple[tuple[int, int, int], ...]) -> Mapping[Way, Standstill]:
+        """Return the counts of a tensor, given those of `Standstill` for each of `kinds`."""
+        of_kind = {kind: Standstill(*some) for kind, some in zip(self.kinds, counts, strict=True)}
+        return {way: of_kind[kind] for way, kind in self._of_way.items()}
 
 
 _TOGETHER = 1 << 12  # elements of small tensors
@@ -629,13 +641,10 @@ class _Losses:
     """Counts the updates that are lost, for certain or in the worst case; those of small tensors together."""
 
     def __init__(self, ways: tuple[Way, ...]) -> None:
-        # ways may differ in what they keep, and not in what they lose: that is counted once
-        self.of_way = {way: (way.format, way.reach, way.two_words) for way in ways}
-        self.kinds = tuple(dict.fromkeys(self.of_way.values()))
+        self.by_way = _ByWay(ways)
         self.size = 0
         self.pieces: list[tuple[int, Any, Any]] = []
         self.found: dict[int, Mapping[Way, Standstill]] = {}
-        self.shared: dict[tuple[int, ...], Mapping[Way, Standstill]] = {}
 
     def add(self, tensor: int, w: Any, u: Any) -> None:
         """Take a chunk of a tensor and its updates; both may be overwritten afterwards."""
@@ -655,32 +664,27 @@ class _Losses:
         self.pieces, self.size = [], 0
         starts = np.cumsum([0, *map(len, ws[:-1])])
         w, u = np.concatenate(ws), np.concatenate(us)
-        plain = {fmt: update_outcomes(w, u, fmt) for fmt, _, _ in self.kinds}
+        plain = {kind.format: update_outcomes(w, u, kind.format) for kind in self.by_way.kinds}
         columns = []
-        for fmt, reach, two_words in self.kinds:
-            outcomes = plain[fmt] if reach == 1 else update_outcomes(w, _reached(u, fmt, reach, two_words), fmt)
-            columns += [
-                np.add.reduceat(x, starts, dtype=np.int64).tolist() for x in (plain[fmt] > 0, outcomes == MOVED)
-            ]
+        for kind in self.by_way.kinds:
+            outcomes = plain[kind.format] if kind.reach == 1 else update_outcomes(w, _reached(u, kind), kind.format)
+            there, moved = (
+                np.add.reduceat(mask, starts, dtype=np.int64)
+                for mask in (plain[kind.format] != NO_UPDATE, outcomes == MOVED)
+            )
+            lost = (there - moved).tolist()
+            columns.append(zip(there.tolist(), lost, lost, strict=True))
         for tensor, *counts in zip(tensors, *columns, strict=True):
-            found = self._by_way(tuple(counts))
+            found = self.by_way.shared(tuple(counts))
             before = self.found.get(tensor)
             self.found[tensor] = {way: before[way] + found[way] for way in found} if before else found
 
-    def _by_way(self, counts: tuple[int, ...]) -> Mapping[Way, Standstill]:
-        """Return a mapping that pieces with the same counts share: of many small tensors, nearly all."""
-        if counts not in self.shared:
-            pairs = zip(self.kinds, counts[::2], counts[1::2], strict=True)
-            of_kind = {kind: Standstill(there, there - moved, there - moved) for kind, there, moved in pairs}
-            self.shared[counts] = {way: of_kind[kind] for way, kind in self.of_way.items()}
-        return self.shared[counts]
 
-
-def _reached(u: Any, fmt: FloatFormat, reach: float, two_words: bool) -> Any:
-    """Return updates as large as they would have to be to count as much without what a way does about small ones."""
-    stored = round_to(u, fmt) if two_words else u
+def _reached(u: Any, kind: _Kind) -> Any:
+    """Return updates so much larger that ties_to_even makes of them what a kind makes of these."""
+    stored = round_to(u, kind.format) if kind.two_words else u
     with np.errstate(all="ignore"):  # infinities and NaNs are counted as such
-        return converted(np.asarray(stored), np.float64) * reach
+        return converted(np.asarray(stored), np.float64) * kind.reach
 
 
 def _updates(

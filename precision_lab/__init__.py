@@ -30,16 +30,10 @@ from precision_lab.analysis.swamping import (
     update_report,
 )
 from precision_lab.analysis.tensor_files import TensorFileError, TensorInfo, list_tensors, read_tensors
-from precision_lab.numerics.accumulation import (
-    AccumulationTrace,
-    accumulate,
-    dot,
-    exact_sum,
-    matmul,
-    matmul_fp32_accumulate,
-)
+from precision_lab.numerics.accumulation import AccumulationTrace, accumulate, exact_sum
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inspection import Inspection, inspect
+from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
 from precision_lab.numerics.rounding import (
     RoundingMode,
     cast,

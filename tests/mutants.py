@@ -44,14 +44,18 @@ PACKAGE, KEPT, DOCUMENT = ROOT / "precision_lab", ROOT / ".mutants", ROOT / "doc
 FOLDERS = ("numerics", "analysis", "training", "testing")
 TENSORS = ("analysis/tensor_files.py", "analysis/torch_files.py")  # counted as a folder of their own
 SLOTS = 2
-COMPILED = ("numerics/kernels.py", "numerics/fixed_kernels.py")
+COMPILED = "numerics/kernels/"
 ALL = "test_frozen.py"  # files of tests that look at every module
+LOOPS = (
+    "numerics/test_rounding.py numerics/test_codec.py numerics/test_accumulation.py numerics/test_stochastic.py "
+    "numerics/test_integers.py numerics/test_rounding_arguments.py numerics/test_inspection.py "
+    "analysis/test_histogram.py analysis/test_swamping.py training/test_optimizers.py"
+)
 MORE = {  # files of tests that do not name the module
-    "numerics/kernels.py": "numerics/test_rounding.py numerics/test_codec.py numerics/test_accumulation.py "
-    "numerics/test_stochastic.py numerics/test_integers.py numerics/test_rounding_arguments.py "
-    "numerics/test_inspection.py analysis/test_histogram.py analysis/test_swamping.py training/test_optimizers.py",
+    **{str(path.relative_to(PACKAGE)): LOOPS for path in (PACKAGE / COMPILED).glob("*.py")},
+    "numerics/kernels/compiled.py": "numerics/test_compiled.py",
+    "numerics/kernels/fixed.py": "numerics/test_fixed.py",
     "numerics/accumulation.py": "test_flush_to_zero.py",
-    "numerics/fixed_kernels.py": "numerics/test_fixed.py",
     "numerics/environment.py": "test_flush_to_zero.py",
     "analysis/plain.py": "experiments/test_round_trips.py",
     "training/adam_state.py": "analysis/test_torch_files.py training/test_memory.py training/test_preflight.py "
@@ -221,7 +225,7 @@ def try_mutant(copy: Path, mutant: Mutant, plans: list[Plan], patience: float) -
                 files = sorted({ROOT / name.split("::")[0] for name in plan})
                 limits = {name: (patience + 10 * s, [called][: called in calls]) for name, (s, calls) in plan.items()}
                 seconds = 120 + 20 * sum(seconds for seconds, _ in plan.values())
-                own_cache = Path(cache) if mutant.module in COMPILED else None
+                own_cache = Path(cache) if mutant.module.startswith(COMPILED) else None
                 if plan and (failed := run(copy, files, limits, seconds, own_cache)):
                     return failed
             return ""

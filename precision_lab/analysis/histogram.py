@@ -170,7 +170,7 @@ class ExponentHistogram:
             As `round_to`.
 
         """
-        kernels = load_kernels()
+        kernels = load_kernels().histogram
 
         array = np.ascontiguousarray(as_carrier(x, to_odd=True)).reshape(-1)
         if array.size > _MOST:

@@ -261,7 +261,7 @@ def update_report(
     Melquiond 2008), as the carrier has at least two bits more than the format, for ``stochastic`` 18.
 
     """
-    kernels = load_kernels()
+    kernels = load_kernels().updates
 
     fmt, mode = get_format(fmt), get_mode(mode)
     w, u, carrier = _pairs(weights, updates, fmt, mode)
@@ -269,7 +269,7 @@ def update_report(
     stream = _stream(rng) if mode is RoundingMode.STOCHASTIC else np.zeros(2, np.uint64)
     reports = []
     for part in range(0, w.size, _MOST):
-        cells = take_zeros("updates", 2048 * 4 * kernels.LANES, np.uint32)
+        cells = take_zeros("updates", kernels.CELLS, np.uint32)
         sums = take_zeros("sums", (3, 2100, 2), np.int64)
         for _, weight, update in _blocks(w[part : part + _MOST], u[part : part + _MOST], carrier):
             loop(weight, update, stream, cells, sums)
@@ -283,7 +283,7 @@ def update_outcomes(weights: ArrayLike, updates: ArrayLike, fmt: object) -> NDAr
     The last is what `update_report` does not count as `nonzero`; updates that overflow are `MOVED`. The shape is that
     of `weights`; parameters and errors are those of `update_report`.
     """
-    kernels = load_kernels()
+    kernels = load_kernels().updates
 
     fmt, mode = get_format(fmt), RoundingMode.TIES_TO_EVEN
     w, u, carrier = _pairs(weights, updates, fmt, mode)
@@ -321,7 +321,7 @@ def _loop(
     loops: tuple[Callable[..., None], Callable[..., None]], fmt: FloatFormat, mode: RoundingMode, carrier: np.dtype[Any]
 ) -> Callable[..., None]:
     """Return the loop for a carrier with its two roundings, to be called with the rest of its arguments."""
-    kernels = load_kernels()
+    kernels = load_kernels().updates
 
     wide = carrier == np.float64
     roundings = kernels.ROUNDINGS_64 if wide else kernels.ROUNDINGS_32
@@ -337,7 +337,7 @@ def _loop(
 
 def _taken(name: str, cells: NDArray[np.uint32], size: int) -> dict[int, int]:
     """Return how often each key was counted, LANES cells a key, in their order, and give the cells back as zeros."""
-    kernels = load_kernels()
+    kernels = load_kernels().histogram
 
     lanes = kernels.LANES if size >= kernels.LANES else 1  # fewer elements are all counted in the first one
     looked = cells if lanes > 1 else cells[:: kernels.LANES]
@@ -357,7 +357,7 @@ def _hides(fmt: FloatFormat) -> bool:
 
 def _report(fmt: FloatFormat, mode: RoundingMode, counted: dict[int, int], sums: NDArray[np.int64]) -> UpdateReport:
     """Read what the loop counted, by 4 * row + column, and what it summed, halves of integers by unit."""
-    kernels = load_kernels()
+    kernels = load_kernels().updates
 
     rows: dict[int, int] = {}
     columns = [0, 0, 0]
@@ -524,7 +524,7 @@ class WeightGaps:
             As `precision_lab.round_to`.
 
         """
-        kernels = load_kernels()
+        kernels = load_kernels().weights
 
         fmt = get_format(fmt)
         w = np.ascontiguousarray(as_array(weights, to_odd=True)).reshape(-1)
@@ -534,7 +534,7 @@ class WeightGaps:
         buffer = np.empty(min(_BLOCK, w.size), carrier)
         parts = []
         for part in range(0, w.size, _MOST):
-            cells = take_zeros("weights", kernels.WEIGHT_ROWS * kernels.WEIGHT_CLASSES * 2 * kernels.LANES, np.uint32)
+            cells = take_zeros("weights", kernels.CELLS, np.uint32)
             for start in range(part, min(part + _MOST, w.size), _BLOCK):
                 block = as_carrier(w[start : min(start + _BLOCK, part + _MOST)], to_odd=True)
                 stored = buffer[: block.size]
@@ -884,7 +884,7 @@ def stagnation(
         As `precision_lab.round_to`.
 
     """
-    kernels = load_kernels()
+    kernels = load_kernels().sums
 
     fmt, mode = get_format(fmt), get_mode(mode)
     if not is_integer(most) or not 1 <= most <= MOST_TERMS:

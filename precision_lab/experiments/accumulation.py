@@ -36,8 +36,9 @@ from numpy.typing import NDArray
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.analysis.sums import WAYS, sum_every_way
 from precision_lab.numerics import fixed
-from precision_lab.numerics.accumulation import AccumulationTrace, matmul
+from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.products import matmul
 from precision_lab.numerics.rounding import round_to
 from precision_lab.training.datasets import digits, split
 from precision_lab.training.models import MLP, Array

@@ -1,4 +1,4 @@
-"""Sums, dot products and matrix products of which every step is rounded to a chosen accumulator format.
+"""Sums of which every step is rounded to a chosen accumulator format; `products` has those of matrix products.
 
 Why does the mean of ten thousand fp16 numbers come out wrong, and `numpy.mean` right? A sum is not one operation.
 Adding one term after the other means rounding after each addition: the running sum grows, its spacing with it, and from
@@ -44,11 +44,11 @@ from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.rounding import (
     RandomSource,
     RoundingMode,
-    _stream,
     as_carrier,
     get_mode,
     is_representable,
     random_numbers,
+    random_stream,
     round_to,
 )
 
@@ -251,7 +251,7 @@ def nonzero_cells(cells: NDArray[np.int64]) -> Iterator[tuple[list[int], int]]:
 
 def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     """Return the exact sum of finite doubles and that of their magnitudes."""
-    kernels = load_kernels()
+    kernels = load_kernels().sums
 
     if terms.size < _FEW:
         ratios = [t.as_integer_ratio() for t in terms.tolist()]
@@ -294,17 +294,10 @@ class Terms:
 
 @lru_cache(maxsize=256)
 def _constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
-    """Lay out what `kernels._round_one` needs: what happens at the ends of the range is asked of `round_to`."""
+    """Lay out what `sums._round_one` needs: what happens at the ends of the range is asked of `round_to`."""
     values = np.array([1e300, -1e300, np.inf, -np.inf, -0.0, np.nan])
     special = round_to(values, fmt, mode, rng=0)
     return np.array([list(RoundingMode).index(mode), fmt.mantissa_bits, fmt.emin, fmt.max, *special])
-
-
-def _seed_and_first(rng: RandomSource) -> tuple[int, int]:
-    if isinstance(rng, np.random.Generator):
-        return int(rng.integers(0, 1 << 64, dtype=np.uint64)), 0
-    seed, first = _stream(rng)
-    return int(seed), int(first)
 
 
 def accumulate(
@@ -434,7 +427,7 @@ class _Added(NamedTuple):
 
 def _added(array: Array, asked: _Asked, rng: RandomSource) -> _Added:
     """Add up doubles."""
-    kernels = load_kernels()
+    kernels = load_kernels().sums
 
     fmt, wide, method, mode, block = asked
     n = array.size
@@ -448,7 +441,7 @@ def _added(array: Array, asked: _Asked, rng: RandomSource) -> _Added:
         steps = 4 * n + (method == "neumaier")
     numbers = np.empty(0, np.uint16)
     if mode is RoundingMode.STOCHASTIC:
-        numbers = random_numbers(*_seed_and_first(rng), steps + 1)
+        numbers = random_numbers(*random_stream(rng), steps + 1)
 
     constants = _constants(wide, mode)
     sums = np.empty(kept)
@@ -476,312 +469,3 @@ def _added(array: Array, asked: _Asked, rng: RandomSource) -> _Added:
         kernels.round_values(result, _constants(fmt, mode), numbers[steps:])
         last = float(result[0])
     return _Added(last, sums, stagnates_after, steps)
-
-
-def _taken(x: ArrayLike, inputs: FloatFormat | None, name: str) -> tuple[Array, np.dtype[Any]]:
-    """Return an operand, rounded to `inputs`, as float32, and the dtype it came in."""
-    array = as_carrier(x, to_odd=True)  # a large integer that was rounded is no float32
-    rounded = array if inputs is None else np.asarray(round_to(array, inputs))
-    narrow = converted(rounded, np.float32)
-    if rounded.dtype == np.float64 and not np.array_equal(narrow, rounded, equal_nan=True):
-        raise ValueError(f"{name} has values that float32 cannot hold; name their format in inputs=")
-    return narrow, array.dtype
-
-
-def dot(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    inputs: object = None,
-    accumulator: object,
-    output: object = None,
-    round_products: bool = False,
-    mode: str = "ties_to_even",
-    rng: RandomSource = None,
-) -> Any:
-    """Return the dot product of two vectors, every step of the accumulator rounded.
-
-    It is ``matmul`` of a row and a column: parameters, rounding and errors are as there.
-
-    Returns
-    -------
-    numpy.float32 or numpy.float64
-        A value of `output`.
-
-    """
-    x, y = as_carrier(a, to_odd=True), as_carrier(b, to_odd=True)
-    if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"a and b must be vectors of the same length, got shapes {x.shape} and {y.shape}")
-    product = matmul(
-        x[np.newaxis],
-        y[:, np.newaxis],
-        inputs=inputs,
-        accumulator=accumulator,
-        output=output,
-        round_products=round_products,
-        mode=mode,
-        rng=rng,
-    )
-    return product[0, 0]
-
-
-def _operands(a: ArrayLike, b: ArrayLike, inputs: object) -> tuple[Array, Array, np.dtype[Any]]:
-    """Return both matrices as float32, rounded to `inputs`, and the dtype of the result."""
-    source = None if inputs is None else get_format(inputs)
-    left, of_left = _taken(a, source, "a")
-    right, of_right = _taken(b, source, "b")
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
-        raise ValueError(f"a and b must be matrices (m, k) and (k, n), got shapes {left.shape} and {right.shape}")
-    return left, right, np.result_type(of_left, of_right)
-
-
-def matmul(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    inputs: object = None,
-    accumulator: object,
-    output: object = None,
-    round_products: bool = False,
-    mode: str = "ties_to_even",
-    rng: RandomSource = None,
-) -> Array:
-    """Return the product of two matrices, every step of every accumulator rounded.
-
-    For each element of the result, with k ascending from acc = 0: acc = R(acc + a_ik * b_kj), the product exact and the
-    sum rounded once, as a fused multiply-add into the accumulator's format does.
-
-    Parameters
-    ----------
-    a, b : array_like
-        Shapes (m, k) and (k, n).
-    inputs : str, dtype or FloatFormat, optional
-        The elements are first rounded to this format, ties to even (where that should be another mode, round them with
-        `round_to` and leave this out). Default: they are taken as they are, if float32 holds their values.
-    accumulator : str, dtype or FloatFormat
-        The format of every partial sum.
-    output : str, dtype or FloatFormat, optional
-        What the accumulator's result is rounded to. Default: the accumulator's format.
-    round_products : bool
-        Round the product too: acc = R(acc + R(a_ik * b_kj)).
-    mode : str
-        Of products, sums and output: any of `round_to`.
-    rng : int, (int, int), numpy.random.Generator or None
-        For ``stochastic``. Element (i, j) has the place e = i * n + j; in step k its sum uses the number k * m * n + e
-        of the stream of `round_to`; with `round_products` its product uses 2 * k * m * n + e, its sum
-        (2 * k + 1) * m * n + e. The output uses the numbers that follow. A Generator is drawn from once, for the seed.
-
-    Returns
-    -------
-    ndarray
-        Values of `output`, shape (m, n), float64 if a or b counts as float64 (see `round_to`), else float32.
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not fit; values that float32 does not hold and no `inputs`; unknown formats or mode; bad `rng`.
-    FloatingPointError
-        As `round_to`.
-
-    See Also
-    --------
-    matmul_fp32_accumulate : the sums in float32, as libraries and tensor cores do.
-
-    """
-    left, right, dtype = _operands(a, b, inputs)
-    wide = get_format(accumulator)
-    last = wide if output is None else get_format(output)
-    rounding_mode = get_mode(mode)
-    seed, first = _seed_and_first(rng) if rounding_mode is RoundingMode.STOCHASTIC else (0, 0)
-
-    by_addition = np.zeros(left.shape[0], np.bool_)
-    if rounding_mode is RoundingMode.TIES_TO_EVEN:
-        by_addition = _rows_by_addition(left, right, wide, round_products)
-    if by_addition.all():
-        sums = _matmul_by_addition(left, right, wide, round_products)
-    else:
-        sums = np.empty((left.shape[0], right.shape[1]), np.float32)
-        if by_addition.any():  # else there may be signalling NaNs, about which a cast within warns
-            sums[by_addition] = _matmul_by_addition(left[by_addition], right, wide, round_products)
-        sums[~by_addition] = _matmul_to_odd(
-            left[~by_addition], right, wide, round_products, rounding_mode, (seed, first)
-        )
-    if last != wide:
-        np.copyto(sums, np.nan, where=np.isnan(sums))  # without the sign that fnuz formats give it
-        first += sums.size * left.shape[1] * (2 if round_products else 1)
-        round_to(sums, last, rounding_mode, rng=(seed, first), out=sums)
-    return sums.astype(dtype, copy=False)
-
-
-_ROW_ELEMENTS = 1 << 14  # of the accumulators that are held in the second-level cache at a time
-_PANEL = (512, 128)  # rows and columns of the right matrix that stay there
-
-
-def _matmul_to_odd(
-    left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: tuple[int, int]
-) -> Array:
-    """Multiply in any format and mode: sums are rounded to odd in float64, then into the format."""
-    kernels = load_kernels()
-
-    rows, steps, columns = left.shape[0], left.shape[1], right.shape[1]
-    wide_left, wide_right = converted(left, np.float64), converted(right, np.float64)
-    result = np.empty((rows, columns), np.float32)
-    seed, first = stream
-    downward = mode is RoundingMode.TOWARD_NEGATIVE
-    some = max(1, _ROW_ELEMENTS // max(columns, 1))
-    for start in range(0, rows, some):
-        block = wide_left[start : start + some]
-        sums = np.zeros((block.shape[0], columns))
-        exact, products = np.empty_like(sums), np.empty_like(sums)
-        for k in range(steps):
-            number = first + start * columns + k * rows * columns * (2 if round_products else 1)
-            if round_products:
-                kernels.multiply(block[:, k], wide_right[k], products)
-                round_to(products, fmt, mode, rng=(seed, number), out=products)
-                kernels.add_to_odd(sums.reshape(-1), products.reshape(-1), exact.reshape(-1), downward)
-                number += rows * columns
-            else:
-                kernels.add_products_to_odd(sums, block[:, k], wide_right[k], exact, downward)
-            round_to(exact, fmt, mode, rng=(seed, number), out=sums)
-        result[start : start + some] = sums
-    return result
-
-
-def _rows_by_addition(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> NDArray[np.bool_]:
-    """Return for which rows of `left` every sum may be rounded twice: to even in the carrier, then into the format.
-
-    Let P be the significand bits of a product, p those of the format, w the carrier's (float64: 53, float32: 24), S a
-    bound of all sums, g a power of two that divides all products of the row; it divides all sums too, as does the
-    smallest subnormal. Let s be a sum of a product x and an accumulator y that is no value of the carrier, 2^e <= |s|,
-    and q = 2^(e-p+1) the spacing of the format there.
-
-    - If x has the bits that are lost, |x| < 2^(e-w+1+P), for P + p <= w - 3 below q/4: both roundings end at y, also
-      where y is a power of two and the spacing below it q/2.
-    - If y has them, |y| < 2^(e-w+1+p), while x has P bits and is therefore a value of the format, a midpoint, or at
-      least 2^(e-P) away from all of these. In the first case both roundings end at x, in the last on the same side
-      of the midpoint, since |y| < 2^(e-P-1). There remains the midpoint, where the carrier loses the direction of
-      y. It cannot occur if the largest product is at most 2^(w-2) times what divides y: then s is a value of the
-      carrier.
-
-    With rounded products both summands have p bits: the first item holds for 2 p + 2 <= w, and is the only one.
-    """
-    kernels = load_kernels()
-
-    steps, rows = left.shape[1], left.shape[0]
-    precision = _precision(left) + _precision(right)
-    width = 24 if round_products else 53
-    fits = precision <= 24 and 2 * fmt.precision + 2 <= 24 if round_products else precision + fmt.precision <= 50
-    if not fits or not fmt.has_negative_zero:  # the loops keep the sign of what underflows
-        return np.zeros(rows, np.bool_)
-    largest, lowest, ones = np.empty(steps), np.empty(steps), np.ones(right.shape[1])
-    kernels.product_extents(right, ones, ones, np.empty(steps), largest, lowest)
-    total, high, low = np.empty(rows), np.empty(rows), np.empty(rows)
-    kernels.product_extents(left, largest, lowest, total, high, low)
-    # Rump 2012: n terms that sum up to S in magnitude leave sums of at most (1 + n u) S; each underflow adds to S
-    u, smallest = fmt.unit_roundoff, fmt.smallest_subnormal
-    # infinities and NaN fail the comparisons
-    bound = (1 + steps * u) * ((1 + u) * total + 2 * steps * smallest) * 1.001
-    if round_products:  # exact products; and the constant that is added is finite
-        enough = (low >= 2.0**-149) & (bound <= 2.0 ** (102 + fmt.mantissa_bits))
-    else:
-        enough = high <= 2.0 ** (width - 2) * np.maximum(low, smallest)
-    rows_that_fit: NDArray[np.bool_] = enough & (bound <= fmt.max)
-    return rows_that_fit
-
-
-def _precision(x: Array) -> int:
-    """Return the significand bits that the float32 values of x need."""
-    fraction = int(np.bitwise_or.reduce(x.reshape(-1).view(np.uint32), initial=0)) & 0x7FFFFF
-    return 24 - (23 if not fraction else (fraction & -fraction).bit_length() - 1)
-
-
-def _aligned(count: int, real: Any) -> Array:
-    """Return room that begins at a cache line: vectors that straddle two take half as long again."""
-    line, size = 64, count * np.dtype(real).itemsize
-    room = np.empty(size + line, np.uint8)
-    start = -room.ctypes.data % line
-    return room[start : start + size].view(real)
-
-
-def _matmul_by_addition(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> Array:
-    """Multiply where `_rows_by_addition` allows it."""
-    kernels = load_kernels()
-
-    real, bits = (np.float32, 23) if round_products else (np.float64, 52)
-    kernel = kernels.rounded_even if round_products else kernels.fused_even
-    constants = real(fmt.smallest_normal), real(1.5 * 2.0 ** (bits - fmt.mantissa_bits))
-    (rows, steps), all_columns = left.shape, right.shape[1]
-    result = np.empty((rows, all_columns), np.float32)
-    height, width = _PANEL
-    room_for_sums, room_for_panel = _aligned(rows * width, real), _aligned(height * width, real)
-    for column in range(0, all_columns, width):
-        columns = slice(column, min(column + width, all_columns))
-        some = columns.stop - column
-        sums = room_for_sums[: rows * some].reshape(rows, some)
-        sums[:] = 0
-        for step in range(0, steps, height):
-            part = right[step : step + height, columns]
-            panel = room_for_panel[: part.size].reshape(part.shape)
-            panel[:] = part
-            kernel(sums, left[:, step : step + height], panel, *constants)
-        result[:, columns] = sums
-    return result
-
-
-def _require_gradual_underflow_of_blas(left: Array, right: Array) -> None:
-    """Raise FloatingPointError where the BLAS has threads that flush subnormal numbers and these could have met some.
-
-    They are made when NumPy is imported, and keep what was set then. All sums of products of at least 2^-78 are
-    multiples of 2^-125: none is subnormal. Else a product of the same shape, all subnormal, is tried.
-    """
-    low_left, low_right = (float(np.min(np.abs(x), initial=np.inf, where=x != 0)) for x in (left, right))
-    if low_left * low_right >= 2.0**-78:
-        return
-    small = np.float32(2.0**-70)
-    if not np.matmul(np.full_like(left, small), np.full_like(right, small)).all() and left.size:
-        raise FloatingPointError(
-            "subnormal numbers are flushed to zero in threads of NumPy's BLAS, which were made where that was switched "
-            "on; start Python anew and import numpy before anything that switches it on, or set OPENBLAS_NUM_THREADS=1"
-        )
-
-
-def matmul_fp32_accumulate(
-    a: ArrayLike, b: ArrayLike, *, inputs: object = None, output: object = None, mode: str = "ties_to_even"
-) -> Array:
-    """Return the product of two matrices with exact products and float32 sums: tensor-core style, by NumPy's BLAS.
-
-    The order of the sums, and with it the last bits, are the library's own. Products of inputs of at most 12
-    significand bits (tf32, fp16, bf16 and below) are exact in float32 as long as they neither overflow nor underflow
-    there; of wider ones they are exact where the library uses fused multiply-adds.
-
-    Parameters
-    ----------
-    a, b, inputs, output
-        As for `matmul`. Default output: fp32, nothing is rounded after the sums.
-    mode : str
-        Of the output: any deterministic mode of `round_to`.
-
-    Returns
-    -------
-    ndarray
-        Values of `output`, shape (m, n), float64 if a or b counts as float64, else float32.
-
-    Raises
-    ------
-    ValueError
-        As `matmul`; ``stochastic``: round the float32 result with `round_to`.
-    FloatingPointError
-        As `round_to`, of this thread or of those of the BLAS.
-
-    """
-    left, right, dtype = _operands(a, b, inputs)
-    rounding_mode = get_mode(mode)
-    if rounding_mode is RoundingMode.STOCHASTIC:
-        raise ValueError("mode must be deterministic here; for stochastic round the float32 result with round_to")
-    with np.errstate(all="ignore"):
-        sums = np.matmul(left, right)
-    _require_gradual_underflow_of_blas(left, right)
-    if output is not None:
-        round_to(sums, output, rounding_mode, out=sums)
-    result: Array = sums.astype(dtype, copy=False)
-    return result

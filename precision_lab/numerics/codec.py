@@ -35,7 +35,7 @@ class Codec(NamedTuple):
     decode : callable
         An array of `stored_dtype` to float32.
     compute : callable
-        ``compute(loop, *arguments)`` runs one of the loops for optimizers in kernels.py by name. The arguments are
+        ``compute(loop, *arguments)`` runs one of the loops of kernels/optimizers.py by name. The arguments are
         float32 numbers and then float32 arrays; the result is a float32 array.
 
     """
@@ -61,7 +61,7 @@ def codec(fmt: FloatFormat) -> Codec:
     def compute(loop: str, *arguments: Any) -> Array:
         require_gradual_underflow()
         out = np.empty(arguments[-1].size, np.float32)
-        getattr(kernels, loop)(*arguments, out, even)
+        getattr(kernels.optimizers, loop)(*arguments, out, even)
         return out
 
     if fmt == _FP32:
@@ -86,7 +86,7 @@ def codec(fmt: FloatFormat) -> Codec:
     def decode(stored: Array) -> Array:
         require_gradual_underflow()
         out = np.empty(stored.size, np.float32)
-        kernels.decode_32(stored.view(codes_in), out, decode_constants)
+        kernels.codes.decode_32(stored.view(codes_in), out, decode_constants)
         return out
 
     return Codec(round_, encode, decode, compute)

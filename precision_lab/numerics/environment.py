@@ -44,7 +44,7 @@ def require_gradual_underflow(since: str = "") -> None:
 
 
 def load_kernels() -> ModuleType:
-    """Return the compiled loops (kernels.py), which are loaded at the first call and not at import.
+    """Return the compiled loops (the folder kernels), which are loaded at the first call and not at import.
 
     Raises
     ------
@@ -71,6 +71,6 @@ def _kernels() -> ModuleType:
 
 @cache
 def _fixed_kernels() -> ModuleType:
-    from precision_lab.numerics import fixed_kernels
+    from precision_lab.numerics.kernels import fixed
 
-    return fixed_kernels
+    return fixed

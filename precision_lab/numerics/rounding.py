@@ -77,7 +77,7 @@ def get_mode(mode: str) -> RoundingMode:
         raise ValueError(f"unknown rounding mode {mode!r}; choose one of {', '.join(_MODES)}") from None
 
 
-# Dithers (kernels.py): the remainder, in spacings, from which a value goes away from zero.
+# Dithers (kernels/rounding.py): the remainder, in spacings, from which a value goes away from zero.
 _ANY, _HALF_UP, _ABOVE_HALF, _NEVER = "any", "half or more", "more than half", "never"
 # per mode: positive with an even value below, positive odd, negative even, negative odd
 _DITHERS: dict[RoundingMode, tuple[str, str, str, str]] = {
@@ -141,7 +141,7 @@ def _plan(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool
         if not wide and same_exponents and plain:
             last, half = (1 << discarded, 1 << discarded >> 1) if discarded else (0, 0)
             constants = [2**32 - (1 << discarded), last, max(half - 1, 0), *extremes]
-            return _Plan(kernels.mask_even_plain, np.array(constants, uint))
+            return _Plan(kernels.rounding.mask_even_plain, np.array(constants, uint))
         if not same_exponents and discarded >= 2 and fmt.emax + discarded < carrier_bias:
             fields = [
                 (fmt.emin + carrier_bias) << fraction_bits,
@@ -149,7 +149,7 @@ def _plan(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool
                 discarded << fraction_bits | 1 << (fraction_bits - 1),
             ]
             name = f"add_even_{'plain_' if plain else ''}{width}"
-            return _Plan(getattr(kernels, name), np.array([*fields, *extremes, *tail], uint))
+            return _Plan(getattr(kernels.rounding, name), np.array([*fields, *extremes, *tail], uint))
 
     spacing_bits = 1 << discarded
     keep = 2**width - spacing_bits
@@ -159,7 +159,7 @@ def _plan(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool
         extremes = [bits(smallest_normal), bits(fmt.max), bits(beyond)]
         constants = [keep, *extremes, bits(scale * 2**16), bits(quantum), width - 1 - discarded, *tail]
         suffix = f"{'plain_' if plain else ''}{width}"
-        kernel, seeded = getattr(kernels, f"random_{suffix}"), getattr(kernels, f"seeded_{suffix}")
+        kernel, seeded = (getattr(kernels.stochastic, f"{name}_{suffix}") for name in ("random", "seeded"))
         return _Plan(kernel, np.array(constants, uint), seeded)
 
     half = spacing_bits // 2
@@ -179,7 +179,7 @@ def _plan(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool
         *(dithers[level] for level in _DITHERS[mode]),
         *(starts[level] for level in _DITHERS[mode]),
     ]
-    return _Plan(getattr(kernels, f"directed_{width}"), np.array(constants, uint))
+    return _Plan(getattr(kernels.rounding, f"directed_{width}"), np.array(constants, uint))
 
 
 def as_carrier(x: ArrayLike, *, to_odd: bool = False) -> Array:
@@ -251,6 +251,14 @@ def _stream(rng: object) -> Array:
             "rng must be a seed in 0..2^64-1, a pair (seed, index of the first element), a numpy Generator or None; "
             f"got {rng!r}"
         ) from None
+
+
+def random_stream(rng: RandomSource) -> tuple[int, int]:
+    """Return the seed and the index of the first element of a stream; a Generator is drawn from once, for the seed."""
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(0, 1 << 64, dtype=np.uint64)), 0
+    seed, first = _stream(rng)
+    return int(seed), int(first)
 
 
 def _round_randomly(plan: _Plan, x: Array, out: Array, rng: RandomSource) -> None:
@@ -353,7 +361,7 @@ def round_to(
 
 
 def compiled_rounding(fmt: FloatFormat, mode: RoundingMode, dtype: Any) -> tuple[_Kernel, Array]:
-    """Return the loop of kernels.py that `round_to` runs for float32 or float64, and its constants.
+    """Return the loop that `round_to` runs for float32 or float64, and its constants.
 
     For callers that round block by block. It takes a contiguous block, where to write, the constants and, for
     ``stochastic``, an array of the seed and the index of the first element. Written onto the block itself it is several
@@ -374,7 +382,7 @@ def random_numbers(seed: int, first: int, count: int) -> NDArray[np.uint16]:
         high, low = divmod(counter + start // 2, 1 << 32)
         stop = min(words.size, start + 2 * ((1 << 32) - low))
         key = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
-        kernels.random_words(words[start:stop], np.uint32(low), np.uint32(high & 0xFFFFFFFF), *key)
+        kernels.stochastic.random_words(words[start:stop], np.uint32(low), np.uint32(high & 0xFFFFFFFF), *key)
         start = stop
     numbers: NDArray[np.uint16] = words.view(np.uint16)[skip : skip + count]
     return numbers
@@ -410,7 +418,7 @@ def _encode_plan(fmt: FloatFormat, wide: bool) -> tuple[_Kernel, Array]:
         nan,
         fmt.bits - 1,
     ]
-    return getattr(kernels, f"encode_{width}"), np.array(constants, uint)
+    return getattr(kernels.codes, f"encode_{width}"), np.array(constants, uint)
 
 
 def encode(

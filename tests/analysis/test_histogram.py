@@ -590,13 +590,13 @@ def test_more_elements_than_a_cell_can_count(size: int, dtype: np.dtype[Any], mo
     x[: min(size, 2)] = 0
     whole, seen = ExponentHistogram.of(x), []
     name = f"count_{8 * dtype.itemsize}"
-    loop = getattr(kernels, name)
+    loop = getattr(kernels.histogram, name)
 
     def watched(array: Array, cells: Array, extremes: Array) -> None:
         seen.append(array.size)
         loop(array, cells, extremes)
 
-    monkeypatch.setattr(kernels, name, watched)
+    monkeypatch.setattr(kernels.histogram, name, watched)
     monkeypatch.setattr(module, "_MOST", 7)
     assert ExponentHistogram.of(x) == whole
     assert max(seen) <= 7
@@ -608,9 +608,9 @@ def test_a_cell_can_count_what_it_is_given() -> None:
 
 
 def test_classes_agree_with_the_compiled_loop() -> None:
-    assert kernels.HALF_NORMAL_CLASS >= module.CLASSES  # a cell that no class uses
+    assert kernels.histogram.HALF_NORMAL_CLASS >= module.CLASSES  # a cell that no class uses
     # below zero's row there is one for each of the carrier's subnormal binades
-    assert kernels.ROW_OFFSET >= 52
+    assert kernels.histogram.ROW_OFFSET >= 52
 
 
 # ---- loss scales ----

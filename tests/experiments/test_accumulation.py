@@ -11,7 +11,7 @@ import pytest
 from precision_lab.analysis.sums import WAYS, sum_every_way
 from precision_lab.experiments.accumulation import AccumulationConfig, AccumulationResult, run
 from precision_lab.numerics import fixed
-from precision_lab.numerics.accumulation import matmul
+from precision_lab.numerics.products import matmul
 from precision_lab.numerics.rounding import is_representable, round_to
 from precision_lab.training.datasets import digits, split
 from precision_lab.training.models import MLP

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -181,3 +184,16 @@ def by_reference(x: Array, fmt: FloatFormat, mode: str, subnormals: bool = True,
     """Round element by element by the reference."""
     rounded = [reference.round_to(float(v), fmt, mode, subnormals=subnormals, saturate=saturate) for v in x]
     return np.array(rounded).astype(x.dtype)
+
+
+def uniforms(mode: str, seed: int, first: int = 0, step: int = 1) -> Iterator[Fraction] | None:
+    """The numbers of a stream, as the reference takes them."""
+    if mode != "stochastic":
+        return None
+    return (Fraction(reference.random_number(seed, i), 2**16) for i in itertools.count(first, step))
+
+
+def unsigned_nan(x: Any) -> Array:
+    """Doubles; the sign of a NaN says nothing here."""
+    array = np.asarray(x, np.float64)
+    return np.where(np.isnan(array), np.nan, array)

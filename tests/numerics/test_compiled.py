@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import precision_lab
-from precision_lab.numerics import compiled
-from precision_lab.numerics.compiled import _whole
+from precision_lab.numerics.kernels import compiled
+from precision_lab.numerics.kernels.compiled import _whole
 
 FILES: Any = compiled._Files  # numba has no types
 PACKAGE = Path(precision_lab.__file__).parent
@@ -61,6 +61,28 @@ def test_what_is_kept_is_used(whole: tuple[Path, str]) -> None:
     assert all(fine for _, fine in before.values())
     assert output(start(*INSPECT, environment={"NUMBA_CACHE_DIR": str(place)})) == said
     assert {name: (file.stat().st_mtime_ns, _whole(str(file))) for name, file in kept(place).items()} == before
+
+
+def test_a_change_of_any_source_of_the_folder_makes_all_loops_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loops are compiled into those that call them, from other files: numba itself looks at the file of each alone."""
+    shutil.copytree(PACKAGE, tmp_path / "precision_lab", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PACKAGE.parent / "_precision_lab_command.py", tmp_path)
+    monkeypatch.chdir(tmp_path)  # `python -m` looks here first
+    source = tmp_path / "precision_lab/numerics/kernels/bits.py"
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run() -> dict[str, int]:
+        output(start(*INSPECT, root=tmp_path, environment=environment))
+        return {name: file.stat().st_mtime_ns for name, file in kept(tmp_path / "cache").items() if name[-4:] == ".nbi"}
+
+    first = run()
+    assert len(first) == 4
+    os.utime(source)
+    assert run() == first  # its content counts
+    source.write_text(source.read_text() + "# changed\n")
+    assert {name for name, when in run().items() if when > first[name]} == set(first)
 
 
 def flipped(content: bytes) -> bytes:
@@ -109,7 +131,7 @@ def nowhere(folder: Path) -> tuple[Path, dict[str, str]]:
     """Copy the package to where nothing can be written beside the loops, for root neither; and an environment so."""
     shutil.copytree(PACKAGE, folder / "precision_lab", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PACKAGE.parent / "_precision_lab_command.py", folder)
-    (folder / "precision_lab/numerics/__pycache__").write_text("a file where the folder would be")
+    (folder / "precision_lab/numerics/kernels/__pycache__").write_text("a file where the folder would be")
     return folder, {"HOME": "/dev/null/home", "NUMBA_CACHE_DIR": "/dev/null/cache"}
 
 
@@ -129,7 +151,7 @@ def test_without_a_place_for_a_cache(
 def test_numba_itself_refuses_without_a_place(tmp_path: Path) -> None:
     """So that the test above is one."""
     root, environment = nowhere(tmp_path)
-    module = root / "precision_lab/numerics/plain.py"
+    module = root / "precision_lab/numerics/kernels/plain.py"
     module.write_text("import numba\n\n@numba.njit(cache=True)\ndef f(x):\n    return x\n")
     done = subprocess.run(
         [sys.executable, str(module)], env=environment, capture_output=True, text=True, timeout=60, check=False
@@ -157,7 +179,7 @@ def test_another_user_without_a_home(tmp_path: Path, whole: tuple[Path, str]) ->
 SMALL = """
 import random, sys
 from pathlib import Path
-from precision_lab.numerics.compiled import compiled
+from precision_lab.numerics.kernels.compiled import compiled
 
 place, seed = Path(sys.argv[1]), int(sys.argv[2])
 chance = random.Random(seed)

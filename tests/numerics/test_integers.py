@@ -17,10 +17,11 @@ from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.loss_scaling import DynamicLossScale, replay
 from precision_lab.analysis.swamping import WeightGaps, counting, frozen_fraction, update_report
 from precision_lab.numerics import reference
-from precision_lab.numerics.accumulation import accumulate, dot, exact_sum, matmul, matmul_fp32_accumulate
+from precision_lab.numerics.accumulation import accumulate, exact_sum
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, integers_as_doubles, is_integer, is_number
 from precision_lab.numerics.inspection import inspect
+from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
 from precision_lab.numerics.rounding import (
     as_carrier,
     cast,

@@ -68,7 +68,7 @@ def test_the_stream_is_the_reference(seed: int, first: int) -> None:
 def test_random_words(high: int) -> None:
     words = np.empty(64, np.uint32)
     low, key = 0xFFFFFFFF - 31, (0x01234567, 0x89ABCDEF)
-    kernels.random_words(words, np.uint32(low), np.uint32(high), np.uint32(key[0]), np.uint32(key[1]))
+    kernels.stochastic.random_words(words, np.uint32(low), np.uint32(high), np.uint32(key[0]), np.uint32(key[1]))
     expected = [word for i in range(32) for word in reference.threefry_2x32((low + i, high), key)]
     assert words.tolist() == expected
 
@@ -205,7 +205,7 @@ def test_the_loops_take_all_numbers(name: str) -> None:
     plan = _plan(FORMATS["fp16"], RoundingMode.STOCHASTIC, True, False, wide)
     for low, spacing in ((1.0, 2.0**-10), (3 * 2.0**-24, 2.0**-24)):
         out = np.empty(2**16, dtype)
-        getattr(kernels, name)(np.full(2**16, low + spacing / 4, dtype), out, plan.constants, ALL_NUMBERS)
+        getattr(kernels.stochastic, name)(np.full(2**16, low + spacing / 4, dtype), out, plan.constants, ALL_NUMBERS)
         np.testing.assert_array_equal(out, np.where(ALL_NUMBERS >= 3 << 14, low + spacing, low))
 
 
@@ -321,7 +321,7 @@ def test_legacy_random_state_is_refused() -> None:
 
 def words_of(seed: int, size: int) -> Array:
     words = np.empty(size // 2, np.uint32)
-    kernels.random_words(words, np.uint32(0), np.uint32(0), np.uint32(seed % 2**32), np.uint32(seed >> 32))
+    kernels.stochastic.random_words(words, np.uint32(0), np.uint32(0), np.uint32(seed % 2**32), np.uint32(seed >> 32))
     return words.view(np.uint16)
 
 

@@ -1,14 +1,16 @@
 """The rounding traps that others fell into, one test each, by name; and facts about NumPy and ml_dtypes."""
 
 import io
+import itertools
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from precision_lab.numerics import kernels
 from precision_lab.numerics.formats import FORMATS
+from precision_lab.numerics.kernels import rounding as deterministic
+from precision_lab.numerics.kernels import stochastic
 from precision_lab.numerics.rounding import RoundingMode, _plan, cast, encode, round_to
 from tests.numerics.helpers import CARRIERS, MODES, DType, assert_same, bits_of
 
@@ -119,25 +121,15 @@ def test_e5m2_61440_is_infinity(dtype: DType) -> None:
 # --- the fast path is what is tested ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "wide", "options", "kernel"),
-    [
-        ("fp16", False, {}, "add_even_plain_32"),
-        ("fp16", True, {}, "add_even_plain_64"),
-        ("fp16", False, {"subnormals": False}, "add_even_32"),
-        ("fp6_e2m3fn", True, {}, "add_even_64"),
-        ("bf16", False, {}, "mask_even_plain"),
-        ("bf16", True, {}, "add_even_plain_64"),
-        ("bf16", False, {"subnormals": False}, "directed_32"),
-        ("fp8_e4m3fnuz", False, {"mode": "stochastic"}, "random_32"),
-    ],
-)
-def test_which_loop_serves(name: str, wide: bool, options: dict[str, Any], kernel: str) -> None:
-    """All the loops are reached by the formats that the other tests go through."""
-    chosen: dict[str, Any] = {"mode": "ties_to_even", "subnormals": True, "saturate": False} | options
-    mode = RoundingMode(chosen["mode"])
-    plan = _plan(FORMATS[name], mode, chosen["subnormals"], chosen["saturate"], wide)
-    assert plan.kernel is getattr(kernels, kernel)
+def test_every_loop_is_reached_by_formats_that_the_other_tests_go_through() -> None:
+    options = itertools.product(FORMATS.values(), RoundingMode, (True, False), (True, False), (True, False))
+    plans = [_plan(*chosen) for chosen in options]
+    serving = {loop for plan in plans for loop in (plan.kernel, plan.seeded) if loop is not None}
+    loops = {**vars(deterministic), **vars(stochastic)}
+    others = {"finish", "random_words"}
+    assert serving == {
+        x for name, x in loops.items() if hasattr(x, "py_func") and name[0] != "_" and name not in others
+    }
 
 
 # --- facts about NumPy and ml_dtypes: if one of these fails, it is a text of ours that needs a change ----------------

@@ -15,9 +15,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from precision_lab.numerics import fixed
-from precision_lab.numerics.accumulation import matmul
 from precision_lab.numerics.codec import codec
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.products import matmul
 from precision_lab.numerics.rounding import round_to
 from precision_lab.training.models.interface import Array, Parameters
 from precision_lab.training.storage import StorageConfig

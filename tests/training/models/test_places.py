@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from precision_lab.numerics import fixed
-from precision_lab.numerics.accumulation import matmul
 from precision_lab.numerics.formats import FORMATS, get_format
+from precision_lab.numerics.products import matmul
 from precision_lab.numerics.rounding import is_representable, round_to
 from precision_lab.training.models import MLP, weights_copy
 from precision_lab.training.models.places import library_products, operand_scale, product, rounded, weight_gradient

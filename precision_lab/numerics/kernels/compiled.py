@@ -1,4 +1,4 @@
-"""How the loops are compiled and where machine code is kept; only kernels.py and fixed_kernels.py import this.
+"""How the loops are compiled and where machine code is kept; only this folder imports numba.
 
 numba keeps what it compiles in files, and takes them for whole: one that was cut or overwritten ends the program, now
 and every time. And where no folder can be written to, it refuses to compile. Here each file ends with a digest of what
@@ -12,11 +12,20 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+from precision_lab.numerics.errors import CompilerDisabledError
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba makes it; the loops reinterpret bits, Python cannot
+    raise CompilerDisabledError(
+        "numba's compiler is switched off, and these loops exist only compiled; unset NUMBA_DISABLE_JIT (or take "
+        "disable_jit out of .numba_config.yaml)"
+    )
 
 _DIGEST = hashlib.sha256
 
@@ -52,7 +61,8 @@ class _Cache(FunctionCache):
     def __init__(self, function: Any) -> None:
         super().__init__(function)
         impl = self._impl
-        self._cache_file = _Files(self._cache_path, impl.filename_base, impl.locator.get_source_stamp())
+        stamp = impl.locator.get_source_stamp(), _folder()
+        self._cache_file = _Files(self._cache_path, impl.filename_base, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -63,6 +73,13 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError):  # a full disk, a folder that may no longer be written to
             super().save_overload(sig, data)
+
+
+@cache
+def _folder() -> str:
+    """Return a digest of all sources beside this one: a loop that is called is compiled into the one that calls it."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return _DIGEST(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 class _Files(IndexDataCacheFile):

@@ -21,8 +21,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from precision_lab.numerics.compiled import compiled
-from precision_lab.numerics.kernels import _reinterpret
+from precision_lab.numerics.kernels.bits import reinterpret
+from precision_lab.numerics.kernels.compiled import compiled
 
 I64 = np.int64
 U64 = np.uint64
@@ -264,16 +264,16 @@ def _add_small(large, small):
 @compiled()
 def _cut(x, mask):
     """Clear low bits of a double."""
-    return _reinterpret(U64(_reinterpret(x) & mask))
+    return reinterpret(U64(reinterpret(x) & mask))
 
 
 @compiled()
 def _to_odd(high, low):
     """Round high + low to odd, so that one more rounding, to a narrower format, is exact."""
-    bits = _reinterpret(high)
+    bits = reinterpret(high)
     outward = (low > 0.0) == (high > 0.0)
     step = U64(1) if outward else U64(0xFFFFFFFFFFFFFFFF)
-    return _reinterpret(U64(bits + step)) if low != 0.0 and U64(bits & U64(1)) == U64(0) else high
+    return reinterpret(U64(bits + step)) if low != 0.0 and U64(bits & U64(1)) == U64(0) else high
 
 
 @compiled(error_model="numpy")  # without a branch at every division
@@ -291,7 +291,7 @@ def _exp(x):
     """Return exp(x) = (high + low) * 2^power for a finite x of at most 2^10 in magnitude; 1 <= high < 2 or nearly."""
     shifted = x * _PARTS_PER_UNIT + _TO_INTEGER
     k = shifted - _TO_INTEGER
-    parts = I64(_reinterpret(shifted)) - I64(_reinterpret(_TO_INTEGER))
+    parts = I64(reinterpret(shifted)) - I64(reinterpret(_TO_INTEGER))
     r, error = _add_small(x - k * _PART_HIGH, -(k * _PART_LOW))  # the first difference is exact
     p = r * r * (0.5 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120 + r * (1 / 720)))))
     j = parts & I64(EXP_PARTS - 1)
@@ -303,7 +303,7 @@ def _exp(x):
 @compiled()
 def _two_to(power):
     """Return 2^power, for the powers of normal doubles."""
-    return _reinterpret(U64((power + I64(1023)) << I64(52)))
+    return reinterpret(U64((power + I64(1023)) << I64(52)))
 
 
 @compiled()
@@ -324,11 +324,11 @@ def exp(x, out):
 def _log(v):
     """Return log(v) as a pair, for positive finite v."""
     tiny = v < 2.0**-1022
-    bits = I64(_reinterpret(v * 2.0**54 if tiny else v))
+    bits = I64(reinterpret(v * 2.0**54 if tiny else v))
     offset = bits - _LOG_FIRST
     exponent = offset >> I64(52)
     j = (offset >> I64(45)) & I64(LOG_PARTS - 1)
-    z = _reinterpret(U64(bits - (exponent << I64(52))))
+    z = reinterpret(U64(bits - (exponent << I64(52))))
     e = np.float64(exponent - (I64(54) if tiny else I64(0)))
     c = _INVERSE[j]
     top = _cut(z, _TOP_28)

@@ -1,0 +1,41 @@
+"""The compiled inner loops; only this folder imports numba.
+
+Which rounding serves whom, that is, why there are eight:
+
+===================================  ======================================================================
+`rounding.mask_even_plain`           arrays, ties to even, formats with float32's exponents (bf16, tf32)
+`rounding.add_even_*` (``plain``)    arrays, ties to even, where C of the addition is in range
+`rounding.directed_*`                arrays, every deterministic mode, every format
+`stochastic.random_*`, ``seeded_*``  arrays, stochastic, with given numbers or those of a seed
+`optimizers._even`                   one float32, ties to even, every format: between other operations
+`sums._round_one`                    one float64, every mode: each step of a sum depends on the one before
+`sums.add_in_turn`                   one positive float64, every mode: endless sums, as fast as may be
+`products._even_sum`                 the sums of a matrix product, ties to even, where no sum overflows
+===================================  ======================================================================
+"""
+
+from __future__ import annotations
+
+from precision_lab.numerics.kernels import (
+    codes,
+    histogram,
+    optimizers,
+    products,
+    rounding,
+    stochastic,
+    sums,
+    updates,
+    weights,
+)
+
+__all__ = [
+    "codes",
+    "histogram",
+    "optimizers",
+    "products",
+    "rounding",
+    "stochastic",
+    "sums",
+    "updates",
+    "weights",
+]

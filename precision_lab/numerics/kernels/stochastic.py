@@ -1,0 +1,106 @@
+"""Stochastic rounding of arrays, and the random numbers that it compares with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from precision_lab.numerics.kernels.bits import TILE, U32, U64, reinterpret, shift_down, shift_up
+from precision_lab.numerics.kernels.compiled import compiled
+from precision_lab.numerics.kernels.rounding import finish
+
+
+@compiled()
+def _mix(x, y, turn):
+    """One round of Threefry on two words."""
+    x = U32(x + y)
+    return x, U32(U32(U32(y << U32(turn)) | U32(y >> U32(32 - turn))) ^ x)
+
+
+@compiled()
+def random_words(words, low, high, key0, key1):
+    """Fill `words` with Threefry-2x32-13 (Salmon et al. 2011): two words a counter, from (low, high) on.
+
+    13 rounds are the fewest that the paper found to pass BigCrush. The low word must not wrap within the call.
+    """
+    key2 = U32(U32(key0 ^ key1) ^ U32(0x1BD11BDA))
+    for i in range(words.size // 2):
+        x, y = U32(U32(low + U32(i)) + key0), U32(high + key1)
+        x, y = _mix(x, y, 13)
+        x, y = _mix(x, y, 15)
+        x, y = _mix(x, y, 26)
+        x, y = _mix(x, y, 6)
+        x, y = U32(x + key1), U32(U32(y + key2) + U32(1))
+        x, y = _mix(x, y, 17)
+        x, y = _mix(x, y, 29)
+        x, y = _mix(x, y, 16)
+        x, y = _mix(x, y, 24)
+        x, y = U32(x + key2), U32(U32(y + key0) + U32(2))
+        x, y = _mix(x, y, 13)
+        x, y = _mix(x, y, 15)
+        x, y = _mix(x, y, 26)
+        x, y = _mix(x, y, 6)
+        x, y = U32(x + key0), U32(U32(y + key1) + U32(3))
+        x, y = _mix(x, y, 17)
+        words[2 * i] = x
+        words[2 * i + 1] = y
+
+
+@compiled()
+def _random_tile(x, out, c, numbers, carrier, U, F, Signed):
+    """Round stochastically with one number of 16 bits an element."""
+    plain, sign, top = carrier
+    keep, smallest_normal, largest, overflow = c[0], reinterpret(c[1]), reinterpret(c[2]), reinterpret(c[3])
+    scale, quantum = reinterpret(c[4]), reinterpret(c[5])
+    shift = c[6]
+    tail = (sign, reinterpret(c[7]), c[8], c[9], c[10])
+    for i in range(x.size):
+        number = U(numbers[i])
+        b = reinterpret(x[i])
+        a = U(b & U(~sign))
+        v = reinterpret(a)
+        normal = reinterpret(U(U(a + shift_down(shift_up(number, top), shift)) & keep))
+        f = F(F(v if v < smallest_normal else F(0)) * scale)  # in units of 2^-16 smallest subnormals
+        k = Signed(Signed(Signed(f) + Signed(number)) >> Signed(16))
+        r = F(F(k) * quantum) if v < smallest_normal else normal
+        r = overflow if r > largest else r
+        r = v if v != v else r
+        if plain:
+            out[i] = reinterpret(U(reinterpret(F(r)) | U(b & sign)))
+        else:
+            out[i] = reinterpret(finish(r, b, tail, U, F))
+
+
+def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[Any, Any]:
+    """Build the stochastic loops; Signed holds 2^16 times the format's largest subnormal in units of the smallest."""
+    CARRIER = (plain, U(1 << (width - 1)), U(width - 17))
+
+    @compiled()
+    def random(x, out, c, numbers):
+        _random_tile(x, out, c, numbers, CARRIER, U, F, Signed)
+
+    @compiled()
+    def seeded(x, out, c, stream):
+        """Use the numbers of a stream, [seed, index of the first element]."""
+        seed, first = stream[0], stream[1]
+        words = np.empty(TILE // 2, np.uint32)
+        numbers = words.view(np.uint16)
+        start = U64(0)
+        while start < U64(x.size):
+            # tiles lie at fixed places of the stream: it does not matter where x begins, and the low word never wraps
+            counter = U64((first + start) // U64(TILE)) * U64(TILE // 4)
+            skip = U64((first + start) % U64(TILE))
+            stop = min(U64(x.size), U64(start + U64(TILE)) - skip)
+            low, high = U32(counter & U64(0xFFFFFFFF)), U32(counter >> U64(32))
+            random_words(words, low, high, U32(seed & U64(0xFFFFFFFF)), U32(seed >> U64(32)))
+            _random_tile(x[start:stop], out[start:stop], c, numbers[skip:], CARRIER, U, F, Signed)
+            start = stop
+
+    return random, seeded
+
+
+random_plain_32, seeded_plain_32 = _make_random(U32, np.float32, np.int32, 32, True)
+random_32, seeded_32 = _make_random(U32, np.float32, np.int32, 32, False)
+random_plain_64, seeded_plain_64 = _make_random(U64, np.float64, np.int64, 64, True)
+random_64, seeded_64 = _make_random(U64, np.float64, np.int64, 64, False)

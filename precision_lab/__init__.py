@@ -33,17 +33,9 @@ from precision_lab.analysis.tensor_files import TensorFileError, TensorInfo, lis
 from precision_lab.numerics.accumulation import AccumulationTrace, accumulate, exact_sum
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inspection import Inspection, inspect
+from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
-from precision_lab.numerics.rounding import (
-    RoundingMode,
-    cast,
-    decode,
-    encode,
-    is_representable,
-    neighbours,
-    round_to,
-    spacing,
-)
+from precision_lab.numerics.rounding import cast, decode, encode, is_representable, neighbours, round_to, spacing
 from precision_lab.presentation.html import attach as _attach_html
 from precision_lab.training.loop import TrainingConfig, TrainingResult, train
 from precision_lab.training.memory import MemoryLedger, memory

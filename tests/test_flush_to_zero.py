@@ -24,7 +24,7 @@ from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import _constants, rounded_sum
 from precision_lab.numerics.codec import Codec, codec
 from precision_lab.numerics.environment import load_fixed_kernels, load_kernels, require_gradual_underflow
-from precision_lab.numerics.rounding import _decode_table, _encode_plan, _plan
+from precision_lab.numerics.plans import decode_table, encode_plan, plan_of
 from precision_lab.numerics.verification import verify_against_ml_dtypes, verify_against_reference
 from precision_lab.support.files import write_json
 from precision_lab.testing.accumulators import check_accumulator
@@ -195,7 +195,7 @@ def fresh_answers() -> list[Any]:
 
 
 def test_no_cache_remembers_what_was_refused() -> None:
-    caches = (_plan, _encode_plan, _decode_table, _constants, codec)
+    caches = (plan_of, encode_plan, decode_table, _constants, codec)
     for cache in caches:
         cache.cache_clear()
     expected = in_a_thread(fresh_answers)

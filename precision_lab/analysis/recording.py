@@ -24,7 +24,7 @@ from precision_lab.analysis.tensor_files import (
 )
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import get_format
-from precision_lab.numerics.rounding import get_mode
+from precision_lab.numerics.modes import get_mode
 from precision_lab.support.reading import read_small
 
 KIND = "precision_lab recording 1"

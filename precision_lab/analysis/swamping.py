@@ -39,15 +39,8 @@ from precision_lab.numerics.accumulation import nonzero_cells
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted, is_integer, is_number
-from precision_lab.numerics.rounding import (
-    RoundingMode,
-    _stream,
-    as_carrier,
-    compiled_rounding,
-    get_mode,
-    random_numbers,
-    round_to,
-)
+from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding, random_numbers, round_to
 
 Array: TypeAlias = NDArray[Any]
 
@@ -633,7 +626,7 @@ def _layout(fmt: FloatFormat) -> NDArray[np.uint32]:
 
 @lru_cache(maxsize=1 << 14)
 def _gaps(fmt: FloatFormat, exponent: int, kind: int, negative: bool) -> Gaps:
-    """Return the gaps of a class of weights: see `count_weights` in kernels.py."""
+    """Return the gaps of a class of weights: see `count_weights`."""
     power, odd, largest = kind == 0, kind == 2, kind == 3
     zero = power and exponent < fmt.emin
     outward = 2.0 ** (max(exponent, fmt.emin) - fmt.mantissa_bits - 1)
@@ -928,6 +921,5 @@ def _addition(fmt: FloatFormat, mode: RoundingMode) -> NDArray[np.float64]:
         RoundingMode.TOWARD_POSITIVE: (anything, anything),
         RoundingMode.TO_ODD: (anything, never),
     }.get(mode, (never, never))
-    clamped = mode in (RoundingMode.TOWARD_ZERO, RoundingMode.TOWARD_NEGATIVE, RoundingMode.TO_ODD) or fmt.saturates
-    beyond = fmt.max if clamped else math.inf if fmt.has_infinity else math.nan
+    beyond = fmt.max if mode.clamps(negative=False) else fmt.overflow_value
     return np.array([fmt.mantissa_bits, fmt.emin, fmt.max, beyond, at_even, at_odd])

@@ -23,7 +23,7 @@ from precision_lab.analysis.tensor_files import (
     read_tensors,
 )
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.rounding import RoundingMode
+from precision_lab.numerics.modes import RoundingMode
 from precision_lab.support.text import shown
 
 Progress: TypeAlias = Callable[[int, int], None]

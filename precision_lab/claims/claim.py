@@ -14,7 +14,8 @@ import numpy as np
 
 from precision_lab.analysis.plain import finite_or_none, number_or
 from precision_lab.numerics.formats import FloatFormat, get_format
-from precision_lab.numerics.rounding import Array, RoundingMode, code_dtype, decode, get_mode, round_to
+from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.rounding import Array, code_dtype, decode, round_to
 
 FORUM_FP32 = "forum thread “Why to keep parameters in float32, why not in (b)float16?”"
 FORUM_BF16 = "forum thread “Bfloat16 training”"

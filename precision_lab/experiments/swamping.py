@@ -43,7 +43,7 @@ from precision_lab.analysis.swamping import (
 )
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
-from precision_lab.numerics.rounding import get_mode
+from precision_lab.numerics.modes import get_mode
 from precision_lab.training.loop import Snapshot, TrainingConfig, train
 
 STAGES = ("start", "middle", "end")

@@ -41,11 +41,10 @@ from numpy.typing import ArrayLike, NDArray
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer, is_number
+from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import (
     RandomSource,
-    RoundingMode,
     as_carrier,
-    get_mode,
     is_representable,
     random_numbers,
     random_stream,
@@ -59,7 +58,6 @@ METHODS = ("sequential", "pairwise", "blocked", "kahan", "neumaier")
 
 _FEW = 32  # terms that are added before the cells of many are made
 _NOTHING = Fraction(0)
-_NEAREST = (RoundingMode.TIES_TO_EVEN, RoundingMode.TIES_TO_AWAY)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -149,7 +147,7 @@ class AccumulationTrace(RoundedSum):
     @property
     def unit_roundoff(self) -> float:
         """The largest relative error of a step: 2^-p of the accumulator in the ties modes, twice that in the others."""
-        return self.accumulator.unit_roundoff * (1 if self.mode in _NEAREST else 2)
+        return self.accumulator.unit_roundoff * (1 if RoundingMode(self.mode).to_nearest else 2)
 
     @property
     def worst_case_bound(self) -> float:
@@ -176,7 +174,7 @@ class AccumulationTrace(RoundedSum):
             if self.method == "neumaier":
                 first = u * abs(self.exact) + (self.count * u) ** 2 * self.magnitudes
             bound = first if self.count * u < 1 else None
-        elif self.method == "sequential" and self.mode in _NEAREST:
+        elif self.method == "sequential" and RoundingMode(self.mode).to_nearest:
             bound = k * u * self.magnitudes
         else:
             bound = k * u / (1 - k * u) * self.magnitudes if k * u < 1 else None
@@ -210,7 +208,7 @@ class AccumulationTrace(RoundedSum):
         assert self.exact is not None
         bound += self.underflow
         if self.format != self.accumulator:
-            of_output = Fraction(self.format.unit_roundoff) * (1 if self.mode in _NEAREST else 2)
+            of_output = Fraction(self.format.unit_roundoff) * (1 if RoundingMode(self.mode).to_nearest else 2)
             bound += max(of_output * (abs(self.exact) + bound), Fraction(self.format.smallest_subnormal))
         return _to_float(bound)
 

@@ -19,6 +19,7 @@ An ``ieee`` format without mantissa bits has an infinity but no code left for Na
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -224,6 +225,25 @@ class FloatFormat:
     def has_negative_zero(self) -> bool:
         """Whether -0.0 and +0.0 have different codes."""
         return self.specials != "fnuz"
+
+    @cached_property
+    def infinity_code(self) -> int | None:
+        """Code of +infinity, an exponent field of ones with a fraction of zero; None without infinities."""
+        return ((1 << self.exponent_bits) - 1) << self.mantissa_bits if self.has_infinity else None
+
+    @cached_property
+    def nan_code(self) -> int | None:
+        """Code of a quiet NaN: its first fraction bit set; ``fn``: all ones; ``fnuz``: -0.0; None without NaN."""
+        if not self.has_nan:
+            return None
+        if self.infinity_code is not None:
+            return self.infinity_code | 1 << (self.mantissa_bits - 1)
+        return (1 << (self.bits - 1)) - (1 if self.specials == "fn" else 0)
+
+    @cached_property
+    def overflow_value(self) -> float:
+        """What lies beyond max: infinity, NaN where there is none, max itself where there is neither."""
+        return math.inf if self.has_infinity else math.nan if self.has_nan else self.max
 
     @cached_property
     def saturates(self) -> bool:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted
-from precision_lab.numerics.rounding import RandomSource, RoundingMode, as_carrier, get_mode, random_stream, round_to
+from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.rounding import RandomSource, as_carrier, random_stream, round_to
 
 Array: TypeAlias = NDArray[Any]
 

@@ -23,10 +23,7 @@ What happens where the rule "the nearest value" is not enough, in `round_to`, `e
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from enum import StrEnum
-from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,152 +31,14 @@ from numpy.typing import ArrayLike, NDArray
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted, integers_as_doubles, refuse_masked
+from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.plans import Kernel, Plan, decode_exactly, decode_table, encode_plan, plan_of
 
 Array: TypeAlias = NDArray[Any]
 RandomSource: TypeAlias = "int | tuple[int, int] | np.random.Generator | None"
 
 
-class RoundingMode(StrEnum):
-    """How a value between two neighbours of a format is rounded (IEEE 754-2019, 4.3; Boldo and Melquiond 2008; ...)."""
-
-    TIES_TO_EVEN = "ties_to_even"
-    TIES_TO_AWAY = "ties_to_away"
-    TOWARD_ZERO = "toward_zero"
-    TOWARD_POSITIVE = "toward_positive"
-    TOWARD_NEGATIVE = "toward_negative"
-    TO_ODD = "to_odd"
-    STOCHASTIC = "stochastic"
-
-
-_MODES: dict[str, RoundingMode] = {mode.value: mode for mode in RoundingMode} | {
-    "rne": RoundingMode.TIES_TO_EVEN,
-    "rna": RoundingMode.TIES_TO_AWAY,
-    "rtz": RoundingMode.TOWARD_ZERO,
-    "rup": RoundingMode.TOWARD_POSITIVE,
-    "rdn": RoundingMode.TOWARD_NEGATIVE,
-    "rto": RoundingMode.TO_ODD,
-    "sr": RoundingMode.STOCHASTIC,
-}
-
-
-def get_mode(mode: str) -> RoundingMode:
-    """Return the rounding mode of that name or alias (rne, rna, rtz, rup, rdn, rto, sr).
-
-    Raises
-    ------
-    ValueError
-        Nothing of that name; the message lists them.
-
-    """
-    try:
-        return _MODES[mode]
-    except (KeyError, TypeError):
-        raise ValueError(f"unknown rounding mode {mode!r}; choose one of {', '.join(_MODES)}") from None
-
-
-# Dithers (kernels/rounding.py): the remainder, in spacings, from which a value goes away from zero.
-_ANY, _HALF_UP, _ABOVE_HALF, _NEVER = "any", "half or more", "more than half", "never"
-# per mode: positive with an even value below, positive odd, negative even, negative odd
-_DITHERS: dict[RoundingMode, tuple[str, str, str, str]] = {
-    RoundingMode.TIES_TO_EVEN: (_ABOVE_HALF, _HALF_UP, _ABOVE_HALF, _HALF_UP),
-    RoundingMode.TIES_TO_AWAY: (_HALF_UP, _HALF_UP, _HALF_UP, _HALF_UP),
-    RoundingMode.TOWARD_ZERO: (_NEVER, _NEVER, _NEVER, _NEVER),
-    RoundingMode.TOWARD_POSITIVE: (_ANY, _ANY, _NEVER, _NEVER),
-    RoundingMode.TOWARD_NEGATIVE: (_NEVER, _NEVER, _ANY, _ANY),
-    RoundingMode.TO_ODD: (_ANY, _NEVER, _ANY, _NEVER),
-    RoundingMode.STOCHASTIC: (_NEVER, _NEVER, _NEVER, _NEVER),  # unused: its dither is random
-}
-
 _BLOCK = 1 << 15  # numbers drawn from a Generator at a time
-_Kernel: TypeAlias = Callable[..., None]
-
-
-# by whether it is wide: unsigned type, float type, bits, fraction bits, bias
-_CARRIERS: dict[bool, tuple[Any, Any, int, int, int]] = {
-    False: (np.uint32, np.float32, 32, 23, 127),
-    True: (np.uint64, np.float64, 64, 52, 1023),
-}
-
-
-def _magnitude_bits(wide: bool, value: float) -> int:
-    """Return the bit pattern of a value in the carrier, without its sign."""
-    uint, real, width, _, _ = _CARRIERS[wide]
-    return int(np.array(value, real).view(uint)) & (1 << (width - 1)) - 1
-
-
-class _Plan(NamedTuple):
-    kernel: _Kernel
-    constants: Array
-    seeded: _Kernel | None = None  # stochastic: the same with a stream of its own
-
-
-@lru_cache(maxsize=1024)
-def _plan(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool, wide: bool) -> _Plan:
-    """Choose the kernel and make its constants for a carrier (`wide`: float64)."""
-    kernels = load_kernels()
-
-    uint, real, width, fraction_bits, carrier_bias = _CARRIERS[wide]
-    discarded = fraction_bits - fmt.mantissa_bits
-    same_exponents = fmt.emin == 1 - carrier_bias  # the carrier's fields serve for subnormals too
-    sign = 1 << (width - 1)
-
-    bits = partial(_magnitude_bits, wide)
-    special = np.inf if fmt.has_infinity else np.nan if fmt.has_nan else fmt.max
-    beyond = fmt.max if saturate else special
-    truncating = (RoundingMode.TOWARD_ZERO, RoundingMode.TO_ODD)
-    over_positive = fmt.max if mode in (*truncating, RoundingMode.TOWARD_NEGATIVE) else beyond
-    over_negative = fmt.max if mode in (*truncating, RoundingMode.TOWARD_POSITIVE) else beyond
-    if fmt.specials == "fnuz":
-        nan_keep, nan_flip = 0, sign | bits(np.nan)  # as its code decodes
-    else:
-        nan_keep, nan_flip = sign, bits(np.nan) if fmt.has_nan else sign
-    tail = [0 if subnormals else bits(fmt.smallest_normal), 0 if fmt.has_negative_zero else sign, nan_keep, nan_flip]
-    plain = subnormals and fmt.has_negative_zero and fmt.has_nan
-
-    if mode is RoundingMode.TIES_TO_EVEN:
-        extremes = [bits(fmt.max), bits(over_positive)]
-        if not wide and same_exponents and plain:
-            last, half = (1 << discarded, 1 << discarded >> 1) if discarded else (0, 0)
-            constants = [2**32 - (1 << discarded), last, max(half - 1, 0), *extremes]
-            return _Plan(kernels.rounding.mask_even_plain, np.array(constants, uint))
-        if not same_exponents and discarded >= 2 and fmt.emax + discarded < carrier_bias:
-            fields = [
-                (fmt.emin + carrier_bias) << fraction_bits,
-                (fmt.emax + carrier_bias) << fraction_bits,
-                discarded << fraction_bits | 1 << (fraction_bits - 1),
-            ]
-            name = f"add_even_{'plain_' if plain else ''}{width}"
-            return _Plan(getattr(kernels.rounding, name), np.array([*fields, *extremes, *tail], uint))
-
-    spacing_bits = 1 << discarded
-    keep = 2**width - spacing_bits
-    smallest_normal, quantum = (0.0, 0.0) if same_exponents else (fmt.smallest_normal, fmt.smallest_subnormal)
-    scale = 0.0 if same_exponents else 1 / quantum
-    if mode is RoundingMode.STOCHASTIC:
-        extremes = [bits(smallest_normal), bits(fmt.max), bits(beyond)]
-        constants = [keep, *extremes, bits(scale * 2**16), bits(quantum), width - 1 - discarded, *tail]
-        suffix = f"{'plain_' if plain else ''}{width}"
-        kernel, seeded = (getattr(kernels.stochastic, f"{name}_{suffix}") for name in ("random", "seeded"))
-        return _Plan(kernel, np.array(constants, uint), seeded)
-
-    half = spacing_bits // 2
-    dithers = {_ANY: spacing_bits - 1, _HALF_UP: half, _ABOVE_HALF: max(half - 1, 0), _NEVER: 0}
-    starts = {  # the positions between two subnormals from which a value goes away from zero
-        _ANY: bits(np.finfo(real).smallest_subnormal),
-        _HALF_UP: bits(0.5),
-        _ABOVE_HALF: bits(float(np.nextafter(real(0.5), real(1)))),
-        _NEVER: bits(1.0),
-    }
-    constants = [
-        keep,
-        # without mantissa bits every significand but zero's is 1, odd
-        spacing_bits if fmt.mantissa_bits else sign - 1,
-        *map(bits, (scale, quantum, smallest_normal, fmt.max, over_positive, over_negative, beyond)),
-        *tail,
-        *(dithers[level] for level in _DITHERS[mode]),
-        *(starts[level] for level in _DITHERS[mode]),
-    ]
-    return _Plan(getattr(kernels.rounding, f"directed_{width}"), np.array(constants, uint))
 
 
 def as_carrier(x: ArrayLike, *, to_odd: bool = False) -> Array:
@@ -225,7 +84,7 @@ def as_carrier(x: ArrayLike, *, to_odd: bool = False) -> Array:
     codes = array.view(code_dtype(fmt))
     if fmt.bits < 8:
         codes = codes & (2**fmt.bits - 1)  # the unused bits of the byte mean nothing
-    values: Array = _decode_table(fmt, np.dtype(np.float32)).take(codes)
+    values: Array = decode_table(fmt, np.dtype(np.float32)).take(codes)
     return values
 
 
@@ -261,7 +120,7 @@ def random_stream(rng: RandomSource) -> tuple[int, int]:
     return int(seed), int(first)
 
 
-def _round_randomly(plan: _Plan, x: Array, out: Array, rng: RandomSource) -> None:
+def _round_randomly(plan: Plan, x: Array, out: Array, rng: RandomSource) -> None:
     if not isinstance(rng, np.random.Generator):
         assert plan.seeded is not None
         plan.seeded(x, out, plan.constants, _stream(rng))
@@ -344,7 +203,7 @@ def round_to(
         if not out.flags.c_contiguous or (out is not x and np.may_share_memory(out, array)):
             result = np.empty(array.shape, array.dtype)
     source, target = np.ascontiguousarray(array).reshape(-1), result.reshape(-1)
-    plan = _plan(fmt, rounding_mode, subnormals, saturate, array.dtype.itemsize == 8)
+    plan = plan_of(fmt, rounding_mode, subnormals, saturate, array.dtype.itemsize == 8)
     if plan.seeded is None:
         plan.kernel(source, target, plan.constants)
     elif fmt.mantissa_bits > 14 and array.dtype.itemsize == 4:  # 16 more bits do not fit beside the significand
@@ -360,14 +219,14 @@ def round_to(
     return out
 
 
-def compiled_rounding(fmt: FloatFormat, mode: RoundingMode, dtype: Any) -> tuple[_Kernel, Array]:
+def compiled_rounding(fmt: FloatFormat, mode: RoundingMode, dtype: Any) -> tuple[Kernel, Array]:
     """Return the loop that `round_to` runs for float32 or float64, and its constants.
 
     For callers that round block by block. It takes a contiguous block, where to write, the constants and, for
     ``stochastic``, an array of the seed and the index of the first element. Written onto the block itself it is several
     times slower: it cannot work on neighbours at once.
     """
-    plan = _plan(fmt, mode, True, False, np.dtype(dtype) == np.float64)
+    plan = plan_of(fmt, mode, True, False, np.dtype(dtype) == np.float64)
     return plan.seeded or plan.kernel, plan.constants
 
 
@@ -394,33 +253,6 @@ def code_dtype(fmt: object) -> np.dtype[Any]:
     return np.dtype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
 
 
-@lru_cache(maxsize=256)
-def _encode_plan(fmt: FloatFormat, wide: bool) -> tuple[_Kernel, Array]:
-    kernels = load_kernels()
-
-    uint, _, width, fraction_bits, carrier_bias = _CARRIERS[wide]
-    shares_subnormals = fmt.emin == 1 - carrier_bias  # then the fields match, subnormals too
-    infinity = 0 if not fmt.has_infinity else (2**fmt.exponent_bits - 1) << fmt.mantissa_bits
-    nan = 0
-    if fmt.specials == "ieee":
-        nan = infinity | 1 << max(fmt.mantissa_bits - 1, 0)
-    elif fmt.specials == "fn":
-        nan = 2 ** (fmt.bits - 1) - 1
-    elif fmt.specials == "fnuz":
-        nan = 2 ** (fmt.bits - 1)
-    bits = partial(_magnitude_bits, wide)
-    constants = [
-        fraction_bits - fmt.mantissa_bits,
-        (carrier_bias - fmt.bias) << fmt.mantissa_bits,
-        bits(0.0 if shares_subnormals else 2.0 ** (fmt.mantissa_bits - fmt.emin)),
-        bits(0.0 if shares_subnormals else fmt.smallest_normal),
-        infinity,
-        nan,
-        fmt.bits - 1,
-    ]
-    return getattr(kernels.codes, f"encode_{width}"), np.array(constants, uint)
-
-
 def encode(
     x: ArrayLike,
     fmt: object,
@@ -443,7 +275,7 @@ def encode(
     fmt = get_format(fmt)
     rounded = np.asarray(round_to(x, fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng))
     codes = np.empty(rounded.shape, code_dtype(fmt))
-    kernel, constants = _encode_plan(fmt, rounded.dtype.itemsize == 8)
+    kernel, constants = encode_plan(fmt, rounded.dtype.itemsize == 8)
     kernel(rounded.reshape(-1), codes.reshape(-1), constants)
     return _scalar_if_0d(codes)
 
@@ -472,31 +304,6 @@ def cast(
         raise ValueError(f"{fmt} has no NumPy or ml_dtypes dtype; use round_to for values or encode for codes")
     codes = np.asarray(encode(x, fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng))
     return _scalar_if_0d(codes.view(fmt.dtype))
-
-
-def _decode_exactly(codes: Array, fmt: FloatFormat) -> Array:
-    """Decode unsigned codes to float64 by the definition of the fields."""
-    wide = codes.astype(np.int64)
-    fraction = wide & (2**fmt.mantissa_bits - 1)
-    exponent = (wide >> fmt.mantissa_bits) & (2**fmt.exponent_bits - 1)
-    negative = (wide >> (fmt.bits - 1)).astype(bool)
-    significand = np.where(exponent > 0, fraction + 2**fmt.mantissa_bits, fraction)
-    power = np.maximum(exponent, 1) - fmt.bias - fmt.mantissa_bits
-    values = np.ldexp(significand.astype(np.float64), power)
-    if fmt.specials == "ieee":
-        top = exponent == 2**fmt.exponent_bits - 1
-        values = np.where(top, np.where(fraction == 0, np.inf, np.nan), values)
-    elif fmt.specials == "fn":
-        values = np.where(wide & (2 ** (fmt.bits - 1) - 1) == 2 ** (fmt.bits - 1) - 1, np.nan, values)
-    elif fmt.specials == "fnuz":
-        values = np.where(wide == 2 ** (fmt.bits - 1), np.nan, values)
-    signed: Array = np.copysign(values, np.where(negative, -1.0, 1.0))
-    return signed
-
-
-@lru_cache(maxsize=64)
-def _decode_table(fmt: FloatFormat, dtype: np.dtype[Any]) -> Array:
-    return _decode_exactly(np.arange(2**fmt.bits), fmt).astype(dtype)
 
 
 def decode(codes: ArrayLike, fmt: object, dtype: Any = np.float32) -> Array:
@@ -531,7 +338,7 @@ def decode(codes: ArrayLike, fmt: object, dtype: Any = np.float32) -> Array:
         raise ValueError(f"codes must be integers, got {array.dtype}")
     if array.size and not (int(array.min()) >= 0 and int(array.max()) < 2**fmt.bits):
         raise ValueError(f"codes of {fmt} are in 0..{2**fmt.bits - 1:#x}, got {int(array.min())}..{int(array.max())}")
-    values = _decode_table(fmt, target)[array] if fmt.bits <= 16 else _decode_exactly(array, fmt).astype(target)
+    values = decode_table(fmt, target)[array] if fmt.bits <= 16 else decode_exactly(array, fmt).astype(target)
     return _scalar_if_0d(np.asarray(values))
 
 

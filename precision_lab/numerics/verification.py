@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FloatFormat, get_format
-from precision_lab.numerics.rounding import RoundingMode, cast, code_dtype, decode, round_to, spacing
+from precision_lab.numerics.modes import RoundingMode
+from precision_lab.numerics.rounding import cast, code_dtype, decode, round_to, spacing
 from precision_lab.numerics.spread import completed
 
 Patterns = NDArray[np.uint32]

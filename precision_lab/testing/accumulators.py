@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from precision_lab.numerics import reference
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.rounding import RoundingMode
+from precision_lab.numerics.modes import RoundingMode
 
 Array: TypeAlias = NDArray[Any]
 Dot: TypeAlias = Callable[[Any, Any], Any]

@@ -23,7 +23,8 @@ import numpy as np
 
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
-from precision_lab.numerics.rounding import Array, RoundingMode, code_dtype, decode, encode, get_mode, round_to
+from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.rounding import Array, code_dtype, decode, encode, round_to
 from precision_lab.testing.cast_faults import (
     NAN,
     NO_VALUE,

@@ -42,7 +42,8 @@ from numpy.typing import NDArray
 
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.rounding import RoundingMode, code_dtype
+from precision_lab.numerics.modes import RoundingMode
+from precision_lab.numerics.rounding import code_dtype
 
 Strategy: TypeAlias = st.SearchStrategy[Any]
 Draw: TypeAlias = st.DrawFn

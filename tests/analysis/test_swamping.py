@@ -37,7 +37,8 @@ from precision_lab.analysis.swamping import (
 )
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.rounding import RoundingMode, decode, round_to
+from precision_lab.numerics.modes import RoundingMode
+from precision_lab.numerics.rounding import decode, round_to
 from tests.numerics.helpers import REGISTERED, UP_TO_8_BITS
 
 Array = NDArray[Any]

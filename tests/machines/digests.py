@@ -27,7 +27,8 @@ import numpy as np
 
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FORMATS
-from precision_lab.numerics.rounding import RoundingMode, encode, round_to, spacing
+from precision_lab.numerics.modes import RoundingMode
+from precision_lab.numerics.rounding import encode, round_to, spacing
 from precision_lab.training.loop import TrainingConfig, TrainingResult, train
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 

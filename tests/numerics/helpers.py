@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.numerics.rounding import RoundingMode
+from precision_lab.numerics.modes import RoundingMode
 
 Array: TypeAlias = NDArray[Any]
 DType: TypeAlias = np.dtype[Any]

@@ -6,6 +6,7 @@ import math
 import pickle
 import subprocess
 import sys
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import ALIASES, FORMATS, SPECIALS, FloatFormat, get_format
+from precision_lab.numerics.modes import RoundingMode
+from precision_lab.numerics.rounding import encode
 from tests.numerics.helpers import REGISTERED, UP_TO_16_BITS, WITH_DTYPE
 
 IEEE = [(e, m) for e in range(2, 9) for m in range(24)]
@@ -74,6 +77,31 @@ def test_properties_of_the_wide_formats(fmt: FloatFormat) -> None:
     assert reference.decode(infinity, fmt) == math.inf
     assert math.isnan(reference.decode(infinity + 1, fmt))
     assert (fmt.has_infinity, fmt.has_nan, fmt.has_negative_zero, fmt.saturates) == (True, True, True, False)
+
+
+@pytest.mark.parametrize("fmt", [*REGISTERED, *CUSTOM, *UNUSUAL], ids=str)
+def test_the_codes_of_infinity_and_nan_and_what_lies_beyond_max(fmt: FloatFormat) -> None:
+    if fmt.infinity_code is not None:
+        assert reference.decode(fmt.infinity_code, fmt) == math.inf
+    if fmt.nan_code is not None:
+        assert math.isnan(reference.decode(fmt.nan_code, fmt))
+        assert fmt.specials != "ieee" or fmt.nan_code >> (fmt.mantissa_bits - 1) & 1  # quiet
+    assert (fmt.infinity_code is None, fmt.nan_code is None) == (not fmt.has_infinity, not fmt.has_nan)
+    if fmt.nan_code is not None:
+        assert encode(math.nan, fmt) & (2 ** (fmt.bits - fmt.has_negative_zero) - 1) == fmt.nan_code  # of any sign
+    beyond = reference.round_to(2 * fmt.overflow_threshold, fmt)
+    assert np.array_equal(beyond, fmt.overflow_value, equal_nan=True)
+
+
+@pytest.mark.parametrize("fmt", [FORMATS["fp16"], FORMATS["fp8_e4m3fn"], FloatFormat.ieee(3, 0)], ids=str)
+@pytest.mark.parametrize("mode", RoundingMode)
+def test_the_facts_about_modes(mode: RoundingMode, fmt: FloatFormat) -> None:
+    uniform = Fraction(0) if mode is RoundingMode.STOCHASTIC else None
+    for sign in (1, -1):
+        beyond = reference.round_to(sign * 2 * fmt.overflow_threshold, fmt, mode, uniform=uniform)
+        assert mode.clamps(negative=sign < 0) == math.isfinite(beyond)
+    near = [reference.round_to(1 + x * fmt.eps, fmt, mode, uniform=uniform) for x in (0.25, 0.75)]
+    assert mode.to_nearest == (near == [1, 1 + fmt.eps])
 
 
 @pytest.mark.parametrize("fmt", [*REGISTERED, *CUSTOM, *UNUSUAL], ids=str)

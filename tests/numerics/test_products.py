@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from precision_lab import accumulate, dot, matmul, matmul_fp32_accumulate, round_to
 from precision_lab.numerics import products, reference
 from precision_lab.numerics.formats import FloatFormat, get_format
-from precision_lab.numerics.rounding import RoundingMode
+from precision_lab.numerics.modes import RoundingMode
 from tests.numerics.helpers import MODES, REGISTERED, UP_TO_8_BITS, Array, Oracle, assert_same, uniforms, unsigned_nan
 
 ALL_MODES = (*MODES, "stochastic")

@@ -7,13 +7,12 @@ import pytest
 
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat
+from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import (
-    RoundingMode,
     cast,
     code_dtype,
     decode,
     encode,
-    get_mode,
     is_representable,
     neighbours,
     round_to,

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from precision_lab.numerics import kernels, reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.numerics.rounding import RoundingMode, _plan, cast, encode, round_to
+from precision_lab.numerics.modes import RoundingMode
+from precision_lab.numerics.plans import plan_of
+from precision_lab.numerics.rounding import cast, encode, round_to
 from tests.numerics.helpers import CARRIERS, REGISTERED, Array, DType, Oracle, assert_same, hard_values, runs
 
 carriers = pytest.mark.parametrize("dtype", CARRIERS, ids=str)
@@ -160,7 +162,7 @@ def test_all_doors_use_the_same_numbers() -> None:
 
 def times_away(x: float, fmt: FloatFormat, dtype: DType) -> tuple[int, int]:
     """Of all 2^16 numbers, how many send x away from zero; and how many leave its two neighbours."""
-    plan = _plan(fmt, RoundingMode.STOCHASTIC, True, False, dtype.itemsize == 8)
+    plan = plan_of(fmt, RoundingMode.STOCHASTIC, True, False, dtype.itemsize == 8)
     out = np.empty(2**16, dtype)
     plan.kernel(np.full(2**16, x, dtype), out, plan.constants, ALL_NUMBERS)
     low = reference.round_to(x, fmt, "toward_zero")
@@ -202,7 +204,7 @@ def test_the_loops_take_all_numbers(name: str) -> None:
     """A quarter of the way up goes up for the last quarter of the numbers, in both ranges, by every loop."""
     wide = name.endswith("64")
     dtype = CARRIERS[wide]
-    plan = _plan(FORMATS["fp16"], RoundingMode.STOCHASTIC, True, False, wide)
+    plan = plan_of(FORMATS["fp16"], RoundingMode.STOCHASTIC, True, False, wide)
     for low, spacing in ((1.0, 2.0**-10), (3 * 2.0**-24, 2.0**-24)):
         out = np.empty(2**16, dtype)
         getattr(kernels.stochastic, name)(np.full(2**16, low + spacing / 4, dtype), out, plan.constants, ALL_NUMBERS)

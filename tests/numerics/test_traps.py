@@ -11,7 +11,9 @@ import pytest
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.numerics.kernels import rounding as deterministic
 from precision_lab.numerics.kernels import stochastic
-from precision_lab.numerics.rounding import RoundingMode, _plan, cast, encode, round_to
+from precision_lab.numerics.modes import RoundingMode
+from precision_lab.numerics.plans import plan_of
+from precision_lab.numerics.rounding import cast, encode, round_to
 from tests.numerics.helpers import CARRIERS, MODES, DType, assert_same, bits_of
 
 carriers = pytest.mark.parametrize("dtype", CARRIERS, ids=str)
@@ -123,7 +125,7 @@ def test_e5m2_61440_is_infinity(dtype: DType) -> None:
 
 def test_every_loop_is_reached_by_formats_that_the_other_tests_go_through() -> None:
     options = itertools.product(FORMATS.values(), RoundingMode, (True, False), (True, False), (True, False))
-    plans = [_plan(*chosen) for chosen in options]
+    plans = [plan_of(*chosen) for chosen in options]
     serving = {loop for plan in plans for loop in (plan.kernel, plan.seeded) if loop is not None}
     loops = {**vars(deterministic), **vars(stochastic)}
     others = {"finish", "random_words"}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab.numerics import reference, rounding, verification
+from precision_lab.numerics import modes, reference, rounding, verification
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.verification import (
     Patterns,
@@ -145,7 +145,7 @@ def test_progress_beside_the_reference() -> None:
     seen: list[tuple[int, int]] = []
     verify_against_reference("fp4_e2m1fn", progress=lambda done, of: seen.append((done, of)))
     assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
-    assert len(seen) == 4 * len(rounding.RoundingMode)
+    assert len(seen) == 4 * len(modes.RoundingMode)
 
 
 def test_exhaustive_takes_all_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +388,7 @@ def test_the_reference_finds_a_detour_through_float32(name: str, monkeypatch: py
     assert all(float(np.float32(number)) != number for number in numbers)
 
 
-@pytest.mark.parametrize("mode", [m.value for m in rounding.RoundingMode])
+@pytest.mark.parametrize("mode", [m.value for m in modes.RoundingMode])
 @pytest.mark.parametrize("switch", [{}, {"subnormals": False}, {"saturate": True}], ids=str)
 def test_the_reference_looks_at_every_mode_and_switch(
     mode: str, switch: dict[str, bool], monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ import pytest
 import precision_lab as pl
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import get_format
-from precision_lab.numerics.rounding import RoundingMode
+from precision_lab.numerics.modes import RoundingMode
 from precision_lab.testing import accumulators
 from precision_lab.testing.accumulators import AccumulatorReport, Dot, Tree, check_accumulator, describe
 

@@ -25,7 +25,7 @@ from hypothesis.errors import InvalidArgument
 import _precision_lab_hypothesis as plugin
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.rounding import RoundingMode
+from precision_lab.numerics.modes import RoundingMode
 from precision_lab.testing import strategies
 from precision_lab.testing.strategies import (
     arrays,

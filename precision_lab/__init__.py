@@ -3,33 +3,24 @@
 formats -> rounding -> what is lost -> where it happens in training -> what people see.
 """
 
+from precision_lab.analysis.frozen_weights import Frozen, WeightGaps, frozen_fraction
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.hyperparameters import HyperparameterAudit, Severity, audit
-from precision_lab.analysis.loss_scaling import (
-    DynamicLossScale,
-    LossScalePlan,
-    NoLossScale,
-    ScaleTrace,
-    StaticLossScale,
-    plan_loss_scale,
-    replay,
-)
+from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale
+from precision_lab.analysis.loss_scale_replay import ScaleTrace, replay
+from precision_lab.analysis.loss_scalers import DynamicLossScale, NoLossScale, StaticLossScale
 from precision_lab.analysis.scan import ScanResult, scan
-from precision_lab.analysis.swamping import (
-    Frozen,
+from precision_lab.analysis.stagnation import (
     Series,
     Stagnation,
     SwampingThresholds,
-    UpdateReport,
-    WeightGaps,
     counting,
-    frozen_fraction,
     harmonic,
     stagnation,
     swamping_thresholds,
-    update_report,
 )
 from precision_lab.analysis.tensor_files import TensorFileError, TensorInfo, list_tensors, read_tensors
+from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.accumulation import AccumulationTrace, accumulate, exact_sum
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inspection import Inspection, inspect

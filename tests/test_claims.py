@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab.analysis.swamping import swamping_thresholds
+from precision_lab.analysis.stagnation import swamping_thresholds
 from precision_lab.claims import (
     CLAIMS,
     Arithmetic,

@@ -19,7 +19,7 @@ import pytest
 
 import precision_lab as lab
 from precision_lab.analysis.recording import Recording, read_recording
-from precision_lab.analysis.swamping import update_outcomes
+from precision_lab.analysis.updates import update_outcomes
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import _constants, rounded_sum
 from precision_lab.numerics.codec import Codec, codec

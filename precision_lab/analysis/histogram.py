@@ -25,7 +25,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.analysis.spare import give_back, take_zeros
+from precision_lab.analysis.counting import MOST, give_back, share, take_zeros
 from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import is_integer, is_number
@@ -40,8 +40,6 @@ _FIRST_CLASS: dict[Fraction, int] = {Fraction(0): 0, Fraction(1, 2): 2, Fraction
 }
 # first class above a fraction: "at most 1.1101" is "in classes before _CLASS_AFTER[13/16]"
 _CLASS_AFTER: dict[Fraction, int] = {Fraction(0): 1, Fraction(13, 16): 4}
-
-_MOST = 2**31  # elements counted at a time: the compiled loop has 32-bit cells
 
 
 @dataclass(frozen=True)
@@ -87,31 +85,27 @@ class Conversion:
     @property
     def flushed_of_nonzero(self) -> float:
         """Share flushed / nonzero, the default underflow figure; 0 where nothing is nonzero."""
-        return _share(self.flushed, self.nonzero)
+        return share(self.flushed, self.nonzero)
 
     @property
     def flushed_of_all(self) -> float:
         """Share flushed / count."""
-        return _share(self.flushed, self.count)
+        return share(self.flushed, self.count)
 
     @property
     def zero_after_of_all(self) -> float:
         """Share (zero + flushed) / count."""
-        return _share(self.zero + self.flushed, self.count)
+        return share(self.zero + self.flushed, self.count)
 
     @property
     def subnormal_of_nonzero(self) -> float:
         """Share subnormal / nonzero."""
-        return _share(self.subnormal, self.nonzero)
+        return share(self.subnormal, self.nonzero)
 
     @property
     def overflowed_of_nonzero(self) -> float:
         """Share overflowed / nonzero."""
-        return _share(self.overflowed, self.nonzero)
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+        return share(self.overflowed, self.nonzero)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -173,8 +167,8 @@ class ExponentHistogram:
         kernels = load_kernels().histogram
 
         array = np.ascontiguousarray(as_carrier(x, to_odd=True)).reshape(-1)
-        if array.size > _MOST:
-            return cls.of_chunks(array[start : start + _MOST] for start in range(0, array.size, _MOST))
+        if array.size > MOST:
+            return cls.of_chunks(array[start : start + MOST] for start in range(0, array.size, MOST))
         wide = array.dtype.itemsize == 8
         uint, bias = (np.uint64, 1023) if wide else (np.uint32, 127)
         rows = 2 * bias + 2 + kernels.ROW_OFFSET

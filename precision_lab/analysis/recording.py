@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self, TypeGuard
 
 from precision_lab.analysis.histogram import ExponentHistogram, _count
-from precision_lab.analysis.swamping import UpdateReport
 from precision_lab.analysis.tensor_files import (
     _INDEX_SUFFIX,
     TensorInfo,
@@ -22,6 +21,7 @@ from precision_lab.analysis.tensor_files import (
     _shape,
     json_object,
 )
+from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import get_mode

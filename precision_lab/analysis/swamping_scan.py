@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.recording import Recording
-from precision_lab.analysis.swamping import UpdateReport, WeightGaps, update_report
 from precision_lab.analysis.tensor_files import (
     Chunks,
     TensorFileError,
@@ -22,6 +22,7 @@ from precision_lab.analysis.tensor_files import (
     open_tensors,
     read_tensors,
 )
+from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.support.text import shown

@@ -7,7 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from precision_lab.analysis.loss_scaling import SCALERS, DynamicLossScale, replay
+from precision_lab.analysis.loss_scale_replay import replay
+from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale
 from precision_lab.claims import runs
 from precision_lab.claims.claim import (
     ARTICLE,

@@ -134,7 +134,7 @@ def loss_scale(
 def _plan_loss_scale(
     files: tuple[Path, ...], fmt: str, margin: int, dtype: str | None, data: Path | None, figure: Path | None
 ) -> None:
-    from precision_lab.analysis.loss_scaling import plan_tensors
+    from precision_lab.analysis.loss_scale_plan import plan_tensors
     from precision_lab.analysis.scan import scan as scan_files
     from precision_lab.presentation.tables import loss_scale_tables
     from precision_lab.support.files import write_json
@@ -157,7 +157,8 @@ def _plan_loss_scale(
 def _replay_loss_scale(
     recorded: Path, fmt: str, names: tuple[str, ...], data: Path | None, figure: Path | None
 ) -> None:
-    from precision_lab.analysis.loss_scaling import SCALERS, get_scaler, read_trace, replay
+    from precision_lab.analysis.loss_scale_replay import read_trace, replay
+    from precision_lab.analysis.loss_scalers import SCALERS, get_scaler
     from precision_lab.presentation.tables import scale_trace_tables
     from precision_lab.support.files import write_json
 

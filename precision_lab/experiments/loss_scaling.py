@@ -33,7 +33,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.analysis.loss_scaling import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
+from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
 from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format

@@ -29,18 +29,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
-from precision_lab.analysis.swamping import (
-    MOST_TERMS,
-    Series,
-    Stagnation,
-    UpdateReport,
-    WeightGaps,
-    counting,
-    harmonic,
-    stagnation,
-    update_report,
-)
+from precision_lab.analysis.stagnation import MOST_TERMS, Series, Stagnation, counting, harmonic, stagnation
+from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import get_mode

@@ -17,11 +17,13 @@ from urllib.parse import quote
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.hyperparameters import HyperparameterAudit
-from precision_lab.analysis.loss_scaling import LossScalePlan, ScaleTrace, TensorPlans
+from precision_lab.analysis.loss_scale_plan import LossScalePlan, TensorPlans
+from precision_lab.analysis.loss_scale_replay import ScaleTrace
 from precision_lab.analysis.scan import ScanResult
+from precision_lab.analysis.stagnation import Stagnation, SwampingThresholds
 from precision_lab.analysis.sums import SumsResult
-from precision_lab.analysis.swamping import Stagnation, SwampingThresholds, UpdateReport
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
+from precision_lab.analysis.updates import UpdateReport
 from precision_lab.claims import ClaimsResult
 from precision_lab.experiments.accumulation import AccumulationResult
 from precision_lab.experiments.hyperparameters import HyperparametersResult

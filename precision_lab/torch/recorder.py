@@ -39,11 +39,11 @@ import torch
 from numpy.typing import NDArray
 
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.loss_scaling import LossScalePlan, plan_loss_scale
+from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale
 from precision_lab.analysis.recording import RecordedTensor, Recording
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan_recording
-from precision_lab.analysis.swamping import UpdateReport, update_report
 from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
+from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted

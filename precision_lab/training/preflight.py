@@ -2,7 +2,7 @@
 
 Most of what 16 bits lose can be counted from the weights and the hyperparameters alone. Adam's updates are about as
 large as the learning rate, whatever the gradients are, so which weights would stand still follows from the gaps around
-them (`analysis.swamping`). Which constants survive follows from their formats (`analysis.hyperparameters`). What it
+them (`analysis.updates`). Which constants survive follows from their formats (`analysis.hyperparameters`). What it
 costs in bytes follows from the optimizer (`training.memory`). `preflight` asks all of it of every named storage
 configuration and says which is the cheapest that loses nothing that float32 keeps.
 
@@ -46,12 +46,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.hyperparameters import Finding, HyperparameterAudit, Severity, audit
-from precision_lab.analysis.loss_scaling import NoLossScale, StaticLossScale, TensorPlans, plan_loss_scale, plan_tensors
+from precision_lab.analysis.loss_scale_plan import TensorPlans, plan_loss_scale, plan_tensors
+from precision_lab.analysis.loss_scalers import NoLossScale, StaticLossScale
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.scan import ScanResult, scan
-from precision_lab.analysis.swamping import MOVED, NO_UPDATE, WeightGaps, update_outcomes
 from precision_lab.analysis.swamping_scan import CHUNK_BYTES, check_partners, counter, in_step
 from precision_lab.analysis.tensor_files import (
     Chunks,
@@ -66,6 +67,7 @@ from precision_lab.analysis.tensor_files import (
     read_tensors,
 )
 from precision_lab.analysis.torch_files import SUFFIXES
+from precision_lab.analysis.updates import MOVED, NO_UPDATE, update_outcomes
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.rounding import as_carrier, round_to

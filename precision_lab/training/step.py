@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from precision_lab.analysis.loss_scaling import LossScale, NoLossScale
+from precision_lab.analysis.loss_scalers import LossScale, NoLossScale
 from precision_lab.numerics.codec import codec
 from precision_lab.training.models import Array, Gradients, Model, Parameters
 from precision_lab.training.optimizers import (

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
-from precision_lab.analysis.loss_scaling import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
+from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
 from precision_lab.numerics.formats import FloatFormat, get_format
 
 UPDATES = ("ties_to_even", "stochastic", "kahan", "collage_light", "collage_plus")

@@ -19,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from precision_lab.analysis import counting
 from precision_lab.analysis import histogram as module
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.numerics import kernels, reference
@@ -597,14 +598,14 @@ def test_more_elements_than_a_cell_can_count(size: int, dtype: np.dtype[Any], mo
         loop(array, cells, extremes)
 
     monkeypatch.setattr(kernels.histogram, name, watched)
-    monkeypatch.setattr(module, "_MOST", 7)
+    monkeypatch.setattr(module, "MOST", 7)
     assert ExponentHistogram.of(x) == whole
     assert max(seen) <= 7
     assert sum(seen) == size
 
 
 def test_a_cell_can_count_what_it_is_given() -> None:
-    assert np.iinfo(np.uint32).max >= module._MOST
+    assert np.iinfo(np.uint32).max >= counting.MOST
 
 
 def test_classes_agree_with_the_compiled_loop() -> None:

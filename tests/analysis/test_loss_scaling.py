@@ -19,18 +19,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.loss_scaling import (
+from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale, plan_tensors
+from precision_lab.analysis.loss_scale_replay import read_trace, replay
+from precision_lab.analysis.loss_scalers import (
     SCALERS,
     DynamicLossScale,
     LossScale,
-    LossScalePlan,
     NoLossScale,
     StaticLossScale,
     get_scaler,
-    plan_loss_scale,
-    plan_tensors,
-    read_trace,
-    replay,
 )
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format

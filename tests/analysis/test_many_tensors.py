@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 
 from precision_lab import ExponentHistogram, accumulate, get_format, scan, update_report
-from precision_lab.analysis.loss_scaling import plan_tensors
+from precision_lab.analysis.frozen_weights import WeightGaps
+from precision_lab.analysis.loss_scale_plan import plan_tensors
 from precision_lab.analysis.sums import WAYS, sum_every_way, sum_tensors
-from precision_lab.analysis.swamping import UpdateReport, WeightGaps
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
+from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics.accumulation import exact_sum
 from precision_lab.presentation.report import write_scan_page
 from precision_lab.support.files import write_json

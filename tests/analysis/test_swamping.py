@@ -16,25 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from precision_lab.analysis import swamping
-from precision_lab.analysis.swamping import (
-    LOST,
-    MOVED,
-    NO_UPDATE,
-    Frozen,
-    Gaps,
+from precision_lab.analysis import frozen_weights
+from precision_lab.analysis import updates as updates_module
+from precision_lab.analysis.frozen_weights import Frozen, Gaps, WeightGaps, frozen_fraction
+from precision_lab.analysis.stagnation import (
     Series,
+    Stagnation,
     Threshold,
-    UpdateReport,
-    WeightGaps,
     counting,
-    frozen_fraction,
     harmonic,
     stagnation,
     swamping_thresholds,
-    update_outcomes,
-    update_report,
 )
+from precision_lab.analysis.updates import LOST, MOVED, NO_UPDATE, UpdateReport, update_outcomes, update_report
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
@@ -297,8 +291,9 @@ def test_blocks_and_parts_of_large_arrays(monkeypatch: pytest.MonkeyPatch) -> No
     same_dtype = update_report(weights.astype(np.float32), updates, "bf16")
     gaps = WeightGaps.of(weights, "bf16")
     assert same_dtype == reports[0]
-    monkeypatch.setattr(swamping, "_MOST", 30_001)
-    monkeypatch.setattr(swamping, "_BLOCK", 1000)
+    for module in (updates_module, frozen_weights):
+        monkeypatch.setattr(module, "MOST", 30_001)
+        monkeypatch.setattr(module, "BLOCK", 1000)
     assert [update_report(weights, updates, "bf16", mode, rng=4) for mode in MODES] == reports
     assert update_report(weights.astype(np.float32), updates, "bf16") == same_dtype
     assert WeightGaps.of(weights, "bf16") == gaps
@@ -609,7 +604,7 @@ def brute_sum(fmt: FloatFormat, series: Series, mode: str, most: int, seed: int 
     return total, most, False
 
 
-def same(found: swamping.Stagnation, expected: tuple[float, int, bool]) -> bool:
+def same(found: Stagnation, expected: tuple[float, int, bool]) -> bool:
     value, terms, stopped = expected
     values_agree = found.value == value or (math.isnan(found.value) and math.isnan(value))
     return values_agree and (found.terms, found.stopped) == (terms, stopped)

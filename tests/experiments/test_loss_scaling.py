@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from precision_lab.analysis.loss_scaling import DynamicLossScale, NoLossScale
+from precision_lab.analysis.loss_scalers import DynamicLossScale, NoLossScale
 from precision_lab.experiments.loss_scaling import (
     RULES,
     STUCK_AFTER,

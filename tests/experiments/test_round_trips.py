@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
-from precision_lab.analysis.swamping import UpdateReport, WeightGaps, update_report
+from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.claims import Arithmetic, ClaimsConfig
 from precision_lab.experiments.accumulation import AccumulationConfig
 from precision_lab.experiments.hyperparameters import SETTINGS, HyperparametersConfig

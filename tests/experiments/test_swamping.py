@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab.analysis.swamping import UpdateReport, WeightGaps, counting, stagnation, update_report
+from precision_lab.analysis.frozen_weights import WeightGaps
+from precision_lab.analysis.stagnation import counting, stagnation
+from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.experiments.swamping import MODES, STAGES, SwampingConfig, SwampingResult, run
 from precision_lab.presentation.tables import swamping_tables
 from precision_lab.training.loop import Snapshot, TrainingConfig, train

@@ -99,7 +99,7 @@ def torch_file(content: Any) -> bytes:
 def _recording() -> bytes:
     from precision_lab.analysis.histogram import ExponentHistogram
     from precision_lab.analysis.recording import RecordedTensor, Recording
-    from precision_lab.analysis.swamping import update_report
+    from precision_lab.analysis.updates import update_report
 
     w, u, g = (_normal(seed, scale, 32).astype(float) for seed, scale in ((0, 0.1), (1, 1e-5), (2, 1e-7)))
     gradients, updates, ratios = (ExponentHistogram.of(values) for values in (g, u, u / w))

@@ -13,9 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from precision_lab.analysis.frozen_weights import WeightGaps, frozen_fraction
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.loss_scaling import DynamicLossScale, replay
-from precision_lab.analysis.swamping import WeightGaps, counting, frozen_fraction, update_report
+from precision_lab.analysis.loss_scale_replay import replay
+from precision_lab.analysis.loss_scalers import DynamicLossScale
+from precision_lab.analysis.stagnation import counting
+from precision_lab.analysis.updates import update_report
 from precision_lab.numerics import reference
 from precision_lab.numerics.accumulation import accumulate, exact_sum
 from precision_lab.numerics.formats import FloatFormat, get_format

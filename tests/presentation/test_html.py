@@ -10,7 +10,7 @@ import pytest
 
 import precision_lab as pl
 from precision_lab import claims
-from precision_lab.analysis.loss_scaling import plan_tensors
+from precision_lab.analysis.loss_scale_plan import plan_tensors
 from precision_lab.analysis.sums import sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.experiments import accumulation, hyperparameters, loss_scaling, memory, storage, swamping, underflow

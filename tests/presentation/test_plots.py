@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.loss_scaling import DynamicLossScale, plan_loss_scale, plan_tensors, replay
+from precision_lab.analysis.loss_scale_plan import plan_loss_scale, plan_tensors
+from precision_lab.analysis.loss_scale_replay import replay
+from precision_lab.analysis.loss_scalers import DynamicLossScale
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.numerics.formats import FORMATS, FloatFormat
 from precision_lab.presentation.plots import (

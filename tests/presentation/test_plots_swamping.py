@@ -15,8 +15,9 @@ from matplotlib.container import BarContainer
 from matplotlib.patches import StepPatch
 from matplotlib.transforms import Bbox
 
-from precision_lab.analysis.swamping import WeightGaps, update_report
+from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
+from precision_lab.analysis.updates import update_report
 from precision_lab.experiments.swamping import SwampingConfig, SwampingResult, run
 from precision_lab.presentation.plots import (
     plot_descent_quality,

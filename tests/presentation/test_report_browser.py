@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.loss_scaling import plan_loss_scale
+from precision_lab.analysis.loss_scale_plan import plan_loss_scale
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inspection import inspect, parse_number
 from precision_lab.numerics.reference import decode

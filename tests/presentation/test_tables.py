@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from precision_lab import FORMATS
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.loss_scaling import DynamicLossScale, plan_tensors, replay
+from precision_lab.analysis.loss_scale_plan import plan_tensors
+from precision_lab.analysis.loss_scale_replay import replay
+from precision_lab.analysis.loss_scalers import DynamicLossScale
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, run
 from precision_lab.numerics.inspection import inspect
 from precision_lab.presentation import tables

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision_lab.analysis.loss_scaling import DynamicLossScale, LossScale, NoLossScale, StaticLossScale
+from precision_lab.analysis.loss_scalers import DynamicLossScale, LossScale, NoLossScale, StaticLossScale
 from precision_lab.numerics.codec import codec, stored_dtype
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import is_representable, round_to

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precision_lab.analysis.loss_scaling import SCALERS, DynamicLossScale, NoLossScale, StaticLossScale
+from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, NoLossScale, StaticLossScale
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.training.storage import CONFIGURATIONS, FP32, UPDATES, StorageConfig
 

@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from precision_lab.analysis.histogram import Conversion
-from precision_lab.analysis.loss_scaling import LossScalePlan, ScaleTrace, TensorPlans
+from precision_lab.analysis.loss_scale_plan import LossScalePlan, TensorPlans
+from precision_lab.analysis.loss_scale_replay import ScaleTrace
 from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,

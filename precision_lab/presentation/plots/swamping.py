@@ -12,8 +12,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from precision_lab.analysis.swamping import UpdateReport, WeightGaps, swamping_thresholds
+from precision_lab.analysis.frozen_weights import WeightGaps
+from precision_lab.analysis.stagnation import swamping_thresholds
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
+from precision_lab.analysis.updates import UpdateReport
 from precision_lab.experiments.swamping import MODES, STAGES, RunningSum, SwampingResult
 from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.style import (

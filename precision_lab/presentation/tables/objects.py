@@ -8,7 +8,8 @@ from dataclasses import fields
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.scan import DEFAULT_FORMATS
-from precision_lab.analysis.swamping import Stagnation, SwampingThresholds, UpdateReport
+from precision_lab.analysis.stagnation import Stagnation, SwampingThresholds
+from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.presentation.tables.table import Table, number, percent, percent_or_more, power_of_two
 from precision_lab.presentation.tables.training import storage_text

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.loss_scaling import LossScalePlan, ScaleTrace, TensorPlans
+from precision_lab.analysis.loss_scale_plan import LossScalePlan, TensorPlans
+from precision_lab.analysis.loss_scale_replay import ScaleTrace
 from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.scan import ScannedTensor, ScanResult
 from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult
-from precision_lab.analysis.swamping import UpdateReport, WeightGaps
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
 from precision_lab.analysis.tensor_files import label_of, of_several_files
+from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import RoundedSum
 from precision_lab.presentation.tables.table import Table, and_more, number, percent, power_of_two, worst

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from precision_lab.analysis.spare import give_back, take_zeros
+from precision_lab.analysis.counting import give_back, take_zeros
 
 
 def test_what_was_given_back_is_taken_again_by_one() -> None:

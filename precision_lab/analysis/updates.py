@@ -1,0 +1,378 @@
+"""Swamping: an update too small for its weight is not made a little wrong, it is not made at all.
+
+Between a weight w and the next value of its format there is a gap. w + u is rounded to one of the two, and where |u|
+is less than half the gap it is rounded back to w: the update is *lost*. The gap grows with the weight, so what counts
+is the ratio w/u. In fp16, with 11 significand bits, an addition can vanish from w/u = 2048 on and must beyond 4094; in
+bf16, with 8, the numbers are 256 and 510, and Adam, whose updates are hardly ever larger than the learning rate, moves
+few weights of 512 learning rates. A loss scale does not help: it changes the gradients on their way, not the update
+that is added.
+
+Four questions, four functions:
+
+- `update_report`: what became of these updates? How many were lost, and how much of the step was made.
+- `frozen_weights.frozen_fraction`: which share of these weights could an update of a given size not move? Weights alone
+  can tell: `WeightGaps` counts them once, by the sizes of their gaps, and answers every size afterwards.
+- `stagnation.swamping_thresholds`: from which ratio on can, and must, an addition or a subtraction vanish?
+- `stagnation.stagnation`: where does a running sum stop? 1 + 1 + 1 + ... ends at 2048 in fp16 and at 256 in bf16.
+
+Stochastic rounding makes a lost update a small chance of a large one, right on average (Connolly, Higham and Mary
+2021). Weights are stored first: they are rounded into the format, ties to even, which changes nothing where they are
+its values already. Then w + u, with u exactly as given, is rounded once, in the mode that is asked about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from precision_lab.analysis.counting import BLOCK, MOST, give_back, merged, share, take_zeros, taken
+from precision_lab.analysis.plain import finite_or_none
+from precision_lab.numerics.accumulation import nonzero_cells
+from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
+from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.inputs import as_array, converted
+from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding
+
+Array: TypeAlias = NDArray[Any]
+
+
+_UNITS = 2**1074  # of the sums, in 1
+
+
+NO_UPDATE, LOST, MOVED = 0, 1, 2
+"""What `update_outcomes` returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What became of updates; exact counts. Make one with `update_report`, add those of chunks with ``+``.
+
+    With w the stored weight, u the update and R the rounding, d = R(w + u) - w is the *effective update*.
+
+    Attributes
+    ----------
+    format : FloatFormat
+        Of the weights.
+    mode : RoundingMode
+        R of w + u.
+    count : int
+        All elements.
+    nonzero : int
+        Updates that are not zero, u and w being finite.
+    lost : int
+        Of these the ones with R(w + u) == w.
+    overflowed : int
+        Of these the ones with R(w + u) infinite or NaN. The norms leave them out. (In formats with neither, w + u is
+        clamped, and nothing overflows here.)
+    nonfinite : int
+        Elements whose weight, stored or as given, or whose update is infinite or NaN, or whose update is 2^480 or more:
+        left out of all but `count`.
+    zero_weights : int
+        Of `nonzero` the ones with w == 0, for which log2|u/w| is infinite.
+    ratios, lost_ratios : dict of int to int
+        The other nonzero updates, and the lost ones among them, by floor(log2|u/w|), exactly; ascending. Not to be
+        written to: reports with the same counts share them.
+    sums : tuple of int
+        <u, u>, <d, d> and <d, u> in units of 2^-1074: every product is rounded to float64, their sum is exact, so that
+        the order of the elements, and how they were cut into chunks, change nothing.
+
+    """
+
+    format: FloatFormat
+    mode: RoundingMode
+    count: int
+    nonzero: int
+    lost: int
+    overflowed: int
+    nonfinite: int
+    zero_weights: int
+    ratios: dict[int, int]
+    lost_ratios: dict[int, int]
+    sums: tuple[int, int, int]
+
+    @classmethod
+    def empty(cls, fmt: object, mode: str = "ties_to_even") -> Self:
+        """Return the report on nothing, the neutral element of ``+``."""
+        return cls(get_format(fmt), get_mode(mode), 0, 0, 0, 0, 0, 0, {}, {}, (0, 0, 0))
+
+    @property
+    def lost_of_nonzero(self) -> float:
+        """Share lost / nonzero; 0 where nothing is nonzero."""
+        return share(self.lost, self.nonzero)
+
+    @property
+    def imprecision(self) -> float:
+        """Share of *all* elements with R(w + u) == w, updates of zero with them: Collage's imprecision percentage.
+
+        Yu et al. 2024, arXiv 2405.03637; here a fraction.
+        """
+        return share(self.count - self.nonfinite - self.nonzero + self.lost, self.count)
+
+    @property
+    def raw_update_norm(self) -> float:
+        """||u||, in float64."""
+        return math.sqrt(_in_units(self.sums[0]))
+
+    @property
+    def effective_update_norm(self) -> float:
+        """||d||, in float64."""
+        return math.sqrt(_in_units(self.sums[1]))
+
+    @property
+    def edq(self) -> float:
+        """Effective descent quality <d, u> / ||u|| (Yu et al. 2024): how far the step went along u.
+
+        ||u|| is perfect, 0 is standstill; NaN without updates.
+        """
+        return _in_units(self.sums[2]) / self.raw_update_norm if self.sums[0] else math.nan
+
+    @property
+    def edq_ratio(self) -> float:
+        """<d, u> / ||u||^2: 1 is perfect, 0 is standstill. NaN without updates."""
+        return _quotient(self.sums[2], self.sums[0]) if self.sums[0] else math.nan
+
+    def __add__(self, other: object) -> Self:
+        """Merge the reports on two chunks; nothing is lost."""
+        if not isinstance(other, UpdateReport):
+            return NotImplemented
+        if (self.format, self.mode) != (other.format, other.mode):
+            raise ValueError(
+                f"cannot add a report on {other.format} ({other.mode}) to one on {self.format} ({self.mode}); "
+                "reports of one format and mode add up"
+            )
+        return self.total((self, other), self.format, self.mode)
+
+    @classmethod
+    def total(cls, reports: Iterable[UpdateReport], fmt: FloatFormat, mode: RoundingMode) -> Self:
+        """Return the sum of any number of reports on one format and mode, which takes less time than one by one."""
+        listed = list(reports)
+        if any((report.format, report.mode) != (fmt, mode) for report in listed):
+            raise ValueError(f"cannot add up reports of which some are not on {fmt} ({mode})")
+        uu, dd, du = (sum(report.sums[i] for report in listed) for i in range(3))
+        return cls(
+            fmt,
+            mode,
+            **{name: sum(getattr(report, name) for report in listed) for name in _COUNTS},
+            ratios=merged(report.ratios for report in listed),
+            lost_ratios=merged(report.lost_ratios for report in listed),
+            sums=(uu, dd, du),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; shares and norms that are not numbers become None."""
+        floats = ("lost_of_nonzero", "imprecision", "edq", "edq_ratio", "raw_update_norm", "effective_update_norm")
+        return {
+            "format": self.format.name,
+            "mode": self.mode.value,
+            **{name: getattr(self, name) for name in _COUNTS},
+            **{name: finite_or_none(getattr(self, name)) for name in floats},
+            "log2_ratios": {str(e): n for e, n in self.ratios.items()},
+            "lost_log2_ratios": {str(e): n for e, n in self.lost_ratios.items()},
+            "sums": [_hexadecimal(value) for value in self.sums],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the report that `to_dict` described; raises ValueError."""
+        try:
+            uu, dd, du = map(_from_hexadecimal, data["sums"])
+            return cls(
+                get_format(data["format"]),
+                get_mode(data["mode"]),
+                **{name: data[name] for name in _COUNTS},
+                ratios={int(e): n for e, n in data["log2_ratios"].items()},
+                lost_ratios={int(e): n for e, n in data["lost_log2_ratios"].items()},
+                sums=(uu, dd, du),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no report on updates: {error!r}") from error
+
+
+_COUNTS = ("count", "nonzero", "lost", "overflowed", "nonfinite", "zero_weights")
+
+
+def _hexadecimal(value: int) -> str:
+    """Write an integer without the zeros at its end: 0x1p3 is 8."""
+    zeros = (value & -value).bit_length() - 1 if value else 0
+    return f"{value >> zeros:#x}p{zeros}"
+
+
+def _from_hexadecimal(text: str) -> int:
+    mantissa, _, zeros = text.partition("p")
+    return int(mantissa, 16) << int(zeros)
+
+
+def update_report(
+    weights: ArrayLike,
+    updates: ArrayLike,
+    fmt: object,
+    mode: str = "ties_to_even",
+    *,
+    rng: int | tuple[int, int] | None = None,
+) -> UpdateReport:
+    """Say what becomes of updates when the weights are stored in a format.
+
+    Parameters
+    ----------
+    weights, updates : array_like
+        Of one shape; float64, float32, float16, bfloat16 or an ml_dtypes float each. Integers and lists count as
+        float64. A descent step adds u = -learning_rate * (...): give u with its sign.
+    fmt : str, dtype or FloatFormat
+        Of the weights; see `get_format`. Weights that are not its values are rounded first, ties to even.
+    mode : str
+        Rounding of w + u; see `round_to`.
+    rng : int, (int, int) or None
+        For ``stochastic``, as in `round_to`: a seed, or (seed, first) for the chunk that begins at element `first`.
+
+    Returns
+    -------
+    UpdateReport
+
+    Raises
+    ------
+    ValueError
+        The shapes differ; unknown format or mode; another dtype; a masked array; an update that is an integer beyond
+        2^53 and no float64.
+    FloatingPointError
+        As `precision_lab.round_to`.
+
+    Notes
+    -----
+    w + u is added in the carrier rounded to odd, and then rounded into the format: that is one rounding (Boldo and
+    Melquiond 2008), as the carrier has at least two bits more than the format, for ``stochastic`` 18.
+
+    """
+    kernels = load_kernels().updates
+
+    fmt, mode = get_format(fmt), get_mode(mode)
+    w, u, carrier = _pairs(weights, updates, fmt, mode)
+    loop = _loop(kernels.UPDATES, fmt, mode, carrier)
+    stream = _stream(rng) if mode is RoundingMode.STOCHASTIC else np.zeros(2, np.uint64)
+    reports = []
+    for part in range(0, w.size, MOST):
+        cells = take_zeros("updates", kernels.CELLS, np.uint32)
+        sums = take_zeros("sums", (3, 2100, 2), np.int64)
+        for _, weight, update in _blocks(w[part : part + MOST], u[part : part + MOST], carrier):
+            loop(weight, update, stream, cells, sums)
+        reports.append(_report(fmt, mode, taken("updates", cells, w.size), sums))
+    return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
+
+
+def update_outcomes(weights: ArrayLike, updates: ArrayLike, fmt: object) -> NDArray[np.uint8]:
+    """Return what becomes of each update, ties to even: `LOST`, `MOVED`, or `NO_UPDATE`.
+
+    The last is what `update_report` does not count as `nonzero`; updates that overflow are `MOVED`. The shape is that
+    of `weights`; parameters and errors are those of `update_report`.
+    """
+    kernels = load_kernels().updates
+
+    fmt, mode = get_format(fmt), RoundingMode.TIES_TO_EVEN
+    w, u, carrier = _pairs(weights, updates, fmt, mode)
+    loop = _loop(kernels.OUTCOMES, fmt, mode, carrier)
+    outcomes = np.empty(w.size, np.uint8)
+    for start, weight, update in _blocks(w, u, carrier):
+        loop(weight, update, np.zeros(2, np.uint64), outcomes[start : start + weight.size])
+    return outcomes.reshape(np.shape(weights))
+
+
+def _pairs(
+    weights: ArrayLike, updates: ArrayLike, fmt: FloatFormat, mode: RoundingMode
+) -> tuple[Array, Array, np.dtype[Any]]:
+    """Return both as flat arrays, and the carrier that they are to be added in."""
+    w, u = as_array(weights, to_odd=True), as_array(updates)  # weights are rounded into the format
+    if w.shape != u.shape:
+        raise ValueError(f"weights and updates must be of one shape, got {w.shape} and {u.shape}")
+    w, u = (np.ascontiguousarray(x).reshape(-1) for x in (w, u))
+    # float32 has 24 significand bits, float64 53; weights in float64 are stored from there, to be rounded once
+    doubles = any(as_carrier(x[:0]).dtype == np.float64 for x in (w, u))
+    wide = doubles or fmt.precision > 22 or mode is RoundingMode.STOCHASTIC
+    return w, u, np.dtype(np.float64 if wide else np.float32)
+
+
+def _blocks(w: Array, u: Array, carrier: np.dtype[Any]) -> Iterator[tuple[int, Array, Array]]:
+    """Yield where a block begins, and its weights and updates in the carrier; what is converted stays in the caches."""
+    step = MOST if w.dtype == u.dtype == carrier else BLOCK
+    for start in range(0, w.size, step):
+        weight = converted(as_carrier(w[start : start + step], to_odd=True), carrier)
+        yield start, weight, converted(as_carrier(u[start : start + step]), carrier)
+
+
+@lru_cache(maxsize=256)
+def _loop(
+    loops: tuple[Callable[..., None], Callable[..., None]], fmt: FloatFormat, mode: RoundingMode, carrier: np.dtype[Any]
+) -> Callable[..., None]:
+    """Return the loop for a carrier with its two roundings, to be called with the rest of its arguments."""
+    kernels = load_kernels().updates
+
+    wide = carrier == np.float64
+    roundings = kernels.ROUNDINGS_64 if wide else kernels.ROUNDINGS_32
+    both = (compiled_rounding(fmt, m, carrier) for m in (RoundingMode.TIES_TO_EVEN, mode))
+    storing, rounding = ((roundings.index(kernel), constants) for kernel, constants in both)
+    hides = not fmt.has_nan
+
+    def loop(w: Array, u: Array, stream: Array, *counted: Array) -> None:
+        loops[wide](w, u, storing, rounding, stream, hides, *counted)
+
+    return loop
+
+
+def _report(fmt: FloatFormat, mode: RoundingMode, counted: dict[int, int], sums: NDArray[np.int64]) -> UpdateReport:
+    """Read what the loop counted, by 4 * row + column, and what it summed, halves of integers by unit."""
+    kernels = load_kernels().updates
+
+    rows: dict[int, int] = {}
+    columns = [0, 0, 0]
+    lost: dict[int, int] = {}
+    for key, n in counted.items():
+        row, column = divmod(key, 4)
+        rows[row] = rows.get(row, 0) + n
+        if row not in (kernels.ZERO_UPDATE, kernels.NONFINITE):
+            columns[column] += n
+        if row > kernels.ZERO_WEIGHT and column == kernels.LOST:
+            lost[row - kernels.RATIO_OFFSET] = n
+
+    exact = [0, 0, 0]
+    for (i, unit, half), n in nonzero_cells(sums):
+        exact[i] += n << unit + (0 if half else 32)
+        sums[i, unit, half] = 0
+    give_back("sums", sums)
+    return UpdateReport(
+        fmt,
+        mode,
+        count=sum(rows.values()),
+        nonzero=sum(columns),
+        lost=columns[kernels.LOST],
+        overflowed=columns[kernels.OVERFLOWED],
+        nonfinite=rows.get(kernels.NONFINITE, 0),
+        zero_weights=rows.get(kernels.ZERO_WEIGHT, 0),
+        ratios=_ratios(tuple((row - kernels.RATIO_OFFSET, n) for row, n in rows.items() if row > kernels.ZERO_WEIGHT)),
+        lost_ratios=_ratios(tuple(lost.items())),
+        sums=(exact[0], exact[1], exact[2]),
+    )
+
+
+@lru_cache(maxsize=1 << 12)
+def _ratios(counts: tuple[tuple[int, int], ...]) -> dict[int, int]:
+    """Return counts that reports share: of many small tensors, nearly all."""
+    return dict(counts)
+
+
+def _in_units(value: int) -> float:
+    """Return an integer times 2^-1074, rounded once."""
+    require_gradual_underflow()
+    return _quotient(value, _UNITS)
+
+
+def _quotient(a: int, b: int) -> float:
+    """Return a/b rounded once, which is infinite where it is too large for float64."""
+    try:
+        return a / b
+    except OverflowError:
+        return math.inf if (a < 0) == (b < 0) else -math.inf

@@ -19,7 +19,6 @@ from precision_lab.analysis.stagnation import (
     stagnation,
     swamping_thresholds,
 )
-from precision_lab.analysis.tensor_files import TensorFileError, TensorInfo, list_tensors, read_tensors
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.accumulation import AccumulationTrace, accumulate, exact_sum
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
@@ -28,6 +27,8 @@ from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
 from precision_lab.numerics.rounding import cast, decode, encode, is_representable, neighbours, round_to, spacing
 from precision_lab.presentation.html import attach as _attach_html
+from precision_lab.tensors.info import TensorFileError, TensorInfo
+from precision_lab.tensors.reading import list_tensors, read_tensors
 from precision_lab.training.loop import TrainingConfig, TrainingResult, train
 from precision_lab.training.memory import MemoryLedger, memory
 from precision_lab.training.preflight import PreflightReport, preflight

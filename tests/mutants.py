@@ -41,8 +41,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, KEPT, DOCUMENT = ROOT / "precision_lab", ROOT / ".mutants", ROOT / "docs" / "mutants.md"
-FOLDERS = ("numerics", "analysis", "training", "testing")
-TENSORS = ("analysis/tensor_files.py", "analysis/torch_files.py")  # counted as a folder of their own
+FOLDERS = ("numerics", "tensors", "analysis", "training", "testing")
 SLOTS = 2
 COMPILED = "numerics/kernels/"
 ALL = "test_frozen.py"  # files of tests that look at every module
@@ -58,7 +57,7 @@ MORE = {  # files of tests that do not name the module
     "numerics/accumulation.py": "test_flush_to_zero.py",
     "numerics/environment.py": "test_flush_to_zero.py",
     "analysis/plain.py": "experiments/test_round_trips.py",
-    "training/adam_state.py": "analysis/test_torch_files.py training/test_memory.py training/test_preflight.py "
+    "training/adam_state.py": "tensors/test_torch_files.py training/test_memory.py training/test_preflight.py "
     "training/test_optimizers.py",
     "testing/cast_faults.py": "testing/test_casts_zoo.py",
     "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py",
@@ -244,7 +243,7 @@ def table(results: list[dict[str, Any]]) -> Iterator[str]:
     known = explained()
     yield "| folder | mutants | killed | change no result | survive | share killed, of the others |"
     yield "|---|---:|---:|---:|---:|---:|"
-    for folder in (*FOLDERS, "tensors", "all"):
+    for folder in (*FOLDERS, "all"):
         here = [r for r in results if folder in ("all", r["folder"])]
         killed = sum(bool(r["by"]) for r in here)
         same = sum(not r["by"] and r["name"] in known for r in here)
@@ -283,7 +282,7 @@ def main() -> int:
         if key not in done or not (done[key]["by"] or done[key]["tests"] == tests or done[key]["name"] in known):
             began = time.monotonic()
             by = with_copy(try_mutant, mutant, [plans[path] for path in files], arguments.patience)
-            folder = "tensors" if mutant.module in TENSORS else mutant.module.split("/")[0]
+            folder = mutant.module.split("/")[0]
             seconds = round(time.monotonic() - began, 1)
             done[key] = {
                 "key": key,

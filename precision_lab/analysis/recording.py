@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any, Self, TypeGuard
 
 from precision_lab.analysis.histogram import ExponentHistogram, _count
-from precision_lab.analysis.tensor_files import (
-    _INDEX_SUFFIX,
-    TensorInfo,
-    _blaming,
-    _shape,
-    json_object,
-)
 from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import get_mode
 from precision_lab.support.reading import read_small
+from precision_lab.tensors.info import TensorInfo, blaming, checked_shape
+from precision_lab.tensors.reading import INDEX_SUFFIX
+from precision_lab.tensors.safetensors import json_object
 
 KIND = "precision_lab recording 1"
 """What the JSON of a recording says it is."""
@@ -103,7 +99,7 @@ class RecordedTensor:
         return cls(
             _text(data["name"]),
             _text(data["dtype"]),
-            _shape(data["shape"]),
+            checked_shape(data["shape"]),
             ExponentHistogram.from_dict(data["gradients"]),
             _count(data["times"]),
             _text(data["missing"]),
@@ -184,7 +180,7 @@ def is_recording(path: object) -> TypeGuard[str | Path]:
     if not isinstance(path, str | Path):
         return False
     path = Path(path)
-    return path.suffix.lower() == ".json" and not path.name.endswith(_INDEX_SUFFIX)
+    return path.suffix.lower() == ".json" and not path.name.endswith(INDEX_SUFFIX)
 
 
 def read_recording(path: str | Path) -> Recording:
@@ -200,7 +196,7 @@ def read_recording(path: str | Path) -> Recording:
     """
     require_gradual_underflow()
     path = Path(path)
-    with _blaming(path):
+    with blaming(path):
         return Recording.from_dict(json_object(read_small(path)))
 
 

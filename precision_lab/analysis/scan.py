@@ -16,25 +16,13 @@ from typing import Any
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.recording import Recording, is_recording, read_recording
-from precision_lab.analysis.tensor_files import (
-    TensorFileError,
-    TensorInfo,
-    TensorSlice,
-    TensorSource,
-    check_unchanged,
-    is_one_source,
-    labels_of,
-    list_tensors,
-    names_of,
-    open_tensors,
-    read_slices,
-    read_tensors,
-    slice_tensors,
-)
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.spread import completed
 from precision_lab.support.text import shown
+from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource, labels_of, names_of
+from precision_lab.tensors.reading import check_unchanged, is_one_source, list_tensors, open_tensors, read_tensors
+from precision_lab.tensors.slices import TensorSlice, read_slices, slice_tensors
 
 DEFAULT_FORMATS = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2")
 _CHUNK_BYTES = 1 << 22  # large enough to hide what a histogram costs per chunk, small enough for the caches

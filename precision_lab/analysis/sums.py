@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from precision_lab.analysis.plain import finite_or_none, whole
-from precision_lab.analysis.tensor_files import TensorInfo, list_tensors, open_tensors, read_tensors
 from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum, Terms, accumulate, rounded_sum
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
+from precision_lab.tensors.info import TensorInfo
+from precision_lab.tensors.reading import list_tensors, open_tensors, read_tensors
 
 
 @dataclass(frozen=True)

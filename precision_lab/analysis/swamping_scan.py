@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.recording import Recording
-from precision_lab.analysis.tensor_files import (
-    Chunks,
-    TensorFileError,
-    TensorInfo,
-    Tensors,
-    TensorSource,
-    list_tensors,
-    open_tensors,
-    read_tensors,
-)
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.support.text import shown
-
-Progress: TypeAlias = Callable[[int, int], None]
-
-CHUNK_BYTES = 1 << 22  # large enough to hide what a report costs per chunk, small enough for the caches
+from precision_lab.tensors.info import TensorInfo, TensorSource
+from precision_lab.tensors.pairs import CHUNK_BYTES, Progress, check_partners, counter, in_step
+from precision_lab.tensors.reading import list_tensors, open_tensors, read_tensors
 
 
 @dataclass(frozen=True)
@@ -263,60 +250,3 @@ def _raw(dtype: object) -> FloatFormat | None:
 
 def _formats(weights: TensorSource, formats: Sequence[object], dtype: object) -> tuple[FloatFormat, ...]:
     return tuple(dict.fromkeys(map(get_format, formats))) or default_formats(weights, dtype=dtype)
-
-
-def counter(weights: TensorSource, dtype: object, progress: Progress | None) -> Callable[[int], None]:
-    """Return what is to be called with the number of elements of each chunk."""
-    everything = sum(info.count for info in list_tensors(weights, dtype=_raw(dtype)) if not info.skipped)
-    done = 0
-
-    def count(n: int) -> None:
-        nonlocal done
-        done += n
-        if progress is not None:
-            progress(done, everything)
-
-    return count
-
-
-def check_partners(
-    weights: Tensors, updates: Tensors, of_weights: Sequence[TensorInfo], of_updates: Sequence[TensorInfo]
-) -> None:
-    """Raise if the tensors of floats of two files do not belong together one by one."""
-    sides = []
-    for path, infos in ((weights, of_weights), (updates, of_updates)):
-        names = Counter(info.name for info in infos if not info.skipped)
-        if twice := [name for name, n in names.items() if n > 1]:
-            raise TensorFileError(f"{path}: two tensors are named '{shown(twice[0], 100)}'; give one file of them")
-        sides.append({info.name: info for info in infos if not info.skipped})
-    here, there = (weights, sides[0]), (updates, sides[1])
-    for (path, present), (other_path, other) in ((here, there), (there, here)):
-        if missing := [name for name in present if name not in other]:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            first = shown(missing[0], 100)
-            raise TensorFileError(
-                f"{other_path}: no tensor '{first}'{more}, which {path} has; updates belong to weights by name"
-            )
-    for name, info in sides[0].items():
-        update = sides[1][name]
-        if info.shape != update.shape:
-            raise TensorFileError(
-                f"{updates}, tensor '{shown(name, 100)}': shape {update.shape} is not that of the weights, {info.shape}"
-            )
-        if info.column_major != update.column_major and sum(n > 1 for n in info.shape) > 1:
-            raise TensorFileError(
-                f"{updates}, tensor '{shown(name, 100)}': stored in another order (rows, columns) than the weights; "
-                "save both with np.ascontiguousarray"
-            )
-
-
-def in_step(first: Chunks, second: Chunks) -> Iterator[tuple[Any, Any]]:
-    """Cut two streams of chunks so that both have the same number of elements at a time."""
-    b: Any = ()
-    for a in first:
-        while len(a):
-            if not len(b):
-                b = next(second)
-            n = min(len(a), len(b))
-            yield a[:n], b[:n]
-            a, b = a[n:], b[n:]

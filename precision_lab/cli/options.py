@@ -88,8 +88,8 @@ def _places(value: Any) -> Iterator[Any]:
 
 def _check(ctx: click.Context, given: Iterable[tuple[click.Parameter, Path]]) -> None:
     """Raise OutputError where an output is an input or another output; say where people look."""
-    from precision_lab.analysis.tensor_files import files_read
     from precision_lab.support.files import STANDARD_OUTPUT, check_outputs
+    from precision_lab.tensors.reading import files_read
 
     read, written = [], {}
     for param, place in given:

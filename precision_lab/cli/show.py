@@ -16,8 +16,8 @@ from precision_lab.cli.options import TO_ERROR
 from precision_lab.support.text import printable, shown
 
 if TYPE_CHECKING:
-    from precision_lab.analysis.tensor_files import TensorInfo
     from precision_lab.presentation.tables import Table
+    from precision_lab.tensors.info import TensorInfo
 
 
 _SAID = 20  # of the tensors that were skipped

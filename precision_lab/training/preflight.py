@@ -53,25 +53,15 @@ from precision_lab.analysis.loss_scale_plan import TensorPlans, plan_loss_scale,
 from precision_lab.analysis.loss_scalers import NoLossScale, StaticLossScale
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.scan import ScanResult, scan
-from precision_lab.analysis.swamping_scan import CHUNK_BYTES, check_partners, counter, in_step
-from precision_lab.analysis.tensor_files import (
-    Chunks,
-    TensorFileError,
-    TensorInfo,
-    Tensors,
-    TensorSource,
-    label_of,
-    labels_of,
-    list_tensors,
-    open_tensors,
-    read_tensors,
-)
-from precision_lab.analysis.torch_files import SUFFIXES
 from precision_lab.analysis.updates import MOVED, NO_UPDATE, update_outcomes
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.rounding import as_carrier, round_to
 from precision_lab.support.text import shown
+from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource, label_of, labels_of
+from precision_lab.tensors.pairs import CHUNK_BYTES, check_partners, counter, in_step
+from precision_lab.tensors.reading import Tensors, list_tensors, open_tensors, read_tensors
+from precision_lab.tensors.torch_files import SUFFIXES
 from precision_lab.training.adam_state import STATE_NAME, adam_updates, find_adam_state
 from precision_lab.training.memory import MemoryLedger, memory
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promoted

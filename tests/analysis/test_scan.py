@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 from precision_lab.analysis import scan as module
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan
-from precision_lab.analysis.tensor_files import TensorFileError, read_tensors
 from precision_lab.numerics.formats import FORMATS, FloatFormat
+from precision_lab.tensors.info import TensorFileError
+from precision_lab.tensors.reading import read_tensors
 
 Array = NDArray[Any]
 SAVEZ: Any = np.savez  # Any: mypy takes **arrays for its options

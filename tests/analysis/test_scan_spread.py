@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from precision_lab import TensorFileError, scan
-from precision_lab.analysis.tensor_files import read_slices, slice_tensors
+from precision_lab.tensors.slices import read_slices, slice_tensors
 from tests.conftest import CommandLine
 from tests.numerics.test_spread import Shuffled
 

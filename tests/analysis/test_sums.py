@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 
 from precision_lab.analysis import sums
 from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult, sum_every_way, sum_tensors
-from precision_lab.analysis.tensor_files import TensorFileError, list_tensors
 from precision_lab.numerics.accumulation import accumulate
+from precision_lab.tensors.info import TensorFileError
+from precision_lab.tensors.reading import list_tensors
 
 
 def test_each_way_is_what_it_says() -> None:

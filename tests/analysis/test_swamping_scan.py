@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from precision_lab.analysis import swamping_scan
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.swamping_scan import default_formats, scan_frozen, scan_updates
-from precision_lab.analysis.tensor_files import TensorFileError
 from precision_lab.analysis.updates import UpdateReport, update_report
+from precision_lab.tensors.info import TensorFileError
 
 Tensors = dict[str, NDArray[Any]]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.scan import ScannedTensor, ScanResult
-from precision_lab.analysis.tensor_files import TensorInfo
 from precision_lab.experiments import accumulation, storage, underflow
 from precision_lab.numerics.formats import FORMATS, get_format
+from precision_lab.tensors.info import TensorInfo
 
 FIGURE = (
     '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 80 30" width="80" height="30">'

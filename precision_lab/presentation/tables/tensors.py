@@ -13,12 +13,12 @@ from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.scan import ScannedTensor, ScanResult
 from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult
 from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
-from precision_lab.analysis.tensor_files import label_of, of_several_files
 from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import RoundedSum
 from precision_lab.presentation.tables.table import Table, and_more, number, percent, power_of_two, worst
 from precision_lab.support.text import shown
+from precision_lab.tensors.info import label_of, of_several_files
 
 
 def fates_text(conversion: Conversion) -> str:

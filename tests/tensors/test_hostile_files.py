@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from precision_lab import TensorFileError, list_tensors, read_tensors, scan
-from precision_lab.analysis import torch_files
 from precision_lab.analysis.recording import read_recording
 from precision_lab.analysis.sums import sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen
-from precision_lab.analysis.tensor_files import labels_of, names_of, open_tensors
 from precision_lab.support import reading
 from precision_lab.support.reading import InputError, read_small
+from precision_lab.tensors import torch_files
+from precision_lab.tensors.info import labels_of, names_of
+from precision_lab.tensors.reading import open_tensors
 
 
 def write_safetensors(file: Path, names: list[str]) -> None:
@@ -267,12 +268,12 @@ def test_long_and_hostile_names_are_shown_short_and_escaped(tmp_path: Path) -> N
 def test_a_file_is_opened_and_checked_once(
     many: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from precision_lab.analysis import tensor_files
+    from precision_lab.tensors import reading
 
     write_safetensors(tmp_path / "a.safetensors", ["w"])
     asked = []
-    reader = tensor_files._READERS[".safetensors"]
-    monkeypatch.setitem(tensor_files._READERS, ".safetensors", lambda *a: asked.append(a) or reader(*a))  # type: ignore[func-returns-value]
+    reader = reading._READERS[".safetensors"]
+    monkeypatch.setitem(reading._READERS, ".safetensors", lambda *a: asked.append(a) or reader(*a))  # type: ignore[func-returns-value]
     many(tmp_path / "a.safetensors")
     assert len(asked) == 1
 

@@ -25,8 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from precision_lab.analysis import tensor_files
-from precision_lab.analysis.tensor_files import TensorFileError, TensorInfo, list_tensors, read_tensors
+from precision_lab.tensors import reading
+from precision_lab.tensors.info import TensorFileError, TensorInfo
+from precision_lab.tensors.reading import list_tensors, read_tensors
 
 Array = npt.NDArray[Any]
 
@@ -382,9 +383,9 @@ def test_short_reads_are_continued() -> None:
             return super().readinto(view[:3])
 
     whole = bytearray(10)
-    assert tensor_files._fill(Slow(b"0123456789"), memoryview(whole)) == 10  # type: ignore[arg-type]
+    assert reading._fill(Slow(b"0123456789"), memoryview(whole)) == 10  # type: ignore[arg-type]
     assert whole == b"0123456789"
-    assert tensor_files._fill(Slow(b"01234"), memoryview(whole)) == 5  # type: ignore[arg-type]
+    assert reading._fill(Slow(b"01234"), memoryview(whole)) == 5  # type: ignore[arg-type]
 
 
 def test_listing_reads_no_data(tmp_path: Path) -> None:
@@ -444,7 +445,7 @@ def test_the_file_is_not_mapped_either(tmp_path: Path) -> None:
     sparse(tmp_path, "npy")
     script = """
 import sys
-from precision_lab.analysis.tensor_files import read_tensors
+from precision_lab.tensors.reading import read_tensors
 def peak():
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
 before = peak()
@@ -803,7 +804,7 @@ def test_an_error_of_the_disk_names_the_file(three: dict[str, Path], monkeypatch
     def broken(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(tensor_files, "_fill", broken)
+    monkeypatch.setattr(reading, "_fill", broken)
     refusal(three["t.safetensors"], "t.safetensors, tensor 'a'", "Input/output error", "the disk")
 
 
@@ -868,7 +869,7 @@ def test_index_lies(model: Path, case: str) -> None:
 
 
 def test_an_index_has_the_size_limit_of_a_header(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensor_files, "_MAX_JSON_BYTES", 50)
+    monkeypatch.setattr(reading, "MAX_JSON_BYTES", 50)
     refusal(model, "model.safetensors.index.json", "at most 50 bytes")
 
 

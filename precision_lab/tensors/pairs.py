@@ -1,0 +1,74 @@
+"""Tensors that belong together by name, weights and their updates, in step; and how far one has got with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from precision_lab.numerics.formats import get_format
+from precision_lab.support.text import shown
+from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource
+from precision_lab.tensors.reading import Tensors, list_tensors
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+CHUNK_BYTES = 1 << 22  # large enough to hide what a report costs per chunk, small enough for the caches
+
+
+def counter(weights: TensorSource, dtype: object, progress: Progress | None) -> Callable[[int], None]:
+    """Return what is to be called with the number of elements of each chunk."""
+    raw = None if dtype is None else get_format(dtype)
+    everything = sum(info.count for info in list_tensors(weights, dtype=raw) if not info.skipped)
+    done = 0
+
+    def count(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress(done, everything)
+
+    return count
+
+
+def check_partners(
+    weights: Tensors, updates: Tensors, of_weights: Sequence[TensorInfo], of_updates: Sequence[TensorInfo]
+) -> None:
+    """Raise if the tensors of floats of two files do not belong together one by one."""
+    sides = []
+    for path, infos in ((weights, of_weights), (updates, of_updates)):
+        names = Counter(info.name for info in infos if not info.skipped)
+        if twice := [name for name, n in names.items() if n > 1]:
+            raise TensorFileError(f"{path}: two tensors are named '{shown(twice[0], 100)}'; give one file of them")
+        sides.append({info.name: info for info in infos if not info.skipped})
+    here, there = (weights, sides[0]), (updates, sides[1])
+    for (path, present), (other_path, other) in ((here, there), (there, here)):
+        if missing := [name for name in present if name not in other]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            first = shown(missing[0], 100)
+            raise TensorFileError(
+                f"{other_path}: no tensor '{first}'{more}, which {path} has; updates belong to weights by name"
+            )
+    for name, info in sides[0].items():
+        update = sides[1][name]
+        if info.shape != update.shape:
+            raise TensorFileError(
+                f"{updates}, tensor '{shown(name, 100)}': shape {update.shape} is not that of the weights, {info.shape}"
+            )
+        if info.column_major != update.column_major and sum(n > 1 for n in info.shape) > 1:
+            raise TensorFileError(
+                f"{updates}, tensor '{shown(name, 100)}': stored in another order (rows, columns) than the weights; "
+                "save both with np.ascontiguousarray"
+            )
+
+
+def in_step(first: Chunks, second: Chunks) -> Iterator[tuple[Any, Any]]:
+    """Cut two streams of chunks so that both have the same number of elements at a time."""
+    b: Any = ()
+    for a in first:
+        while len(a):
+            if not len(b):
+                b = next(second)
+            n = min(len(a), len(b))
+            yield a[:n], b[:n]
+            a, b = a[n:], b[n:]

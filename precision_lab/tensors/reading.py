@@ -1,0 +1,332 @@
+"""Tensor files as a stream of named chunks: ``.safetensors``, ``.npz``, ``.npy``, and folders of them.
+
+Memory stays at the headers and one buffer of ``chunk_bytes``, however long the file is; nothing is ever unpickled
+(PyTorch's ``.pt`` and ``.pth`` are left to ``torch.load(weights_only=True)``: see `torch_files`). A file is not
+trusted: every header of a path is checked before the first tensor is handed out, and what does not add up becomes a
+`TensorFileError` of one line. A model in memory, a mapping of names to arrays or anything with ``named_parameters``, is
+read in the same way.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.inputs import is_integer
+from precision_lab.support.reading import read_small, state_of
+from precision_lab.support.text import shown
+from precision_lab.tensors import torch_files
+from precision_lab.tensors.in_memory import memory_source, memory_sources, torch_sources
+from precision_lab.tensors.info import (
+    IN_MEMORY,
+    Chunks,
+    Raw,
+    Source,
+    TensorFileError,
+    TensorInfo,
+    TensorSource,
+    blaming,
+    check_state,
+    raw_dtype,
+    refusal,
+)
+from precision_lab.tensors.npy import archive_of, npy_sources, npz_sources
+from precision_lab.tensors.safetensors import MAX_JSON_BYTES, json_object, safetensors_sources
+
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+_PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl"}
+
+
+class Tensors:
+    """The tensors of a path, whose headers were read and checked; made by `open_tensors`.
+
+    It may stand wherever a path does, and is then not read and checked again.
+    """
+
+    def __init__(self, place: TensorSource, sources: list[Source]) -> None:
+        self.place = place if isinstance(place, str | Path) else IN_MEMORY
+        self.sources = sources
+
+    def __str__(self) -> str:
+        """Return the path, for messages."""
+        return shown(self.place, 4096)
+
+    @property
+    def states(self) -> dict[Path, tuple[int, int] | None]:
+        """What each of the files was when its header was read."""
+        return {source.info.file: source.state for source in self.sources}
+
+    def finder(self, chunk_bytes: int) -> Callable[[str], Chunks]:
+        """Return what gives the chunks of a tensor of floats by its name, in any order; as `read_tensors` else."""
+        by_name = {source.info.name: source for source in reversed(self.sources) if not source.info.skipped}
+        buffer = _buffer(chunk_bytes)
+        archive = cache(archive_of)
+
+        def find(name: str) -> Chunks:
+            source = by_name.get(name)
+            if source is None:
+                raise TensorFileError(f"{self}: no tensor of floats '{shown(name, 100)}'; updates belong by name")
+            return _chunks(source, archive(source.info.file) if source.member else None, buffer, chunk_bytes)
+
+        return find
+
+
+def open_tensors(path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None) -> Tensors:
+    """Read and check all headers of a path once, for several `list_tensors` and `read_tensors` of it.
+
+    Parameters and errors are those of `list_tensors`.
+    """
+    return path if isinstance(path, Tensors) else Tensors(path, sources_of(path, raw_dtype(dtype)))
+
+
+def read_tensors(
+    path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None, chunk_bytes: int = 1 << 20
+) -> Iterator[tuple[TensorInfo, Chunks]]:
+    """Read a tensor file, or a folder of them, tensor by tensor and chunk by chunk.
+
+    Parameters
+    ----------
+    path : Path, str, mapping or module
+        A ``.safetensors``, ``.npz`` or ``.npy`` file, a ``*.safetensors.index.json`` that names shards beside it, or
+        a folder: with an index its shards are read, otherwise all tensor files of these kinds directly in it, sorted.
+        Or a ``.pt`` or ``.pth`` file, of which torch reads the tensors and nothing else. Or a mapping of names to
+        arrays or torch tensors, or a module: its ``named_parameters()``.
+    dtype : str, numpy.dtype or FloatFormat, optional
+        What the raw items of ``.npy`` and ``.npz`` are (``bf16``). NumPy saves bf16 and fp8 arrays as void items, and
+        nothing in the file says which format they held. Arrays of a real dtype keep theirs.
+    chunk_bytes : int
+        Size of the buffer, and with it of a chunk; a chunk has at least one element.
+
+    Yields
+    ------
+    info : TensorInfo
+        One for every tensor, those that are skipped included, in the order of their data.
+    chunks : iterator of numpy.ndarray
+        Its elements as one-dimensional arrays in native byte order and in the order of memory (so a Fortran-ordered
+        array comes column by column); empty for a skipped tensor. All chunks are views of one buffer, overwritten by
+        the next chunk of any tensor: copy what you keep, and write to none. Chunks may be left unread, or read later,
+        but those of an ``.npz`` must be begun before the next file is asked for.
+
+    Raises
+    ------
+    TensorFileError
+        At once where any header is wrong; while reading where the data is (a file cut short meanwhile, a bad CRC in
+        an ``.npz``, which shows with the last chunk of the array).
+    ValueError
+        `dtype` or `chunk_bytes` is not usable.
+
+    """
+    if not is_integer(chunk_bytes) or chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes!r}")
+    return stream_of(sources_of(path, raw_dtype(dtype)), chunk_bytes)
+
+
+def list_tensors(path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None) -> list[TensorInfo]:
+    """List the tensors of a path in the order of `read_tensors`; checks all headers and reads no data.
+
+    Parameters
+    ----------
+    path, dtype
+        As for `read_tensors`.
+
+    Raises
+    ------
+    TensorFileError
+        A header is wrong.
+
+    """
+    return [source.info for source in sources_of(path, raw_dtype(dtype))]
+
+
+def check_unchanged(states: Mapping[Path, tuple[int, int] | None]) -> None:
+    """Raise if a file is no longer what it was: `states` are those of `Tensors.states`."""
+    for file, state in states.items():
+        with blaming(file):
+            check_state(file, state)
+
+
+def files_read(path: str | Path) -> list[Path]:
+    """Return the files that reading a path would open, whether they can be read or not; none for what is not there.
+
+    A file itself; for an index also all shards that may stand beside it; for a folder what of it is read.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return [path, *sorted(path.parent.glob("*.safetensors"))]
+    if not path.is_dir():
+        return [path]
+    return sorted(f for f in path.iterdir() if f.suffix.lower() in _IN_FOLDERS or f.name.endswith(INDEX_SUFFIX))
+
+
+def is_one_source(place: object) -> bool:
+    """Say whether this is one place that tensors come from, and not several."""
+    return isinstance(place, str | Path | Mapping | Tensors) or hasattr(place, "named_parameters")
+
+
+def stream_of(sources: list[Source], chunk_bytes: int) -> Iterator[tuple[TensorInfo, Chunks]]:
+    """Read tensors, all through one buffer; see `read_tensors`."""
+    buffer = _buffer(chunk_bytes)
+    for file, group in itertools.groupby(sources, key=lambda source: source.info.file):
+        # an archive stays open from tensor to tensor, because opening it reads its whole directory
+        with archive_of(file) if file.suffix.lower() == ".npz" else nullcontext() as archive:
+            for source in group:
+                yield source.info, iter(()) if source.info.skipped else _chunks(source, archive, buffer, chunk_bytes)
+
+
+def _buffer(chunk_bytes: int) -> npt.NDArray[np.uint8]:
+    return np.empty(max(chunk_bytes, 8), np.uint8)  # 8: at least one element of any dtype
+
+
+def _chunks(source: Source, archive: zipfile.ZipFile | None, buffer: npt.NDArray[np.uint8], chunk_bytes: int) -> Chunks:
+    """Stream one tensor through the buffer; it opens the file itself, so that tensors can be read in any order."""
+    dtype = np.dtype(source.info.dtype)
+    file = source.info.file
+    if source.tensor is not None:
+        yield from _memory_chunks(source, max(1, chunk_bytes // dtype.itemsize))
+        return
+    step = max(1, chunk_bytes // dtype.itemsize) * dtype.itemsize
+    with blaming(file, source.info.name), _opened(source, archive) as stream:
+        handle = stream.fileno() if archive is None or archive.fp is None else archive.fp.fileno()
+        check_state(handle, source.state, file)
+        # a member is read up to its data, not sought: seeking may switch the CRC check off
+        _ = stream.read(source.offset) if source.member else stream.seek(source.offset)
+        for done in range(0, source.nbytes, step):
+            part = buffer[: min(step, source.nbytes - done)]
+            got = _fill(stream, part.data)
+            if done + got == source.nbytes or got < part.size:  # before the last chunk: nobody need ask for more
+                check_state(handle, source.state, file)
+            if got < part.size:
+                raise ValueError(f"expected {source.nbytes} bytes of data, found {done + got}")
+            chunk: npt.NDArray[Any] = part.view(dtype)
+            yield chunk.byteswap(inplace=True) if source.swapped else chunk
+
+
+def _memory_chunks(source: Source, elements: int) -> Chunks:
+    with blaming(source.info.file, source.info.name):
+        if torch_files.is_tensor(source.tensor):
+            for chunk in torch_files.chunks_of(source.tensor, elements, mapped=source.state is not None):
+                check_state(source.info.file, source.state)
+                yield chunk
+            return
+        flat = source.tensor.reshape(-1)
+        for start in range(0, flat.size, elements):
+            part = flat[start : start + elements]
+            yield part if part.dtype.isnative else part.astype(part.dtype.newbyteorder("="))
+
+
+def _opened(source: Source, archive: zipfile.ZipFile | None) -> io.FileIO | zipfile.ZipExtFile:
+    if archive is None or source.member is None:
+        return source.info.file.open("rb", buffering=0)
+    if archive.fp is None:
+        cure = "read the chunks of a tensor before you ask for those of the next file"
+        raise refusal(source.info.file, "the archive was closed before this tensor was read", cure, source.info.name)
+    return cast(zipfile.ZipExtFile, archive.open(source.member))
+
+
+def _fill(stream: io.FileIO | zipfile.ZipExtFile, view: memoryview) -> int:
+    """Read until the view is full or the stream ends; return the number of bytes."""
+    done = 0
+    while done < len(view) and (got := stream.readinto(view[done:])):
+        done += got
+    return done
+
+
+def sources_of(place: TensorSource, raw: Raw) -> list[Source]:
+    """List the tensors of a place; see `read_tensors`."""
+    if isinstance(place, Tensors):
+        return place.sources
+    if not isinstance(place, str | Path):
+        return memory_sources(place)
+    path = Path(place)
+    with blaming(path):
+        if path.name.endswith(INDEX_SUFFIX):
+            return _indexed_sources(path)
+        if not path.is_dir():
+            return file_sources(path, raw)
+        entries = sorted(path.iterdir())
+    indexes = [entry for entry in entries if entry.name.endswith(INDEX_SUFFIX)]
+    if len(indexes) > 1:
+        names = ", ".join(index.name for index in indexes)
+        raise refusal(path, f"several models in one folder ({names})", "give the path of the index file to read")
+    if indexes:
+        return sources_of(indexes[0], raw)
+    files = [entry for entry in entries if entry.suffix.lower() in _IN_FOLDERS]
+    if not files:
+        raise refusal(path, "folder without tensors", f"give a folder with {', '.join(_IN_FOLDERS)} files")
+    return [source for file in files for source in file_sources(file, raw)]
+
+
+def file_sources(file: Path, raw: Raw) -> list[Source]:
+    """List the tensors of one file, with the state in which it was when they were."""
+    with blaming(file):
+        suffix = file.suffix.lower()
+        if not file.exists():
+            raise refusal(file, "no such file", "check the path")
+        if suffix in _PICKLE_SUFFIXES:
+            cure = "if you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'x.safetensors')"
+            raise refusal(file, f"{suffix} files are pickles, which are never loaded", cure)
+        if suffix not in _READERS:
+            raise refusal(file, f"unknown kind of tensor file {suffix!r}", "convert it to .safetensors or .npz")
+        if not file.is_file():
+            raise refusal(file, "not a regular file", f"give a folder or a {suffix} file")
+        state = state_of(file)
+        if state[0] == 0:
+            raise refusal(file, "the file is empty")
+        sources = _READERS[suffix](file, raw)
+        check_state(file, state)
+        for i, source in enumerate(sources):  # in place: there may be very many
+            sources[i] = replace(source, state=state)
+        return sources
+
+
+def _indexed_sources(index: Path) -> list[Source]:
+    """Read the shards that an index names; each must hold exactly the tensors that the index puts there."""
+    content = json_object(read_small(index, MAX_JSON_BYTES))
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise refusal(index, "its weight_map must be an object of tensor names and shard files")
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        # an index must not lead out of its folder
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise refusal(index, f"shard '{shard}' is not a .safetensors file beside the index", "put it there")
+        if not (index.parent / shard).exists():
+            raise refusal(index, f"shard '{shard}' is missing", "download it into the folder")
+    sources = [source for shard in shards for source in file_sources(index.parent / shard, None)]
+    found, listed = {(source.info.name, source.info.file.name) for source in sources}, set(weight_map.items())
+    for name, shard in sorted(found - listed):
+        raise refusal(index, f"it is in shard '{shard}' but not in the index", tensor=name)
+    for name, shard in sorted(listed - found):
+        raise refusal(index, f"it is in the index but not in shard '{shard}'", tensor=name)
+    return sources
+
+
+def mapped_tensors(file: Path, named: Mapping[str, Any]) -> Tensors:
+    """Return tensors that `torch_files.load` gave of a file, and arrays, as if they had been found there."""
+    state = state_of(file)
+    return Tensors(file, [replace(memory_source(file, name, value), state=state) for name, value in named.items()])
+
+
+_READERS: dict[str, Callable[[Path, Raw], list[Source]]] = {
+    ".safetensors": safetensors_sources,
+    ".npz": npz_sources,
+    ".npy": npy_sources,
+    **dict.fromkeys(torch_files.SUFFIXES, torch_sources),
+}
+
+
+_IN_FOLDERS = tuple(suffix for suffix in _READERS if suffix not in torch_files.SUFFIXES)
+"""What is taken for the weights where a folder is given: ``.pt`` may be anything."""

@@ -21,11 +21,11 @@ from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.spread import completed
 from precision_lab.support.text import shown
 from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource, labels_of, names_of
-from precision_lab.tensors.reading import check_unchanged, is_one_source, list_tensors, open_tensors, read_tensors
+from precision_lab.tensors.reading import check_unchanged, is_one_source, open_tensors
 from precision_lab.tensors.slices import TensorSlice, read_slices, slice_tensors
+from precision_lab.tensors.walk import CHUNK_BYTES, Progress, Walk
 
 DEFAULT_FORMATS = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2")
-_CHUNK_BYTES = 1 << 22  # large enough to hide what a histogram costs per chunk, small enough for the caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +162,8 @@ def scan(
         raise ValueError("nothing to scan; name a file or a folder")
     recordings = [(Path(place), read_recording(place)) for place in places if is_recording(place)]
     files = [place for place in places if not is_recording(place)]
-    if len(files) == 1:  # of several the headers are read twice, so that not all of them are kept
-        files = [open_tensors(files[0], dtype=raw)]
-    everything = sum(info.count for place in files for info in list_tensors(place, dtype=raw) if not info.skipped)
-    read = (lambda done: None) if progress is None else (lambda done: progress(done, everything))
-    counted = _count_here(files, raw, read) if executor is None else _spread(files, raw, executor, everything, read)
+    walk = Walk(files, dtype=raw, progress=progress)
+    counted = _count_here(walk) if executor is None else _spread(walk.places, raw, executor, walk.elements, progress)
     tensors = [ScannedTensor(info, histogram) for info, histogram in counted if not info.skipped]
     skipped = [info for info, _ in counted if info.skipped]
     for place, recording in recordings:
@@ -213,20 +210,10 @@ def scan_recording(
 _Counted = list[tuple[TensorInfo, ExponentHistogram]]
 
 
-def _count_here(places: Sequence[TensorSource], raw: FloatFormat | None, read: Callable[[int], None]) -> _Counted:
+def _count_here(walk: Walk) -> _Counted:
     """Count all tensors, one after the other."""
-    counted: _Counted = []
-    done = 0
-    for place in places:
-        for info, chunks in read_tensors(place, dtype=raw, chunk_bytes=_CHUNK_BYTES):
-            histogram: ExponentHistogram | None = None
-            for chunk in () if info.skipped else chunks:
-                found = ExponentHistogram.of(chunk)
-                histogram = found if histogram is None else histogram + found
-                done += chunk.size
-                read(done)
-            counted.append((info, histogram or ExponentHistogram.empty()))
-    return counted
+    counted = [(info, ExponentHistogram.of_chunks(chunks)) for info, chunks in walk]
+    return counted + [(info, ExponentHistogram.empty()) for info in walk.skipped]
 
 
 def _spread(
@@ -234,7 +221,7 @@ def _spread(
     raw: FloatFormat | None,
     executor: Executor,
     everything: int,
-    read: Callable[[int], None],
+    progress: Progress | None,
 ) -> _Counted:
     """Count all tensors on an executor, slice by slice."""
     elements = _elements_per_task(everything)
@@ -253,7 +240,8 @@ def _spread(
         for tensor, histogram in counted.items():
             histograms[tensor] += histogram
             done += histogram.count
-        read(done)
+        if progress is not None:
+            progress(done, everything)
     check_unchanged(states)
     for info, histogram in zip(infos, histograms, strict=True):
         if not info.skipped and histogram.count != info.count:
@@ -289,6 +277,6 @@ def _tasks(slices: Iterable[TensorSlice], elements: int) -> Iterator[tuple[Tenso
 def _count(task: tuple[TensorSlice, ...]) -> dict[int, ExponentHistogram]:
     """Return the histograms of the slices, by the number of their tensor."""
     counted: dict[int, ExponentHistogram] = {}
-    for s, chunks in read_slices(task, chunk_bytes=_CHUNK_BYTES):
+    for s, chunks in read_slices(task, chunk_bytes=CHUNK_BYTES):
         counted[s.tensor] = counted.get(s.tensor, ExponentHistogram.empty()) + ExponentHistogram.of_chunks(chunks)
     return counted

@@ -28,7 +28,7 @@ from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
 from precision_lab.tensors.info import TensorInfo
-from precision_lab.tensors.reading import list_tensors, open_tensors, read_tensors
+from precision_lab.tensors.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -210,31 +210,23 @@ def sum_tensors(
 
     """
     asked = get_format(fmt)
-    raw = None if dtype is None else get_format(dtype)
     if not is_integer(limit) or limit < 1:
         raise ValueError(f"limit must be an integer of at least 1, got {limit!r}")
     places: list[Any] = [paths] if isinstance(paths, str | Path) else list(paths)
     if not places:
         raise ValueError("nothing to add up; name a file or a folder")
-    if len(places) == 1:
-        places = [open_tensors(places[0], dtype=raw)]
-    everything = sum(not info.skipped for place in places for info in list_tensors(place, dtype=raw))
+    walk = Walk(places, dtype=dtype, chunk_bytes=1 << 20)  # mostly more than the limit
     tensors: list[SummedTensor] = []
-    skipped: list[TensorInfo] = []
-    for place in places:
-        for info, chunks in read_tensors(place, dtype=raw):
-            if info.skipped:
-                skipped.append(info)
-                continue
-            terms = _first(chunks, limit)
-            with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
-                added = Terms(terms * terms if squares else terms)
-            found = [rounded_sum(added, asked, **way.arguments(seed)) for way in WAYS.values()]
-            tensors.append(SummedTensor(info, terms.size, found[0].exact, tuple(one.result for one in found)))
-            if progress is not None:
-                progress(len(tensors), everything)
+    for info, chunks in walk:
+        terms = _first(chunks, limit)
+        with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
+            added = Terms(terms * terms if squares else terms)
+        found = [rounded_sum(added, asked, **way.arguments(seed)) for way in WAYS.values()]
+        tensors.append(SummedTensor(info, terms.size, found[0].exact, tuple(one.result for one in found)))
+        if progress is not None:
+            progress(len(tensors), walk.tensors)
     tensors.sort(key=lambda tensor: -tensor.worst)
-    return SumsResult(tuple(tensors), tuple(skipped), asked, squares)
+    return SumsResult(tuple(tensors), tuple(walk.skipped), asked, squares)
 
 
 def _first(chunks: Iterable[Any], limit: int) -> Any:

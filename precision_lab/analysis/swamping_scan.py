@@ -15,8 +15,9 @@ from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.tensors.info import TensorInfo, TensorSource
-from precision_lab.tensors.pairs import CHUNK_BYTES, Progress, check_partners, counter, in_step
-from precision_lab.tensors.reading import list_tensors, open_tensors, read_tensors
+from precision_lab.tensors.pairs import check_partners, in_step
+from precision_lab.tensors.reading import list_tensors, open_tensors
+from precision_lab.tensors.walk import CHUNK_BYTES, Progress, Walk
 
 
 @dataclass(frozen=True)
@@ -161,21 +162,16 @@ def scan_frozen(
     sizes = tuple(dict.fromkeys(WeightGaps(asked[0]).frozen(size).update_size for size in update_sizes))
     if not sizes:
         raise ValueError("no update size is given")
-    count = counter(weights, dtype, progress)
+    walk = Walk([weights], dtype=dtype, progress=progress)
     tensors: list[tuple[TensorInfo, tuple[WeightGaps, ...]]] = []
-    skipped = []
-    for info, chunks in read_tensors(weights, dtype=_raw(dtype), chunk_bytes=CHUNK_BYTES):
-        if info.skipped:
-            skipped.append(info)
-            continue
+    for info, chunks in walk:
         gaps: list[WeightGaps] = []
         for chunk in chunks:
             found = [WeightGaps.of(chunk, fmt) for fmt in asked]
             gaps = [a + b for a, b in zip(gaps, found, strict=True)] if gaps else found
-            count(chunk.size)
         tensors.append((info, tuple(gaps or map(WeightGaps, asked))))
     tensors.sort(key=lambda tensor: -tensor[1][0].frozen(sizes[0]).fraction)
-    return FrozenScan(tuple(tensors), tuple(skipped), asked, sizes)
+    return FrozenScan(tuple(tensors), tuple(walk.skipped), asked, sizes)
 
 
 def scan_updates(
@@ -209,21 +205,16 @@ def scan_updates(
     asked = _formats(weights, formats, dtype)
     check_partners(weights, updates, list_tensors(weights), list_tensors(updates))
     find = updates.finder(CHUNK_BYTES)
-    count = counter(weights, dtype, progress)
+    walk = Walk([weights], dtype=dtype, progress=progress)
     tensors: list[tuple[TensorInfo, tuple[UpdateReport, ...]]] = []
-    skipped = []
-    for info, chunks in read_tensors(weights, dtype=raw, chunk_bytes=CHUNK_BYTES):
-        if info.skipped:
-            skipped.append(info)
-            continue
+    for info, chunks in walk:
         reports: list[UpdateReport] = []
         for w, u in in_step(chunks, find(info.name)):
             found = [update_report(w, u, fmt) for fmt in asked]
             reports = [a + b for a, b in zip(reports, found, strict=True)] if reports else found
-            count(w.size)
         tensors.append((info, tuple(reports or map(UpdateReport.empty, asked))))
     tensors.sort(key=lambda tensor: -tensor[1][0].lost_of_nonzero)
-    return UpdateScan(tuple(tensors), tuple(skipped), asked)
+    return UpdateScan(tuple(tensors), tuple(walk.skipped), asked)
 
 
 def recorded_updates(recording: Recording, file: Path | None = None) -> UpdateScan:

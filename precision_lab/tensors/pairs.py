@@ -1,34 +1,14 @@
-"""Tensors that belong together by name, weights and their updates, in step; and how far one has got with them."""
+"""Tensors that belong together by name, weights and their updates, in step."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from precision_lab.numerics.formats import get_format
 from precision_lab.support.text import shown
-from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource
-from precision_lab.tensors.reading import Tensors, list_tensors
-
-Progress: TypeAlias = Callable[[int, int], None]
-
-CHUNK_BYTES = 1 << 22  # large enough to hide what a report costs per chunk, small enough for the caches
-
-
-def counter(weights: TensorSource, dtype: object, progress: Progress | None) -> Callable[[int], None]:
-    """Return what is to be called with the number of elements of each chunk."""
-    raw = None if dtype is None else get_format(dtype)
-    everything = sum(info.count for info in list_tensors(weights, dtype=raw) if not info.skipped)
-    done = 0
-
-    def count(n: int) -> None:
-        nonlocal done
-        done += n
-        if progress is not None:
-            progress(done, everything)
-
-    return count
+from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo
+from precision_lab.tensors.reading import Tensors
 
 
 def check_partners(

@@ -27,8 +27,9 @@ from precision_lab.numerics.formats import FloatFormat
 from precision_lab.support.text import shown
 from precision_lab.tensors import torch_files
 from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource
-from precision_lab.tensors.pairs import CHUNK_BYTES, in_step
+from precision_lab.tensors.pairs import in_step
 from precision_lab.tensors.reading import Tensors, list_tensors, mapped_tensors, open_tensors
+from precision_lab.tensors.walk import CHUNK_BYTES
 
 PARTS = ("exp_avg", "exp_avg_sq", "step")
 STATE_NAME = re.compile(r"(?:^|\.)(?:exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|step)$")

@@ -59,9 +59,10 @@ from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.rounding import as_carrier, round_to
 from precision_lab.support.text import shown
 from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource, label_of, labels_of
-from precision_lab.tensors.pairs import CHUNK_BYTES, check_partners, counter, in_step
-from precision_lab.tensors.reading import Tensors, list_tensors, open_tensors, read_tensors
+from precision_lab.tensors.pairs import check_partners, in_step
+from precision_lab.tensors.reading import Tensors, list_tensors, open_tensors
 from precision_lab.tensors.torch_files import SUFFIXES
+from precision_lab.tensors.walk import CHUNK_BYTES, Walk
 from precision_lab.training.adam_state import STATE_NAME, adam_updates, find_adam_state
 from precision_lab.training.memory import MemoryLedger, memory
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promoted
@@ -488,19 +489,17 @@ def preflight(
     source = _updates(weights, in_order, floats, base, updates, optimizer_state, gradients, raw)
     recorded = None if gradients is None else scan(gradients, formats=(_FP32,), dtype=raw)
     skipped = [info for info in infos if info.skipped]
-    count = counter(weights, dtype, progress)
 
-    def stream() -> _Stream:
-        for info, chunks in read_tensors(weights, dtype=raw, chunk_bytes=CHUNK_BYTES):
+    def parameters() -> _Stream:
+        for info, chunks in Walk([weights], dtype=dtype, progress=progress):
             if _without_state(info).skipped:
                 continue
             if source.missing(info.name):
                 skipped.append(_skipping(info, "no optimizer state: a buffer, or never trained"))
-                count(info.count)
                 continue
             yield info, chunks
 
-    found = _Checkpoint(tuple(source.read(stream(), ways, count)), tolerance, recorded)
+    found = _Checkpoint(tuple(source.read(parameters(), ways)), tolerance, recorded)
     audits = {_FP32: base}
     judged = [_judged(name, s, audits, found) for name, s in candidates.items()]
     judged.sort(key=lambda candidate: candidate.ledger.bytes_per_parameter)
@@ -554,7 +553,7 @@ class _Sizes:
     def missing(self, _name: str) -> bool:
         return False
 
-    def read(self, stream: _Stream, ways: tuple[Way, ...], count: Callable[[int], None]) -> Iterator[PreflightTensor]:
+    def read(self, stream: _Stream, ways: tuple[Way, ...]) -> Iterator[PreflightTensor]:
         formats = tuple(dict.fromkeys(way.format for way in ways))
         by_way = _ByWay(ways)
         for info, chunks in stream:
@@ -565,7 +564,6 @@ class _Sizes:
                 histogram = found if histogram is None else histogram + found
                 more = {fmt: WeightGaps.of(chunk, fmt) for fmt in formats}
                 gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
-                count(chunk.size)
             gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
             standstill = by_way.shared(tuple(self._counts(gaps[kind.format], kind) for kind in by_way.kinds))
             yield PreflightTensor(info, histogram or ExponentHistogram.empty(), standstill)
@@ -588,7 +586,7 @@ class _Recorded:
     def missing(self, name: str) -> bool:
         return name not in self.names
 
-    def read(self, stream: _Stream, ways: tuple[Way, ...], count: Callable[[int], None]) -> Iterator[PreflightTensor]:
+    def read(self, stream: _Stream, ways: tuple[Way, ...]) -> Iterator[PreflightTensor]:
         read: list[tuple[TensorInfo, ExponentHistogram]] = []
         losses = _Losses(ways)
         for info, chunks in stream:
@@ -596,7 +594,6 @@ class _Recorded:
             for w, u in in_step(chunks, self.find(info.name)):
                 histogram += ExponentHistogram.of(w)
                 losses.add(len(read), w, u)
-                count(w.size)
             read.append((info, histogram))
         losses.count()
         nothing = dict.fromkeys(ways, Standstill())

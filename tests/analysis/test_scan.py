@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from precision_lab.analysis import scan as module
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan
 from precision_lab.numerics.formats import FORMATS, FloatFormat
+from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
 from precision_lab.tensors.reading import read_tensors
 
@@ -228,7 +228,7 @@ def test_a_sharded_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunk_bytes", [1, 64, 1 << 22])
 def test_chunks_do_not_show(model: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
     expected = scan([model]).to_dict()
-    monkeypatch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(walk, "CHUNK_BYTES", chunk_bytes)
     assert scan([model]).to_dict() == expected
 
 
@@ -239,7 +239,7 @@ def test_chunks_do_not_show(model: Path, monkeypatch: pytest.MonkeyPatch, chunk_
 def test_progress_counts_elements(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(walk, "CHUNK_BYTES", chunk_bytes)
     np.save(tmp_path / "more.npy", gradients(100))
     seen: list[tuple[int, int]] = []
     result = scan([model, tmp_path / "more.npy"], progress=lambda done, of: seen.append((done, of)))
@@ -284,7 +284,7 @@ def refused(error: pytest.ExceptionInfo[ValueError]) -> str:
 def test_bad_arguments_fail_before_anything_is_read(
     model: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], needle: str
 ) -> None:
-    monkeypatch.setattr(module, "read_tensors", never)
+    monkeypatch.setattr(walk, "read_tensors", never)
     paths = options.pop("paths", [model])
     with pytest.raises(ValueError, match=needle) as caught:
         scan(paths, progress=never, **options)
@@ -312,7 +312,7 @@ def test_a_bad_second_file_fails_before_the_first_is_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     bad = broken(tmp_path)[kind]
-    monkeypatch.setattr(module, "read_tensors", never)
+    monkeypatch.setattr(walk, "read_tensors", never)
     monkeypatch.setattr(ExponentHistogram, "of", never)
     with pytest.raises(TensorFileError) as caught:
         scan([model, bad], progress=never)
@@ -323,7 +323,7 @@ def test_these_traps_can_close(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """`never` is called where the arguments are good: the tests above can fail."""
     with pytest.raises(AssertionError, match="data was read"):
         scan([model], progress=never)
-    monkeypatch.setattr(module, "read_tensors", never)
+    monkeypatch.setattr(walk, "read_tensors", never)
     with pytest.raises(AssertionError, match="data was read"):
         scan([model])
 
@@ -364,7 +364,7 @@ def count_calls(function: Callable[..., Any], into: list[Any]) -> Callable[..., 
 def test_each_file_is_read_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "more.npy", gradients(10))
     read: list[Any] = []
-    monkeypatch.setattr(module, "read_tensors", count_calls(read_tensors, read))
+    monkeypatch.setattr(walk, "read_tensors", count_calls(read_tensors, read))
     scan([model, tmp_path / "more.npy"])
     assert read == [model, tmp_path / "more.npy"]
 

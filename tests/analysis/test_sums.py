@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from precision_lab.analysis import sums
 from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult, sum_every_way, sum_tensors
 from precision_lab.numerics.accumulation import accumulate
+from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
 from precision_lab.tensors.reading import list_tensors
 
@@ -91,7 +91,7 @@ def test_beyond_the_limit_nothing_is_read(tmp_path: Path, monkeypatch: pytest.Mo
         yield np.ones(4, np.float32)
         raise AssertionError("a third chunk was asked for")
 
-    monkeypatch.setattr(sums, "read_tensors", lambda *_, **__: [(info, chunks())])
+    monkeypatch.setattr(walk, "read_tensors", lambda *_, **__: [(info, chunks())])
     for limit in (5, 8):
         (tensor,) = sum_tensors(tmp_path / "a.npy", "fp32", limit=limit).tensors
         assert tensor.terms == tensor.sums["pairwise"].result == limit

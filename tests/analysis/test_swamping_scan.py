@@ -16,6 +16,7 @@ from precision_lab.analysis import swamping_scan
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.swamping_scan import default_formats, scan_frozen, scan_updates
 from precision_lab.analysis.updates import UpdateReport, update_report
+from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
 
 Tensors = dict[str, NDArray[Any]]
@@ -84,7 +85,8 @@ def test_updates_find_their_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By name, in whatever order and dtype, however both are cut."""
-    monkeypatch.setattr(swamping_scan, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(walk, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(swamping_scan, "CHUNK_BYTES", 2 * chunk_bytes)  # of the updates
     result = scan_updates(weights_file, updates_file)
     assert [info.name for info, _ in result.tensors] == ["large", "small", "none"]
     for info, (report,) in result.tensors:

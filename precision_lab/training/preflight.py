@@ -652,7 +652,8 @@ class _Losses:
         tensors, ws, us = (list(column) for column in zip(*self.pieces, strict=True))
         self.pieces, self.size = [], 0
         starts = np.cumsum([0, *map(len, ws[:-1])])
-        w, u = np.concatenate(ws), np.concatenate(us)
+        with np.errstate(all="ignore"):  # a signalling NaN may become a float64
+            w, u = np.concatenate(ws), np.concatenate(us)
         plain = {kind.format: update_outcomes(w, u, kind.format) for kind in self.by_way.kinds}
         columns = []
         for kind in self.by_way.kinds:

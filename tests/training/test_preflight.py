@@ -77,6 +77,7 @@ def test_tensors_that_are_counted_together_have_the_counts_that_each_has_alone()
         name: (w.astype(np.float64) * 2.0 ** rng.integers(-30, -3, w.size)).astype(np.float32)
         for name, w in weights.items()
     }
+    weights["t3"][1] = np.array(0x7F800001, np.uint32).view(np.float32)  # a signalling NaN, counted beside float64
     report = ask(weights, updates=updates, storage="weights=fp16,update=kahan")
     assert [tensor.info.name for tensor in report.tensors] == list(weights)
     for tensor in report.tensors:

@@ -29,9 +29,11 @@ from precision_lab.numerics.rounding import cast, decode, encode, is_representab
 from precision_lab.presentation.html import attach as _attach_html
 from precision_lab.tensors.info import TensorFileError, TensorInfo
 from precision_lab.tensors.reading import list_tensors, read_tensors
-from precision_lab.training.loop import TrainingConfig, TrainingResult, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
 from precision_lab.training.memory import MemoryLedger, memory
 from precision_lab.training.preflight import PreflightReport, preflight
+from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.sweep import sweep
 

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from precision_lab import TensorFileError, scan
 from precision_lab.numerics import verification
 from precision_lab.numerics.verification import verify_against_ml_dtypes
-from precision_lab.training.loop import TrainingConfig
+from precision_lab.training.config import TrainingConfig
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.sweep import sweep
 from tests.analysis.test_scan_spread import scan_module

@@ -31,14 +31,8 @@ from precision_lab.analysis.histogram import log2_of_power_of_two
 from precision_lab.numerics.environment import require_gradual_underflow
 
 ScaleDtype: TypeAlias = Literal["float32", "float64"]
-
-
 _FP32 = struct.Struct("f")
-
-
 _FP32_MAX = float(np.finfo(np.float32).max)
-
-
 _FP32_TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -441,7 +435,6 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
 
 LossScale: TypeAlias = NoLossScale | StaticLossScale | DynamicLossScale
 """Any scaler."""
-
 
 SCALERS: dict[str, LossScale] = {
     "none": NoLossScale(),

@@ -41,10 +41,7 @@ from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding
 
 Array: TypeAlias = NDArray[Any]
-
-
 _UNITS = 2**1074  # of the sums, in 1
-
 
 NO_UPDATE, LOST, MOVED = 0, 1, 2
 """What `update_outcomes` returns."""

@@ -12,9 +12,11 @@ import numpy as np
 from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig, LossScalingResult, run
 from precision_lab.numerics import fixed
 from precision_lab.numerics.rounding import Array
+from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
-from precision_lab.training.loop import TrainingConfig, TrainingResult, load_data, train
+from precision_lab.training.loop import train
 from precision_lab.training.models import MLP
+from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import StorageConfig
 
 STEPS = 1000

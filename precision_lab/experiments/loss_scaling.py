@@ -37,8 +37,9 @@ from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossS
 from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.training.config import TrainingConfig
 from precision_lab.training.datasets import Dataset, digits, split
-from precision_lab.training.loop import TrainingConfig, batches, loss_in_float64
+from precision_lab.training.loop import batches, loss_in_float64
 from precision_lab.training.models import MLP
 from precision_lab.training.optimizers import Adam
 from precision_lab.training.step import Recipe, StepRecord, begin, parameters_of, training_step

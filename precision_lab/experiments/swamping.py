@@ -36,7 +36,9 @@ from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import get_mode
-from precision_lab.training.loop import Snapshot, TrainingConfig, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
+from precision_lab.training.result import Snapshot
 
 STAGES = ("start", "middle", "end")
 MODES = ("ties_to_even", "stochastic")

@@ -30,7 +30,8 @@ from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
-from precision_lab.training.loop import TrainingConfig, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
 
 GROUPS = ("weight gradients", "activation gradients")
 """The two kinds of gradients that are looked at."""

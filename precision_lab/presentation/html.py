@@ -36,9 +36,9 @@ from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inspection import Inspection
 from precision_lab.training.comparison import TrainingComparison
-from precision_lab.training.loop import TrainingResult
 from precision_lab.training.memory import MemoryLedger
 from precision_lab.training.preflight import PreflightReport
+from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import StorageConfig
 
 if TYPE_CHECKING:

@@ -20,30 +20,17 @@ from precision_lab.support.text import shown
 
 Chunks: TypeAlias = Iterator[npt.NDArray[Any]]
 
-
 TensorSource: TypeAlias = Any
 """A path, a mapping of names to arrays or torch tensors (a state_dict), or a module with ``named_parameters``."""
-
 
 IN_MEMORY = Path("model")
 """What stands for the file of tensors that are in memory."""
 
-
 Raw: TypeAlias = np.dtype[Any] | None  # what the void items of .npy and .npz are
-
-
 AGAIN = "download or save it again"
-
-
 _LONGEST = 200  # characters of a name that are shown
-
-
 _STREAMED = {"float64"} | {known.dtype.name for known in FORMATS.values() if known.dtype is not None}
-
-
 _PACKED = "packed elements of less than a byte"
-
-
 _SKIPPED = {  # by the start of the dtype's name
     "float8_e8m0": "F8_E8M0 holds block scales, not values",
     "float4_e2m1fn_x2": _PACKED,

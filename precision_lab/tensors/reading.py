@@ -45,8 +45,6 @@ from precision_lab.tensors.npy import archive_of, npy_sources, npz_sources
 from precision_lab.tensors.safetensors import MAX_JSON_BYTES, json_object, safetensors_sources
 
 INDEX_SUFFIX = ".safetensors.index.json"
-
-
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl"}
 
 
@@ -326,7 +324,6 @@ _READERS: dict[str, Callable[[Path, Raw], list[Source]]] = {
     ".npy": npy_sources,
     **dict.fromkeys(torch_files.SUFFIXES, torch_sources),
 }
-
 
 _IN_FOLDERS = tuple(suffix for suffix in _READERS if suffix not in torch_files.SUFFIXES)
 """What is taken for the weights where a folder is given: ``.pt`` may be anything."""

@@ -17,8 +17,6 @@ from precision_lab.support.reading import MAX_BYTES, parse_json
 from precision_lab.tensors.info import AGAIN, Raw, Source, TensorInfo, blaming, checked_shape, refusal, skip_reason
 
 MAX_JSON_BYTES = MAX_BYTES
-
-
 # the dtypes of safetensors: the name of the elements and their width in bits
 _SAFETENSORS_DTYPES = {
     **{"F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16)},

@@ -10,7 +10,6 @@ from precision_lab.tensors.info import Chunks, TensorInfo, TensorSource
 from precision_lab.tensors.reading import list_tensors, open_tensors, read_tensors
 
 Progress: TypeAlias = Callable[[int, int], None]
-
 CHUNK_BYTES = 1 << 22  # large enough to hide what is done once a chunk, small enough for the caches
 
 

@@ -49,8 +49,9 @@ from precision_lab.training.comparison import (
     first_differences,
     relative_distance,
 )
+from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
-from precision_lab.training.loop import TrainingConfig, batches, load_data
+from precision_lab.training.loop import batches
 from precision_lab.training.models import MLP, Array
 from precision_lab.training.models.places import library_products
 from precision_lab.training.optimizers import unflatten, visible_weights

@@ -24,7 +24,7 @@ from precision_lab.analysis.plain import finite_or_none
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import round_to, spacing
-from precision_lab.training.loop import TrainingConfig
+from precision_lab.training.config import TrainingConfig
 from precision_lab.training.models.interface import Array, Labels, Parameters
 
 Values: TypeAlias = Mapping[str, Array]

@@ -22,7 +22,9 @@ from precision_lab.support.files import only_one
 from precision_lab.support.jsontext import digest_of
 from precision_lab.support.reading import MAX_BYTES, InputError, open_regular, parse_json
 from precision_lab.support.text import shown
-from precision_lab.training.loop import TrainingConfig, TrainingResult, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
+from precision_lab.training.result import TrainingResult
 
 
 class CheckpointError(ValueError):

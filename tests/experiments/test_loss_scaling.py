@@ -19,7 +19,8 @@ from precision_lab.experiments.loss_scaling import (
     ScaledRun,
     run,
 )
-from precision_lab.training.loop import TrainingConfig, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
 
 BURST = Accident("burst", 20, loss_factor=2.0**12)
 RAMP = Accident("ramp", 26, growth=4.0)

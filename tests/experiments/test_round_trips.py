@@ -24,7 +24,7 @@ from precision_lab.experiments.swamping import SwampingConfig
 from precision_lab.experiments.underflow import UnderflowConfig
 from precision_lab.presentation import plots, tables
 from precision_lab.presentation.collection import EXPERIMENTS
-from precision_lab.training.loop import StepUpdates
+from precision_lab.training.result import StepUpdates
 
 mpl.use("Agg")
 

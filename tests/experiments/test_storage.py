@@ -19,7 +19,8 @@ from precision_lab.experiments.storage import (
     StorageResult,
     run,
 )
-from precision_lab.training.loop import TrainingConfig, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
 from precision_lab.training.storage import CONFIGURATIONS
 
 SMALL = StorageExperimentConfig(

@@ -12,7 +12,9 @@ import pytest
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.experiments import underflow
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
-from precision_lab.training.loop import Snapshot, TrainingConfig, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
+from precision_lab.training.result import Snapshot
 
 SMALL = UnderflowConfig(transformer_steps=2, steps=60, batches=3, loss_scale_exponents=(0, 3, 10, 16, 24, 32))
 STAGES = ("start", "middle", "end")

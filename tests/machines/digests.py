@@ -29,7 +29,9 @@ from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import encode, round_to, spacing
-from precision_lab.training.loop import TrainingConfig, TrainingResult, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
+from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
 FILE = Path(__file__).with_name("digests.json")

@@ -14,7 +14,8 @@ import pytest
 
 import precision_lab
 from precision_lab.presentation.collection import EXPERIMENTS
-from precision_lab.training.loop import TrainingConfig, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
 from precision_lab.training.models.places import library_products
 from tests.machines import digests
 from tests.machines.digests import LIBRARY_CALLS, LibraryCallError, digest, of_json, of_training, refuse_libraries

@@ -17,19 +17,13 @@ from hypothesis import strategies as st
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.numerics.rounding import is_representable
-from precision_lab.training import loop
+from precision_lab.training import config as configuration
+from precision_lab.training.config import MODELS, TOPICS_WINDOWS, TrainingConfig, load_data
 from precision_lab.training.datasets import digits, split, text_dataset
-from precision_lab.training.loop import (
-    DIVERGENCE_FACTOR,
-    TOPICS_WINDOWS,
-    TrainingConfig,
-    TrainingResult,
-    batches,
-    load_data,
-    train,
-)
+from precision_lab.training.loop import batches, train
 from precision_lab.training.memory import bytes_of, memory
 from precision_lab.training.models import MLP, Array, Transformer
+from precision_lab.training.result import DIVERGENCE_FACTOR, TrainingResult, UpdateStatistics
 from precision_lab.training.step import Recipe, begin, training_step
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
@@ -305,11 +299,11 @@ TINY = TrainingConfig(hidden=(2,), steps=3, batch_size=16, histogram_steps=(1,),
 def few_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short text, because the loss over all windows of the help texts takes seconds."""
     text = text_dataset("to be or not to be, that is the question. " * 9, context=8)
-    monkeypatch.setattr(loop, "python_topics", lambda: text)
+    monkeypatch.setattr(configuration, "python_topics", lambda: text)
 
 
 @pytest.mark.usefixtures("few_topics")
-@pytest.mark.parametrize("model", loop.MODELS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("text", [*CONFIGURATIONS, "weights=fp8_e5m2,accumulator=bf16,sensitive=bf16,update=kahan"])
 def test_every_model_runs_under_every_storage(model: str, optimizer: str, text: str) -> None:
@@ -331,7 +325,7 @@ def test_a_transformer_has_the_activation_that_was_asked_for() -> None:
     config = dataclasses.replace(TINY, model="transformer", hidden=(4, 4))
     for activation in ("relu", "gelu"):
         chosen = dataclasses.replace(config, activation=activation)
-        model = chosen.build_model(loop.load_data(chosen)[0])
+        model = chosen.build_model(load_data(chosen)[0])
         assert isinstance(model, Transformer)
         assert (model.activation, model.width, model.layers, model.context) == (activation, 4, 2, 8)
 
@@ -400,7 +394,7 @@ def test_measured_bytes_per_parameter(name: str) -> None:
 
 def states(config: TrainingConfig) -> Iterator[tuple[Array, Array, Array | None, bool]]:
     """Parameters before and after each step, with what is kept beside them, and the intended update."""
-    part, _ = loop.load_data(config)
+    part, _ = load_data(config)
     model = config.build_model(part)
     parameters = model.init(config.seed)
     shapes = {name: array.shape for name, array in parameters.items()}
@@ -606,7 +600,7 @@ def test_any_numbers_survive(
         initial_loss=ends[0],
         final_loss=ends[1],
         test_accuracy=accuracy,
-        updates=loop.UpdateStatistics(4, 3, 2, 1, *sums, ratios=ExponentHistogram.of(np.array([1.0, 0.0, np.inf]))),
+        updates=UpdateStatistics(4, 3, 2, 1, *sums, ratios=ExponentHistogram.of(np.array([1.0, 0.0, np.inf]))),
         histograms={0: {"logits": ExponentHistogram.empty()}},
         bytes_per_parameter=16.0,
         seconds=0.1,

@@ -16,8 +16,9 @@ from precision_lab.analysis.loss_scalers import DynamicLossScale, LossScale, NoL
 from precision_lab.numerics.codec import codec, stored_dtype
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import is_representable, round_to
+from precision_lab.training.config import TrainingConfig
 from precision_lab.training.datasets import digits, split
-from precision_lab.training.loop import TrainingConfig, batches, train
+from precision_lab.training.loop import batches, train
 from precision_lab.training.models import MLP, Array, LeastSquares
 from precision_lab.training.optimizers import (
     SGD,

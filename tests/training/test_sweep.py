@@ -23,7 +23,9 @@ import numpy as np
 import pytest
 
 from precision_lab.training import sweep as module
-from precision_lab.training.loop import TrainingConfig, TrainingResult, train
+from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
+from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 from precision_lab.training.sweep import CheckpointError, sweep
 from tests.conftest import wait_until
@@ -360,7 +362,7 @@ def test_an_error_of_the_caller_is_not_one_of_the_checkpoint(tmp_path: Path) -> 
 SCRIPT = """
 import sys
 from dataclasses import replace
-from precision_lab.training.loop import TrainingConfig
+from precision_lab.training.config import TrainingConfig
 from precision_lab.training.storage import CONFIGURATIONS
 from precision_lab.training.sweep import sweep
 

@@ -15,7 +15,7 @@ from precision_lab.experiments.storage import times
 from precision_lab.presentation import tables
 from precision_lab.presentation.collection import EXPERIMENTS
 from precision_lab.presentation.tables import Table, number, percent
-from precision_lab.training.loop import MODELS
+from precision_lab.training.config import MODELS
 
 Results: TypeAlias = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.presentation.tables.table import Table, number, percent, percent_or_more, power_of_two
 from precision_lab.presentation.tables.training import storage_text
-from precision_lab.training.loop import TrainingResult
+from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import StorageConfig
 
 

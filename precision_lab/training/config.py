@@ -1,0 +1,231 @@
+"""What a training run is: data, model, optimizer, storage, and how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from precision_lab.numerics.inputs import is_integer
+from precision_lab.support.reading import read_small
+from precision_lab.support.text import shown
+from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
+from precision_lab.training.models import MLP, LeastSquares, Model, Transformer
+from precision_lab.training.models.mlp import ACTIVATIONS as MLP_ACTIVATIONS
+from precision_lab.training.models.transformer import ACTIVATIONS as TRANSFORMER_ACTIVATIONS
+from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
+from precision_lab.training.storage import FP32, StorageConfig
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+"""The accepted values of `TrainingConfig.optimizer`."""
+
+MODELS = {"mlp": "digits", "least_squares": "regression", "transformer": "topics"}
+"""The accepted values of `TrainingConfig.model`, and the data that each is trained on unless it is told otherwise."""
+
+TOPICS_WINDOWS = 2048
+"""The transformer sees this many windows of `python_topics`: a final loss over all of them would take seconds."""
+
+_ACTIVATIONS = {"mlp": MLP_ACTIVATIONS, "transformer": TRANSFORMER_ACTIVATIONS}
+_NUMBERS = ("learning_rate", "momentum", "beta1", "beta2", "epsilon", "weight_decay")
+_INTEGERS = {"steps": 1, "batch_size": 1, "micro_batches": 1, "seed": 0, "measure_every": 1}  # and the least of each
+
+# one test part for every run, so that runs of different seeds can be compared
+_TEST_FRACTION = 0.2
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What to train, where its values are stored, and when to look.
+
+    Attributes
+    ----------
+    model : str
+        ``mlp`` on the handwritten digits, ``least_squares`` on a linear function of ten variables, or ``transformer``
+        on the characters of a text.
+    dataset : str
+        ``digits`` for the MLP, ``regression`` for least squares; for the transformer ``topics``, `python_topics`
+        (the first `TOPICS_WINDOWS` windows), or the path of a UTF-8 text file. Default: the first that the model takes.
+    hidden : tuple of int
+        Widths of the hidden layers of the MLP; ``()`` is softmax regression. Of the transformer: the number of layers
+        is their count, and the first is its width.
+    activation : str
+        ``relu`` or ``sigmoid`` (transformer: ``relu`` or ``gelu``).
+    storage : StorageConfig
+        The formats; a text is parsed.
+    optimizer : str
+        One of `OPTIMIZERS`.
+    learning_rate : float
+        Positive and finite.
+    momentum : float
+        At least 0 and below 1; only ``sgd`` has one.
+    beta1, beta2, epsilon : float
+        Of ``adam`` and ``adamw``.
+    weight_decay : float
+        Not negative.
+    steps : int
+        Number of updates, at least 1.
+    batch_size : int
+        Examples per step, at least 1 and at most the size of the training part.
+    micro_batches : int
+        Parts of a batch whose gradients are added up in the format of the gradients; divides `batch_size`.
+    seed : int
+        Of the initialisation, the batches and stochastic rounding, from 0 to 2^64 - 1.
+    snapshot_steps : tuple of int
+        Steps whose gradients, parameters and updates are kept, ascending, from 0 (the first batch, at the
+        initialisation) to ``steps - 1`` (the last batch, before the last update).
+    histogram_steps : tuple of int
+        Likewise, steps whose gradients are kept as histograms.
+    measure_every : int
+        What updates do to the weights is measured in every so many-th step, the first included.
+
+    Raises
+    ------
+    ValueError
+        If a value is none of the accepted ones.
+
+    """
+
+    model: str = "mlp"
+    dataset: str = ""
+    hidden: tuple[int, ...] = (64,)
+    activation: str = "relu"
+    storage: StorageConfig = FP32
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    steps: int = 2000
+    batch_size: int = 64
+    micro_batches: int = 1
+    seed: int = 0
+    snapshot_steps: tuple[int, ...] = ()
+    histogram_steps: tuple[int, ...] = ()
+    measure_every: int = 20
+
+    def __post_init__(self) -> None:
+        if isinstance(self.storage, str):
+            object.__setattr__(self, "storage", StorageConfig.parse(self.storage))
+        if not isinstance(self.storage, StorageConfig):
+            raise ValueError(f"storage must be a StorageConfig or its text, got {self.storage!r}")
+        if self.model not in MODELS:
+            raise ValueError(f"model must be one of {', '.join(MODELS)}; got {self.model!r}")
+        if not isinstance(self.dataset, str) or (
+            self.model != "transformer" and self.dataset not in ("", MODELS[self.model])
+        ):
+            raise ValueError(f"dataset of {self.model} must be {MODELS[self.model]!r}, got {self.dataset!r}")
+        if not isinstance(self.hidden, tuple) or not all(is_integer(width) and width >= 1 for width in self.hidden):
+            raise ValueError(f"hidden must be a tuple of positive integers, got {self.hidden!r}")
+        if self.model == "transformer" and not self.hidden:
+            raise ValueError("hidden of a transformer must have an entry for each layer, at least one; got ()")
+        accepted = _ACTIVATIONS.get(self.model, (self.activation,))
+        if self.activation not in accepted:
+            raise ValueError(
+                f"activation of {self.model} must be one of {', '.join(accepted)}; got {self.activation!r}"
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {self.optimizer!r}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not is_integer(value) and not isinstance(value, float | np.floating):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum must be 0 unless optimizer is 'sgd', got {self.momentum!r}")
+        self.build_optimizer()
+        for name, lowest in _INTEGERS.items():
+            value = getattr(self, name)
+            if not is_integer(value) or value < lowest:
+                raise ValueError(f"{name} must be an integer of at least {lowest}, got {value!r}")
+        if self.seed >= 2**64:  # the limit of stochastic rounding
+            raise ValueError(f"seed must be below 2^64, got {self.seed!r}")
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"micro_batches must divide batch_size, {self.batch_size}, got {self.micro_batches!r}")
+        for name in ("snapshot_steps", "histogram_steps"):
+            chosen = getattr(self, name)
+            if (
+                not isinstance(chosen, tuple)
+                or not all(is_integer(step) and 0 <= step < self.steps for step in chosen)
+                or list(chosen) != sorted(set(chosen))
+            ):
+                raise ValueError(
+                    f"{name} must be an ascending tuple of different integers in 0..{self.steps - 1}, got {chosen!r}"
+                )
+        # equal configurations shall have one text: no 1 beside 1.0, and nothing of NumPy, which JSON does not take
+        for name in _NUMBERS:
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in _INTEGERS:
+            object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("hidden", "snapshot_steps", "histogram_steps"):
+            object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
+
+    def build_optimizer(self) -> Optimizer:
+        """Return the optimizer; raises its ValueErrors."""
+        if self.optimizer == "sgd":
+            return SGD(self.learning_rate, self.momentum, self.weight_decay)
+        kind = Adam if self.optimizer == "adam" else AdamW
+        return kind(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay)
+
+    def build_model(self, data: Dataset) -> Model:
+        """Return the model for a data set; raises its ValueErrors."""
+        if self.model == "least_squares":
+            return LeastSquares(data.inputs.shape[1])
+        if self.model == "transformer":
+            return Transformer(
+                len(data.vocabulary),
+                context=data.inputs.shape[1],
+                width=self.hidden[0],
+                layers=len(self.hidden),
+                activation=self.activation,
+            )
+        return MLP((data.inputs.shape[1], *self.hidden, int(data.labels.max()) + 1), self.activation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types, the storage as its text."""
+        plain = {**asdict(replace(self, storage=FP32)), "storage": str(self.storage)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration that `to_dict` described; raises ValueError."""
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        try:
+            return cls(**arguments)
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"this is no training configuration: {error}") from error
+
+
+def load_data(config: TrainingConfig) -> tuple[Dataset, Dataset]:
+    """Return the training part and the test part of the configuration's data set.
+
+    Raises
+    ------
+    ValueError
+        The text file cannot be read, is no UTF-8, or is shorter than two windows.
+
+    """
+    sets: dict[str, Callable[[], Dataset]] = {"digits": digits, "regression": linear_regression, "topics": _topics}
+    name = config.dataset or MODELS[config.model]
+    data = sets[name]() if name in sets else _text_file(Path(name))
+    return split(data, test_fraction=_TEST_FRACTION, seed=_SPLIT_SEED)
+
+
+def _topics() -> Dataset:
+    data = python_topics()
+    return replace(data, inputs=data.inputs[:TOPICS_WINDOWS], labels=data.labels[:TOPICS_WINDOWS])
+
+
+def _text_file(path: Path) -> Dataset:
+    try:
+        text = read_small(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        why = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{shown(path)}: not a UTF-8 text: {why}; convert it first") from error
+    except OSError as error:
+        raise ValueError(f"{shown(path)}: {error.strerror}; dataset is 'topics' or the path of a text file") from error
+    return text_dataset(text, name=path.name, source=f"the file {path.name}")

@@ -34,156 +34,15 @@ from precision_lab.numerics import reference
 from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
+from precision_lab.testing.accumulator_report import AccumulatorReport, Width
+from precision_lab.testing.addition_trees import Tree, describe, leaves_of, nodes_of, sorted_tree
 
 Array: TypeAlias = NDArray[Any]
 Dot: TypeAlias = Callable[[Any, Any], Any]
-Tree: TypeAlias = "int | tuple[Tree, ...]"
-"""The place of a term, or the sums that are added, two or, in one operation of several terms, more."""
 Terms: TypeAlias = "Mapping[int, float | tuple[float, float]]"
 
 _DETERMINISTIC = tuple(mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC)
 _TRIALS = 50
-_UNKNOWN = "rounded in no known mode, or it does not show"
-
-
-@dataclass(frozen=True)
-class Width:
-    """A format as far as it could be seen.
-
-    Attributes
-    ----------
-    bits : int or None
-        Significand bits; None if nothing was lost, however far apart the summands.
-    at_least : int
-        How many bits there are at least.
-    name : str
-        Of the registered formats that fit (fp64 too), joined by "or"; empty if none does.
-    overflows : int or None
-        The smallest k with 2^k out of range; None if no product is as large.
-    largest : int
-        The largest k with 2^k in range, of those that products reach.
-
-    """
-
-    bits: int | None
-    at_least: int
-    name: str
-    overflows: int | None
-    largest: int
-
-    def __str__(self) -> str:
-        bits = f"{self.bits} bits" if self.bits else f"at least {self.at_least} bits, nothing was lost"
-        named = f"{self.name}: " if self.name else ""
-        end = f"no overflow up to 2^{self.largest}" if self.overflows is None else f"2^{self.overflows} overflows"
-        return f"{named}{bits}; {end}"
-
-
-@dataclass(frozen=True)
-class AccumulatorReport:
-    """What a dot product does, as far as its results show it.
-
-    Attributes
-    ----------
-    source : FloatFormat
-        Of the elements of the vectors.
-    length : int
-        Of the vectors.
-    failure : str or None
-        Why nothing could be found out: it raised, returned something that is no number, or is no dot product. All
-        that follows is then None or empty.
-    result_type : str
-        Type of what it returned.
-    accumulator : Width or None
-        In which the sums are held; where not all additions are alike, the narrowest.
-    widths : tuple of (int, int)
-        For each precision that was found, how many of the additions have it (the last one shows its result's only).
-    mode : str or None
-        Rounding mode of the additions; None where it could not be seen or is none of the seven.
-    products : str
-        ``exact``, ``fused ...`` (exact too, where they may have more bits than the accumulator), ``rounded before they
-        are added, to`` a width, or ``not seen``.
-    tree : nested tuple of int, or None
-        Which sums are added to which; None where nothing is ever lost, or what is lost makes no tree.
-    order : str
-        The tree in words.
-    orders : tuple of (int, int or None, str)
-        Some other lengths, with the bits of the accumulator and the order there.
-    output : Width or None
-        Of the result.
-    output_mode : str or None
-        How the accumulator's sum is rounded to it; None where the result is the accumulator's sum.
-    subnormal_inputs, subnormal_sums : str
-        ``kept``, ``flushed`` or ``not reached``; a sum is that of the result.
-    deterministic : bool
-        Whether the same vectors gave the same result again.
-    reproduced, trials : int
-        How many of how many random dot products the description gives to the last bit.
-
-    """
-
-    source: FloatFormat
-    length: int
-    failure: str | None = None
-    result_type: str = ""
-    accumulator: Width | None = None
-    widths: tuple[tuple[int, int], ...] = ()
-    mode: str | None = None
-    products: str = ""
-    tree: Tree | None = None
-    order: str = ""
-    orders: tuple[tuple[int, int | None, str], ...] = ()
-    output: Width | None = None
-    output_mode: str | None = None
-    subnormal_inputs: str = ""
-    subnormal_sums: str = ""
-    deterministic: bool = True
-    reproduced: int = 0
-    trials: int = 0
-
-    @property
-    def depends_on_length(self) -> bool:
-        """Whether other lengths are added in another way."""
-        return any((bits, order) != self._own for _, bits, order in self.orders)
-
-    @property
-    def _own(self) -> tuple[int | None, str]:
-        return (self.accumulator.bits if self.accumulator else None, self.order)
-
-    @property
-    def explained(self) -> bool:
-        """Whether the description reproduces every random dot product."""
-        return 0 < self.trials == self.reproduced
-
-    def __str__(self) -> str:
-        head = f"dot product of {self.source} vectors, n = {self.length}"
-        if self.failure:
-            return f"{head}\ncould not be probed: {self.failure}"
-        several = ", ".join(f"{count} additions with {bits} bits" for bits, count in self.widths)
-        same, others = [], []
-        for n, bits, order in self.orders:
-            if (bits, order) == self._own:
-                same.append(f"{n}")
-            else:
-                others.append(f"n = {n}: " + (f"{bits} bits, " if bits not in (None, self._own[0]) else "") + order)
-        unknown = _UNKNOWN if self._own[0] else "exact, as far as it shows"
-        more = "" if self.explained else ": there is more to it"
-        rows = [
-            ("accumulator", f"{self.accumulator}"),
-            ("", several if len(self.widths) > 1 else ""),
-            ("additions", self.mode or unknown),
-            ("products", self.products),
-            ("order", self.order + (f" (also n = {', '.join(same)})" if same else "")),
-            *(("", line) for line in others),
-            ("result", f"{self.result_type}, {self.output}"),
-            ("", f"rounded {self.output_mode}" if self.output_mode else ""),
-            ("subnormals", f"inputs {self.subnormal_inputs}, sums {self.subnormal_sums}"),
-            ("repeated", "the same result" if self.deterministic else "another result for the same vectors"),
-            (
-                "checked",
-                f"{self.reproduced} of {self.trials} random dot products come out like this, bit for bit{more}",
-            ),
-        ]
-        return "\n".join([head, *(f"  {name:<13}{text}" for name, text in rows if text)])
 
 
 def check_accumulator(
@@ -228,9 +87,6 @@ def check_accumulator(
         return _report(probe, lengths, seed)
     except _NoAnswerError as error:
         return AccumulatorReport(fmt, length, failure=str(error))
-
-
-# ---- asking ----
 
 
 class _NoAnswerError(Exception):
@@ -301,9 +157,6 @@ def _check_it_is_a_dot(probe: _Probe) -> None:
                 raise _NoAnswerError(f"it is no dot product: {terms[i]} at i = {i} gives {got}, not {wanted}")
 
 
-# ---- how wide ----
-
-
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
     """Return the largest k in low..high at which it holds, by bisection; `low` is taken for granted."""
     while low < high:
@@ -363,18 +216,6 @@ def _width(bits: int | None, at_least: int, largest: int, reach: int, smallest: 
     return Width(bits, at_least, " or ".join(names) if bits else "", overflows, largest)
 
 
-# ---- in which order ----
-
-
-def _leaves(tree: Tree) -> frozenset[int]:
-    return frozenset([tree]) if isinstance(tree, int) else frozenset().union(*map(_leaves, tree))
-
-
-def _sorted(tree: Tree) -> Tree:
-    """Write the summands of each sum in the order of their first terms."""
-    return tree if isinstance(tree, int) else tuple(sorted(map(_sorted, tree), key=lambda part: min(_leaves(part))))
-
-
 def _find_tree(size: Callable[[int, int], int], length: int) -> Tree:
     """Build the tree from the number of terms below the node where two meet (FPRev)."""
 
@@ -395,7 +236,7 @@ def _find_tree(size: Callable[[int, int], int], length: int) -> Tree:
         others = [place for place in rest if place not in together]
         return [build(together), *(children(others, count) if others else [])]
 
-    return _sorted(build(list(range(length))))
+    return sorted_tree(build(list(range(length))))
 
 
 def _mask(scale: _Scale, bits: int) -> int:
@@ -441,7 +282,7 @@ def _leaks(probe: _Probe, mask: float, one: float) -> bool:
 
 def _is_confirmed(probe: _Probe, tree: Tree, top: int, bits: int, seed: int) -> bool:
     """Ask some triples, one by one, whether they agree with the tree."""
-    below = {node: _leaves(node) for node in _nodes(tree)}
+    below = {node: leaves_of(node) for node in nodes_of(tree)}
     mask, one = 2.0**top, 2.0 ** (top - bits - 2)
     draw = np.random.default_rng(seed)
     for _ in range(100):
@@ -450,152 +291,6 @@ def _is_confirmed(probe: _Probe, tree: Tree, top: int, bits: int, seed: int) -> 
         if (probe({i: mask, j: -mask, k: one}) == one) != (k not in meeting):
             return False
     return True
-
-
-def _nodes(tree: Tree) -> list[tuple[Tree, ...]]:
-    """List the sums, each after its summands."""
-    if isinstance(tree, int):
-        return []
-    return [*(node for part in tree for node in _nodes(part)), tree]
-
-
-# ---- the order in words ----
-
-
-def _one_by_one(items: Sequence[Tree]) -> Tree:
-    tree = items[0]
-    for item in items[1:]:
-        tree = (tree, item)
-    return tree
-
-
-def _in_pairs(items: Sequence[Tree]) -> Tree:
-    level = list(items)
-    while len(level) > 1:
-        pairs: list[Tree] = [(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
-        level = pairs + level[2 * len(pairs) :]
-    return level[0]
-
-
-def _in_halves(items: Sequence[Tree]) -> Tree:
-    if len(items) == 1:
-        return items[0]
-    return (_in_halves(items[: len(items) // 2]), _in_halves(items[len(items) // 2 :]))
-
-
-def _folded(items: Sequence[Tree]) -> Tree:
-    level = list(items)
-    while len(level) > 1:
-        half = (len(level) + 1) // 2
-        level = [(a, b) for a, b in zip(level[:half], level[half:], strict=False)] + level[len(level) - half : half]
-    return level[0]
-
-
-_SHAPES: tuple[tuple[str, Callable[[Sequence[Tree]], Tree]], ...] = (
-    ("sequential", _one_by_one),
-    ("reversed", lambda items: _one_by_one(items[::-1])),
-    ("pairwise", _in_pairs),
-    ("pairwise from halves", _in_halves),
-    ("folded in half", _folded),
-    ("all in one operation", tuple),
-)
-
-
-def _turned(items: Sequence[Tree], size: int) -> list[Tree]:
-    return [item for start in range(0, len(items), size) for item in reversed(items[start : start + size])]
-
-
-def _in_groups(items: Sequence[Tree], size: int) -> Tree:
-    tree: Tree = tuple(items[:size])
-    for start in range(size, len(items), size):
-        tree = (tree, *items[start : start + size])
-    return tree
-
-
-def describe(tree: Tree) -> str:
-    """Name the order of a tree of additions over the places 0..n-1.
-
-    ``sequential``, ``reversed``, ``pairwise`` (neighbours, then their sums), ``folded in half`` (i and i + n/2, again
-    and again), blocks, lanes (element i in lane i mod k, as vector registers do), groups that are added in one
-    operation, combinations of these, or its depth.
-
-    >>> describe((((0, 1), 2), 3)), describe(((0, 2), (1, 3)))
-    ('sequential', 'folded in half')
-    """
-    return _words(_sorted(tree), sorted(_leaves(tree))) or f"another tree, {_depth(tree)} additions deep"
-
-
-def _depth(tree: Tree) -> int:
-    return 0 if isinstance(tree, int) else 1 + max(map(_depth, tree))
-
-
-def _words(tree: Tree, items: Sequence[Tree]) -> str | None:
-    """Name a tree over these items, which may be sums themselves."""
-    return next(iter(_all_words(tree, items)), None)
-
-
-def _all_words(tree: Tree, items: Sequence[Tree]) -> list[str]:
-    """List the names of a tree, the plainest first; of the composed ones the first only."""
-    if names := _plain_words(tree, items):
-        return names
-    bodies, left = [tree], len(items)  # without the last, the last two ... if these were added one by one
-    while left > 3 and isinstance(bodies[-1], tuple) and bodies[-1][1:] == (items[left - 1],):
-        bodies, left = [*bodies, bodies[-1][0]], left - 1
-    for find in (_plain_words, _in_blocks):
-        for tail, body in enumerate(bodies):
-            if words := find(body, items[: len(items) - tail]):
-                return [f"{words[0]}; the last {tail} sequential" if tail else words[0]]
-    return []
-
-
-def _plain_words(tree: Tree, items: Sequence[Tree]) -> list[str]:
-    n = len(items)
-    if n <= 1:
-        return ["alone"]
-    names = [name for name, make in _SHAPES if tree == _sorted(make(items))]
-    for size in range(2, n + 1):
-        if size < n and tree == _sorted(_in_groups(items, size)):
-            names.append(f"groups of {size}, each in one operation with the sum so far")
-        if tree == _sorted(_one_by_one(_turned(items, size))):
-            names.append(f"sequential, but each {size} reversed")
-    for k in range(n // 2 if not names else 0, 1, -1):
-        if words := _parts(tree, [items[start::k] for start in range(k)]):
-            return [f"{k} lanes, each {words[0]}; the lanes {words[1]}"]
-    return names
-
-
-def _in_blocks(tree: Tree, items: Sequence[Tree]) -> list[str]:
-    n = len(items)
-    for size in range(2, n):
-        if words := _parts(tree, [items[start : start + size] for start in range(0, n, size)]):
-            return [f"blocks of {size}, each {words[0]}; the blocks {words[1]}"]
-    return []
-
-
-def _parts(tree: Tree, parts: Sequence[Sequence[Tree]]) -> tuple[str, str] | None:
-    """Name the trees within the parts, the last of which may be shorter, and that of the parts."""
-    nodes: dict[frozenset[int], Tree] = {_leaves(node): node for node in _nodes(tree)}
-    sums: list[Tree] = []
-    for part in parts:
-        leaves = frozenset().union(*map(_leaves, part))
-        if len(part) > 1 and leaves not in nodes:
-            return None
-        sums.append(nodes[leaves] if len(part) > 1 else part[0])
-    common: list[str] | None = None
-    for total, part in zip(sums, parts, strict=True):
-        if len(part) > 2:  # two are added in any order
-            names = _all_words(total, part)
-            common = names if common is None else [name for name in common if name in names]
-            if not common:
-                return None
-    outer = _words(tree, sums)
-    if outer is None:
-        return None
-    inner, outer = (f"({words})" if ";" in words else words for words in ((common or ["sequential"])[0], outer))
-    return inner, outer
-
-
-# ---- how it is rounded ----
 
 
 def _signature(mode: str) -> tuple[bool, ...]:
@@ -626,13 +321,13 @@ def _mode(sums: Callable[[int, int, float], float], bits: int, top: int) -> str 
 
 def _addition_mode(probe: _Probe, tree: Tree, scale: _Scale, by_node: Mapping[frozenset[int], int]) -> str | None:
     """Name the mode of the deepest addition to a sum of two terms that is itself added to something."""
-    for node in _nodes(tree):
+    for node in nodes_of(tree):
         for middle in node:
             for inner in middle if isinstance(middle, tuple) else ():
-                bits = by_node.get(_leaves(middle))
+                bits = by_node.get(leaves_of(middle))
                 if isinstance(inner, tuple) and bits is not None:
-                    first, second = (min(_leaves(part)) for part in inner[:2])
-                    third, last = min(_leaves(middle) - _leaves(inner)), min(_leaves(node) - _leaves(middle))
+                    first, second = (min(leaves_of(part)) for part in inner[:2])
+                    third, last = min(leaves_of(middle) - leaves_of(inner)), min(leaves_of(node) - leaves_of(middle))
                     return _mode_at(probe, (first, second, third, last), bits, _mask(scale, bits))
     return None
 
@@ -654,21 +349,21 @@ def _mode_at(probe: _Probe, places: tuple[int, int, int, int], bits: int, top: i
 def _widths(probe: _Probe, tree: Tree, scale: _Scale) -> dict[frozenset[int], int]:
     """Return the bits of every addition but the last: by the terms below it."""
     found = {}
-    for parent in _nodes(tree):
+    for parent in nodes_of(tree):
         for node in parent:
             if isinstance(node, tuple):
-                first, second = (min(_leaves(part)) for part in node[:2])
-                outside = min(_leaves(parent) - _leaves(node))
+                first, second = (min(leaves_of(part)) for part in node[:2])
+                outside = min(leaves_of(parent) - leaves_of(node))
                 bits = _bits(probe, scale, (first, second, outside))
                 if bits is not None:
-                    found[_leaves(node)] = bits
+                    found[leaves_of(node)] = bits
     return found
 
 
 def _product_bits(probe: _Probe, tree: Tree, bits: int) -> int | None:
     """Return to how many bits, at least 3, a product is rounded before it is added, None if it is not."""
-    node = next(node for node in _nodes(tree) if isinstance(node[-1], int))
-    place, other = max(part for part in node if isinstance(part, int)), min(_leaves(node))
+    node = next(node for node in nodes_of(tree) if isinstance(node[-1], int))
+    place, other = max(part for part in node if isinstance(part, int)), min(leaves_of(node))
     most = min(probe.fmt.precision, bits) - 1
     for s in range(3, 2 * most + 1):  # 1.5 * 1.5 would be in the next binade
         a, b = s // 2, s - s // 2
@@ -676,9 +371,6 @@ def _product_bits(probe: _Probe, tree: Tree, bits: int) -> int | None:
         if probe({other: (-rest, 1.0), place: (1 + 2.0**-a, 1 + 2.0**-b)}) != 2.0**-s:
             return s
     return None
-
-
-# ---- the result ----
 
 
 def _output(probe: _Probe, bits: int | None) -> tuple[int | None, str | None]:
@@ -723,9 +415,6 @@ def _subnormals(probe: _Probe, smallest: int, output: Width) -> tuple[str, str]:
     return inputs, "kept" if difference == 2.0 ** (emin - 1) else "flushed"
 
 
-# ---- put together again ----
-
-
 class _Model(NamedTuple):
     """What was found, to be computed in exact arithmetic."""
 
@@ -756,7 +445,7 @@ def _computed(model: _Model, terms: Sequence[Fraction], first: Callable[[Iterabl
     def value(tree: Tree) -> Fraction:
         if isinstance(tree, int):
             return _rounded(terms[tree], model.product_bits, model.mode, model.emin)
-        bits = model.bits.get(_leaves(tree), model.default_bits)
+        bits = model.bits.get(leaves_of(tree), model.default_bits)
         parts = [value(part) for part in tree]
         if len(parts) > 2:  # aligned to the largest, the rest cut off (Fasi et al. 2021)
             spacing = Fraction(2) ** max((reference.floor_log2(abs(x)) for x in parts if x), default=0)
@@ -792,9 +481,6 @@ def _reproduced(probe: _Probe, model: _Model, largest: int, seed: int) -> int:
         terms = [Fraction(a) * Fraction(b) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
         results.append((probe.number(x, y), terms))
     return max(sum(got == _computed(model, terms, first) for got, terms in results) for first in (min, max, None))
-
-
-# ---- all of it ----
 
 
 def _report(probe: _Probe, lengths: Sequence[int], seed: int) -> AccumulatorReport:

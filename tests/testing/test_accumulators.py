@@ -15,8 +15,10 @@ import precision_lab as pl
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.testing import accumulators
-from precision_lab.testing.accumulators import AccumulatorReport, Dot, Tree, check_accumulator, describe
+from precision_lab.testing import accumulators, addition_trees
+from precision_lab.testing.accumulator_report import AccumulatorReport
+from precision_lab.testing.accumulators import Dot, check_accumulator
+from precision_lab.testing.addition_trees import Tree, describe
 
 MODES = [mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC]
 
@@ -104,11 +106,11 @@ def test_the_modes_are_told_apart() -> None:
 
 
 def blocks(n: int, size: int) -> list[Tree]:
-    return [accumulators._one_by_one(range(i, min(i + size, n))) for i in range(0, n, size)]
+    return [addition_trees.one_by_one(range(i, min(i + size, n))) for i in range(0, n, size)]
 
 
 def lanes(n: int, k: int) -> list[Tree]:
-    return [accumulators._one_by_one(range(start, n, k)) for start in range(k)]
+    return [addition_trees.one_by_one(range(start, n, k)) for start in range(k)]
 
 
 @pytest.mark.parametrize(
@@ -126,9 +128,9 @@ def test_the_orders_of_accumulate(method: str, order: str) -> None:
 @pytest.mark.parametrize(
     ("make", "order"),
     [
-        (lambda n: accumulators._one_by_one(range(n)), "sequential"),
-        (lambda n: accumulators._in_pairs(range(n)), "pairwise"),
-        (lambda n: accumulators._one_by_one(blocks(n, 5)), "blocks of 5, each sequential; the blocks sequential"),
+        (lambda n: addition_trees.one_by_one(range(n)), "sequential"),
+        (lambda n: addition_trees.in_pairs(range(n)), "pairwise"),
+        (lambda n: addition_trees.one_by_one(blocks(n, 5)), "blocks of 5, each sequential; the blocks sequential"),
     ],
 )
 def test_orders_of_any_width(fmt: str, make: Callable[[int], Tree], order: str) -> None:
@@ -157,34 +159,34 @@ def test_orders_are_found_whatever_the_mode() -> None:
 def test_any_tree_is_found(number: int) -> None:
     tree = random_tree(list(range(24)), random.Random(number))
     report = check(dot_of(lambda n: tree), "fp16", 24)
-    assert report.tree == accumulators._sorted(tree)
+    assert report.tree == addition_trees.sorted_tree(tree)
     assert report.explained
 
 
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        (accumulators._one_by_one(range(20)), "sequential"),
-        (accumulators._one_by_one(range(20)[::-1]), "reversed"),
-        (accumulators._in_pairs(range(20)), "pairwise"),
-        (accumulators._in_halves(range(20)), "pairwise from halves"),
-        (accumulators._folded(range(20)), "folded in half"),
-        (accumulators._one_by_one(lanes(20, 4)), "4 lanes, each sequential; the lanes sequential"),
-        (accumulators._in_pairs(lanes(37, 8)), "8 lanes, each sequential; the lanes pairwise"),
+        (addition_trees.one_by_one(range(20)), "sequential"),
+        (addition_trees.one_by_one(range(20)[::-1]), "reversed"),
+        (addition_trees.in_pairs(range(20)), "pairwise"),
+        (addition_trees.in_halves(range(20)), "pairwise from halves"),
+        (addition_trees.folded(range(20)), "folded in half"),
+        (addition_trees.one_by_one(lanes(20, 4)), "4 lanes, each sequential; the lanes sequential"),
+        (addition_trees.in_pairs(lanes(37, 8)), "8 lanes, each sequential; the lanes pairwise"),
         (
-            accumulators._one_by_one([accumulators._in_pairs(lanes(32, 8)), 32, 33, 34]),
+            addition_trees.one_by_one([addition_trees.in_pairs(lanes(32, 8)), 32, 33, 34]),
             "8 lanes, each sequential; the lanes pairwise; the last 3 sequential",
         ),
         (
-            accumulators._folded([accumulators._one_by_one(lanes(64, 16)[i::4]) for i in range(4)]),
+            addition_trees.folded([addition_trees.one_by_one(lanes(64, 16)[i::4]) for i in range(4)]),
             "16 lanes, each sequential; the lanes (4 lanes, each sequential; the lanes folded in half)",
         ),
         (
-            accumulators._in_pairs(blocks(20, 6)),
+            addition_trees.in_pairs(blocks(20, 6)),
             "blocks of 6, each sequential; the blocks pairwise",
         ),
-        (accumulators._one_by_one(accumulators._turned(range(20), 4)), "sequential, but each 4 reversed"),
-        (accumulators._in_groups(range(20), 4), "groups of 4, each in one operation with the sum so far"),
+        (addition_trees.one_by_one(addition_trees._turned(range(20), 4)), "sequential, but each 4 reversed"),
+        (addition_trees._in_groups(range(20), 4), "groups of 4, each in one operation with the sum so far"),
         (tuple(range(20)), "all in one operation"),
         ((((0, 3), (1, 4)), ((2, 5), 6)), "another tree, 3 additions deep"),
     ],
@@ -194,7 +196,7 @@ def test_the_words_for_a_tree(tree: Tree, words: str) -> None:
 
 
 def test_lanes_in_double_precision() -> None:
-    report = check(dot_of(lambda n: accumulators._in_pairs(lanes(n, 4)), np.float64), "fp16", 30, [8])
+    report = check(dot_of(lambda n: addition_trees.in_pairs(lanes(n, 4)), np.float64), "fp16", 30, [8])
     assert report.order == "4 lanes, each sequential; the lanes pairwise"
     assert report.accumulator is not None
     assert (report.accumulator.bits, report.accumulator.name) == (53, "fp64")
@@ -207,10 +209,10 @@ def test_two_widths() -> None:
 
     def dot(x: Any, y: Any) -> Any:
         sums = [
-            added(accumulators._one_by_one(range(4)), list(products(x, y)[i : i + 4].astype(np.float16)))
+            added(addition_trees.one_by_one(range(4)), list(products(x, y)[i : i + 4].astype(np.float16)))
             for i in range(0, x.size, 4)
         ]
-        return added(accumulators._one_by_one(range(len(sums))), [np.float32(total) for total in sums])
+        return added(addition_trees.one_by_one(range(len(sums))), [np.float32(total) for total in sums])
 
     report = check(dot, "fp16", 32)
     assert report.widths == ((11, 24), (24, 6))
@@ -219,8 +221,8 @@ def test_two_widths() -> None:
 
 
 def test_another_order_for_other_lengths() -> None:
-    small = dot_of(lambda n: accumulators._one_by_one(range(n)))
-    large = dot_of(lambda n: accumulators._in_pairs(range(n)))
+    small = dot_of(lambda n: addition_trees.one_by_one(range(n)))
+    large = dot_of(lambda n: addition_trees.in_pairs(range(n)))
     report = check(lambda x, y: (small if x.size < 16 else large)(x, y), "fp16", 32, [8, 24])
     assert report.orders == ((8, 24, "sequential"), (24, 24, "pairwise"))
     assert report.depends_on_length
@@ -263,7 +265,7 @@ def test_a_tensor_core() -> None:
 
 def test_the_result_is_rounded_apart() -> None:
     def dot(x: Any, y: Any) -> Any:
-        return pl.round_to(added(accumulators._one_by_one(range(x.size)), list(products(x, y))), "fp16", "toward_zero")
+        return pl.round_to(added(addition_trees.one_by_one(range(x.size)), list(products(x, y))), "fp16", "toward_zero")
 
     report = check(dot, "bf16", 16)
     assert report.output is not None
@@ -281,7 +283,7 @@ def test_flushing() -> None:
 
     def flushes_inputs(x: Any, y: Any) -> Any:
         x, y = (pl.round_to(v.astype(np.float32), "bf16", subnormals=False) for v in (x, y))
-        return dot_of(lambda n: accumulators._one_by_one(range(n)))(x, y)
+        return dot_of(lambda n: addition_trees.one_by_one(range(n)))(x, y)
 
     for dot, inputs, sums in [(flushes_sums, "kept", "flushed"), (flushes_inputs, "flushed", "kept")]:
         report = check(dot, "bf16", 8)
@@ -373,7 +375,7 @@ def test_what_is_no_dot_product(dot: Dot, why: str) -> None:
 def test_it_may_change_its_arguments() -> None:
     def dot(x: Any, y: Any) -> Any:
         x *= y
-        return added(accumulators._one_by_one(range(x.size)), list(x.astype(np.float32)))
+        return added(addition_trees.one_by_one(range(x.size)), list(x.astype(np.float32)))
 
     assert check(dot, "fp16", 16).order == "sequential"
 

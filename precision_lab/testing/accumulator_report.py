@@ -1,0 +1,150 @@
+"""What was found out about an accumulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from precision_lab.numerics.formats import FloatFormat
+from precision_lab.testing.addition_trees import Tree
+
+_UNKNOWN = "rounded in no known mode, or it does not show"
+
+
+@dataclass(frozen=True)
+class Width:
+    """A format as far as it could be seen.
+
+    Attributes
+    ----------
+    bits : int or None
+        Significand bits; None if nothing was lost, however far apart the summands.
+    at_least : int
+        How many bits there are at least.
+    name : str
+        Of the registered formats that fit (fp64 too), joined by "or"; empty if none does.
+    overflows : int or None
+        The smallest k with 2^k out of range; None if no product is as large.
+    largest : int
+        The largest k with 2^k in range, of those that products reach.
+
+    """
+
+    bits: int | None
+    at_least: int
+    name: str
+    overflows: int | None
+    largest: int
+
+    def __str__(self) -> str:
+        bits = f"{self.bits} bits" if self.bits else f"at least {self.at_least} bits, nothing was lost"
+        named = f"{self.name}: " if self.name else ""
+        end = f"no overflow up to 2^{self.largest}" if self.overflows is None else f"2^{self.overflows} overflows"
+        return f"{named}{bits}; {end}"
+
+
+@dataclass(frozen=True)
+class AccumulatorReport:
+    """What a dot product does, as far as its results show it.
+
+    Attributes
+    ----------
+    source : FloatFormat
+        Of the elements of the vectors.
+    length : int
+        Of the vectors.
+    failure : str or None
+        Why nothing could be found out: it raised, returned something that is no number, or is no dot product. All
+        that follows is then None or empty.
+    result_type : str
+        Type of what it returned.
+    accumulator : Width or None
+        In which the sums are held; where not all additions are alike, the narrowest.
+    widths : tuple of (int, int)
+        For each precision that was found, how many of the additions have it (the last one shows its result's only).
+    mode : str or None
+        Rounding mode of the additions; None where it could not be seen or is none of the seven.
+    products : str
+        ``exact``, ``fused ...`` (exact too, where they may have more bits than the accumulator), ``rounded before they
+        are added, to`` a width, or ``not seen``.
+    tree : nested tuple of int, or None
+        Which sums are added to which; None where nothing is ever lost, or what is lost makes no tree.
+    order : str
+        The tree in words.
+    orders : tuple of (int, int or None, str)
+        Some other lengths, with the bits of the accumulator and the order there.
+    output : Width or None
+        Of the result.
+    output_mode : str or None
+        How the accumulator's sum is rounded to it; None where the result is the accumulator's sum.
+    subnormal_inputs, subnormal_sums : str
+        ``kept``, ``flushed`` or ``not reached``; a sum is that of the result.
+    deterministic : bool
+        Whether the same vectors gave the same result again.
+    reproduced, trials : int
+        How many of how many random dot products the description gives to the last bit.
+
+    """
+
+    source: FloatFormat
+    length: int
+    failure: str | None = None
+    result_type: str = ""
+    accumulator: Width | None = None
+    widths: tuple[tuple[int, int], ...] = ()
+    mode: str | None = None
+    products: str = ""
+    tree: Tree | None = None
+    order: str = ""
+    orders: tuple[tuple[int, int | None, str], ...] = ()
+    output: Width | None = None
+    output_mode: str | None = None
+    subnormal_inputs: str = ""
+    subnormal_sums: str = ""
+    deterministic: bool = True
+    reproduced: int = 0
+    trials: int = 0
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether other lengths are added in another way."""
+        return any((bits, order) != self._own for _, bits, order in self.orders)
+
+    @property
+    def _own(self) -> tuple[int | None, str]:
+        return (self.accumulator.bits if self.accumulator else None, self.order)
+
+    @property
+    def explained(self) -> bool:
+        """Whether the description reproduces every random dot product."""
+        return 0 < self.trials == self.reproduced
+
+    def __str__(self) -> str:
+        head = f"dot product of {self.source} vectors, n = {self.length}"
+        if self.failure:
+            return f"{head}\ncould not be probed: {self.failure}"
+        several = ", ".join(f"{count} additions with {bits} bits" for bits, count in self.widths)
+        same, others = [], []
+        for n, bits, order in self.orders:
+            if (bits, order) == self._own:
+                same.append(f"{n}")
+            else:
+                others.append(f"n = {n}: " + (f"{bits} bits, " if bits not in (None, self._own[0]) else "") + order)
+        unknown = _UNKNOWN if self._own[0] else "exact, as far as it shows"
+        more = "" if self.explained else ": there is more to it"
+        rows = [
+            ("accumulator", f"{self.accumulator}"),
+            ("", several if len(self.widths) > 1 else ""),
+            ("additions", self.mode or unknown),
+            ("products", self.products),
+            ("order", self.order + (f" (also n = {', '.join(same)})" if same else "")),
+            *(("", line) for line in others),
+            ("result", f"{self.result_type}, {self.output}"),
+            ("", f"rounded {self.output_mode}" if self.output_mode else ""),
+            ("subnormals", f"inputs {self.subnormal_inputs}, sums {self.subnormal_sums}"),
+            ("repeated", "the same result" if self.deterministic else "another result for the same vectors"),
+            (
+                "checked",
+                f"{self.reproduced} of {self.trials} random dot products come out like this, bit for bit{more}",
+            ),
+        ]
+        return "\n".join([head, *(f"  {name:<13}{text}" for name, text in rows if text)])

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab import get_format
-from precision_lab.testing.casts import CastReport, check_cast
+from precision_lab.testing.cast_report import CastReport
+from precision_lab.testing.casts import check_cast
 
 Array: TypeAlias = NDArray[Any]
 OUTPUT = Path(__file__).parents[1] / "docs" / "peers.md"

@@ -1,1 +1,1 @@
-"""Floor 2: what was lost."""
+"""Analysis: what rounding loses."""

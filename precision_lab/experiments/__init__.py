@@ -1,1 +1,1 @@
-"""Floor 4: what we asked, one module per experiment: run(config) -> frozen result."""
+"""Experiments: a module each, from ``run(config)`` to a frozen result."""

@@ -1,1 +1,1 @@
-"""Floor 1: how a value is rounded."""
+"""Numerics: how a value is rounded; formats, modes, sums and products."""

@@ -1,1 +1,1 @@
-"""Floor 5: what people see; draws and tabulates, computes nothing."""
+"""Presentation: tables, figures and pages; it computes nothing."""

@@ -1,1 +1,1 @@
-"""Between the floors: what every floor above numerics needs that is no arithmetic. Files, and text that is shown."""
+"""Support: files, text that is shown, processes; what the floors above need and is no arithmetic."""

@@ -205,7 +205,7 @@ class Check:
         return True
 
     def _repeat(self, first: Array) -> bool:
-        """Try the essential inputs twice; where the answers differ, the cast has a will of its own."""
+        """Try the essential inputs twice; where the answers differ, the cast is not deterministic."""
         size = 4096
         calls = [_Call(first[i : i + size], (i // size) % 16, True) for i in range(0, first.size, size)]
         before = len(self.rows)

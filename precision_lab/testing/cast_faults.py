@@ -1,4 +1,4 @@
-"""What is wrong with a cast, found as a physician would: by hypotheses that predict.
+"""Name the faults of a cast by testing hypotheses about it.
 
 Each suspected mistake is a change to a model of the right cast: it truncates, it rounds to float32 first, it flushes
 subnormal results. Together the suspects make a model of the wrong cast, and a model predicts a result for every input.

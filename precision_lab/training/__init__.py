@@ -1,1 +1,1 @@
-"""Floor 3: where it happens in training."""
+"""Training: what rounding does while a model learns."""

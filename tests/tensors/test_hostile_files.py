@@ -278,6 +278,7 @@ def test_a_file_is_opened_and_checked_once(
     assert len(asked) == 1
 
 
+@pytest.mark.checkpoint
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 def test_a_hundred_thousand_tensors(tmp_path: Path) -> None:
     """The worst hundred are printed; memory stays far below what all rows, or all of the JSON, would take."""

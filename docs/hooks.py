@@ -19,11 +19,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FLOORS = ("numerics", "support", "analysis", "training", "experiments", "claims", "presentation", "torch", "testing")
-HIDDEN = (
-    "numerics.kernels",
-    "numerics.fixed_kernels",
-)  # compiled loops
+FLOORS = ("numerics", "support", "tensors", "analysis", "training", "experiments", "claims", "presentation")
+DOORS = ("torch", "testing")
+HIDDEN = "numerics.kernels."  # compiled loops
 EXPERIMENTS = ("underflow", "swamping", "accumulation", "loss_scaling", "storage")
 OPTIONAL = {  # written by the lab itself, or of what it measured
     "claims.md": "The folklore, checked",
@@ -177,10 +175,10 @@ def floors() -> dict[str, list[str]]:
     """Return the modules of each floor that there is, by their dotted names; a package stands before its modules."""
     package = ROOT / "precision_lab"
     found: dict[str, list[str]] = {}
-    for floor in FLOORS:
+    for floor in (*FLOORS, *DOORS):
         files = [path for path in (package / f"{floor}.py", *sorted((package / floor).rglob("*.py"))) if path.exists()]
         names = (".".join(path.relative_to(package).with_suffix("").parts) for path in files)
-        if modules := [name for name in names if name not in HIDDEN]:
+        if modules := [name for name in names if not name.startswith(HIDDEN)]:
             found[floor] = modules
     return found
 

@@ -196,7 +196,8 @@ class ExponentHistogram:
     @classmethod
     def of_chunks(cls, chunks: Iterable[ArrayLike]) -> Self:
         """Count the elements of all chunks of a tensor together, holding one chunk at a time."""
-        return sum(map(cls.of, chunks), cls.empty())
+        counted = map(cls.of, chunks)
+        return sum(counted, next(counted, None) or cls.empty())
 
     @property
     def count(self) -> int:

@@ -44,7 +44,7 @@ Array: TypeAlias = NDArray[Any]
 _UNITS = 2**1074  # of the sums, in 1
 
 NO_UPDATE, LOST, MOVED = 0, 1, 2
-"""What `update_outcomes` returns."""
+"""What `update_outcomes` returns: the words of kernels/updates.py, which is not loaded at import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +273,9 @@ def update_outcomes(weights: ArrayLike, updates: ArrayLike, fmt: object) -> NDAr
     fmt, mode = get_format(fmt), RoundingMode.TIES_TO_EVEN
     w, u, carrier = _pairs(weights, updates, fmt, mode)
     loop = _loop(kernels.OUTCOMES, fmt, mode, carrier)
-    outcomes = np.empty(w.size, np.uint8)
+    outcomes, unused = np.empty(w.size, np.uint8), np.zeros(2, np.uint64)
     for start, weight, update in _blocks(w, u, carrier):
-        loop(weight, update, np.zeros(2, np.uint64), outcomes[start : start + weight.size])
+        loop(weight, update, unused, outcomes[start : start + weight.size])
     return outcomes.reshape(np.shape(weights))
 
 

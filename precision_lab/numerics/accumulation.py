@@ -365,7 +365,7 @@ def accumulate(
         count=n,
         partial_sums=added.partial_sums,
         magnitudes=magnitudes,
-        stagnates_after=added.stagnates_after if added.stagnates_after >= 0 else None,
+        stagnates_after=added.stagnates_after,
         roundings={
             "pairwise": max((n - 1).bit_length(), 1 - is_given) if n else 0,  # the additions above a leaf of the tree
             "blocked": min(block, n) - (-n // block),
@@ -415,11 +415,11 @@ def _asked(fmt: object, method: str, mode: str, accumulator: object, block: int)
 
 
 class _Added(NamedTuple):
-    """A sum and the way to it; `stagnates_after` is -1 where it is not told, `steps` the number of roundings."""
+    """A sum and the way to it; `steps` is the number of roundings."""
 
     result: float
     partial_sums: Array
-    stagnates_after: int
+    stagnates_after: int | None
     steps: int
 
 
@@ -443,9 +443,11 @@ def _added(array: Array, asked: _Asked, rng: RandomSource) -> _Added:
 
     constants = _constants(wide, mode)
     sums = np.empty(kept)
-    last, stagnates_after = 0.0, -1
+    last = 0.0
+    stagnates_after: int | None = None
     if method == "sequential":
-        stagnates_after = int(kernels.sum_sequential(array, sums, constants, numbers))
+        after = int(kernels.sum_sequential(array, sums, constants, numbers))
+        stagnates_after = after if after >= 0 else None
     elif method == "blocked":
         totals = np.empty(kept)
         kernels.sum_blocks(array, totals, constants, numbers, block)

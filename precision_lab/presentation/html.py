@@ -35,6 +35,7 @@ from precision_lab.experiments.underflow import UnderflowResult
 from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inspection import Inspection
+from precision_lab.presentation.tables.table import BIT_COLORS
 from precision_lab.training.comparison import TrainingComparison
 from precision_lab.training.memory import MemoryLedger
 from precision_lab.training.preflight import PreflightReport
@@ -53,8 +54,6 @@ SHOWN: tuple[type, ...] = (
 )
 """The classes whose objects show themselves."""
 
-_BITS = ("#D55E00", "#009E73", "#0072B2")  # sign, exponent, fraction
-_SEVERITIES = {"note": "#0072B2", "warning": "#E69F00", "fatal": "#D55E00"}
 _BAR, _GREY = "#7f93a3", "#888888"  # readable on white and on black
 
 
@@ -71,7 +70,7 @@ def to_html(result: object) -> str:
         pictures.append(layout_picture(result))
     elif isinstance(result, ExponentHistogram):
         pictures.append(histogram_picture(result))
-    return "\n".join([*pictures, *map(table_html, tables_of(result))])
+    return "\n".join([*pictures, *(table._repr_html_() for table in tables_of(result))])
 
 
 def tables_of(result: Any) -> Sequence[Table]:
@@ -148,41 +147,12 @@ def tables_of(result: Any) -> Sequence[Table]:
     raise TypeError(f"there is no table of a {type(result).__name__}; there are those of the classes SHOWN")
 
 
-def table_html(table: Table) -> str:
-    """Return a table as HTML, all its text escaped."""
-    headings = "".join(_cell("th", heading, i, table) for i, heading in enumerate(table.columns))
-    rows = "\n".join(f"<tr>{''.join(_cell('td', cell, i, table) for i, cell in enumerate(r))}</tr>" for r in table.rows)
-    caption = f'<caption style="text-align:left">{escape(table.title)}</caption>'
-    parts = [f"<table>\n{caption}\n<thead><tr>{headings}</tr></thead>"]
-    parts.append(f"<tbody>\n{rows}\n</tbody>")
-    if table.totals:
-        totals = "".join(_cell("th", cell, i, table) for i, cell in enumerate(table.totals))
-        parts.append(f"<tfoot><tr>{totals}</tr></tfoot>")
-    parts.append("</table>")
-    if table.note:
-        parts.append(f"<p><small>{escape(table.note).replace(chr(10), '<br>')}</small></p>")
-    return "\n".join(parts)
-
-
-def _cell(tag: str, text: str, column: int, table: Table) -> str:
-    """Write a cell; the fields of a code and severities have colours, as on a terminal."""
-    heading, inner = table.columns[column], escape(text)
-    if tag == "td" and heading == "bits":
-        fields = zip(text.split(" "), _BITS, strict=False)
-        inner = " ".join(f'<code style="color:{color}">{escape(field)}</code>' for field, color in fields)
-    elif tag == "td" and heading == "severity" and text in _SEVERITIES:
-        inner = f'<b style="color:{_SEVERITIES[text]}">{inner}</b>'
-    style = "text-align:right;white-space:nowrap" if column in table.numeric else "text-align:left"
-    style += ";min-width:16em" * (column in table.prose)
-    return f'<{tag} style="{style}">{inner}</{tag}>'
-
-
 def layout_picture(fmt: FloatFormat) -> str:
     """Return the fields of a format's code as an image: a box for each bit."""
     size = 18
     fields = (("sign", 1), ("exponent", fmt.exponent_bits), ("fraction", fmt.mantissa_bits))
     boxes, x = [], 0
-    for (name, bits), color in zip(fields, _BITS, strict=True):
+    for (name, bits), color in zip(fields, BIT_COLORS, strict=True):
         boxes += [
             f'<rect x="{x + size * i}" y="1" width="{size - 2}" height="{size - 2}" rx="2" fill="{color}"/>'
             for i in range(bits)
@@ -220,8 +190,8 @@ def histogram_picture(histogram: ExponentHistogram, fmt: object = "fp16") -> str
         parts.append(_text(place(e), bottom + 13, f"2^{e}"))
     for i, (edge, name) in enumerate(edges):
         x = place(math.frexp(edge)[1] - 1)
-        parts.append(f'<path d="M{x:g} {top - 2}V{bottom}" stroke="{_BITS[0]}" stroke-dasharray="3 2"/>')
-        parts.append(_text(x, 9 if i % 2 else 20, f"{fmt.name} {name}", _BITS[0]))
+        parts.append(f'<path d="M{x:g} {top - 2}V{bottom}" stroke="{BIT_COLORS[0]}" stroke-dasharray="3 2"/>')
+        parts.append(_text(x, 9 if i % 2 else 20, f"{fmt.name} {name}", BIT_COLORS[0]))
     words = f"Histogram of the magnitudes of {histogram.count:,} elements by powers of two"
     return _image(right + 40, bottom + 18, parts, words)
 

@@ -6,11 +6,17 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, TypeVar
 
 from precision_lab.support.text import printable
 
 T = TypeVar("T")
+
+BIT_COLORS = ("#D55E00", "#009E73", "#0072B2")
+"""Of sign, exponent and fraction."""
+
+_SEVERITIES = {"note": "#0072B2", "warning": "#E69F00", "fatal": "#D55E00"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,33 @@ class Table:
             object.__setattr__(self, name, text)  # it is frozen for everybody else
 
     def _repr_html_(self) -> str:
-        """Show itself in a notebook."""
-        from precision_lab.presentation.html import table_html
+        """Return itself as HTML for a notebook, all its text escaped."""
+        headings = "".join(self._cell("th", heading, i) for i, heading in enumerate(self.columns))
+        rows = "\n".join(
+            f"<tr>{''.join(self._cell('td', cell, i) for i, cell in enumerate(r))}</tr>" for r in self.rows
+        )
+        caption = f'<caption style="text-align:left">{escape(self.title)}</caption>'
+        parts = [f"<table>\n{caption}\n<thead><tr>{headings}</tr></thead>"]
+        parts.append(f"<tbody>\n{rows}\n</tbody>")
+        if self.totals:
+            totals = "".join(self._cell("th", cell, i) for i, cell in enumerate(self.totals))
+            parts.append(f"<tfoot><tr>{totals}</tr></tfoot>")
+        parts.append("</table>")
+        if self.note:
+            parts.append(f"<p><small>{escape(self.note).replace(chr(10), '<br>')}</small></p>")
+        return "\n".join(parts)
 
-        return table_html(self)
+    def _cell(self, tag: str, text: str, column: int) -> str:
+        """Write a cell; the fields of a code and severities have colours, as on a terminal."""
+        heading, inner = self.columns[column], escape(text)
+        if tag == "td" and heading == "bits":
+            fields = zip(text.split(" "), BIT_COLORS, strict=False)
+            inner = " ".join(f'<code style="color:{color}">{escape(field)}</code>' for field, color in fields)
+        elif tag == "td" and heading == "severity" and text in _SEVERITIES:
+            inner = f'<b style="color:{_SEVERITIES[text]}">{inner}</b>'
+        style = "text-align:right;white-space:nowrap" if column in self.numeric else "text-align:left"
+        style += ";min-width:16em" * (column in self.prose)
+        return f'<{tag} style="{style}">{inner}</{tag}>'
 
 
 MOST_ROWS = 100

@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FLOORS = ("numerics", "support", "tensors", "analysis", "training", "experiments", "claims", "presentation")
+FLOORS = ("support", "numerics", "tensors", "analysis", "training", "experiments", "claims", "presentation")
 DOORS = ("torch", "testing")
 HIDDEN = "numerics.kernels."  # compiled loops
 EXPERIMENTS = ("underflow", "swamping", "accumulation", "loss_scaling", "storage")

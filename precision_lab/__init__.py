@@ -26,7 +26,6 @@ from precision_lab.numerics.inspection import Inspection, inspect
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
 from precision_lab.numerics.rounding import cast, decode, encode, is_representable, neighbours, round_to, spacing
-from precision_lab.presentation.html import attach as _attach_html
 from precision_lab.tensors.info import TensorFileError, TensorInfo
 from precision_lab.tensors.reading import list_tensors, read_tensors
 from precision_lab.training.config import TrainingConfig
@@ -99,5 +98,3 @@ __all__ = [
     "train",
     "update_report",
 ]
-
-_attach_html()  # in notebooks objects show themselves; nothing is drawn before one does

@@ -23,9 +23,10 @@ from precision_lab.analysis.updates import update_outcomes
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import _constants, rounded_sum
 from precision_lab.numerics.codec import Codec, codec
-from precision_lab.numerics.environment import load_fixed_kernels, load_kernels, require_gradual_underflow
+from precision_lab.numerics.environment import load_fixed_kernels, load_kernels
 from precision_lab.numerics.plans import decode_table, encode_plan, plan_of
 from precision_lab.numerics.verification import verify_against_ml_dtypes, verify_against_reference
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.files import write_json
 from precision_lab.testing.accumulators import check_accumulator
 from precision_lab.testing.casts import check_cast

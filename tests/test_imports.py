@@ -25,9 +25,9 @@ HEAVY = (
 # ---- the weight of the import ----
 
 
-def heavy_modules_loaded_by(program: str, path: Path | None = None) -> list[str]:
+def heavy_modules_loaded_by(program: str, path: Path | None = None, watched: tuple[str, ...] = HEAVY) -> list[str]:
     """Run a program in a fresh interpreter; return which of the heavy packages it loaded."""
-    report = f"import json, sys\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    report = f"import json, sys\nprint(json.dumps([name for name in {watched!r} if name in sys.modules]))"
     search = [str(p) for p in (path, ROOT.parent) if p is not None]
     done = subprocess.run(
         [sys.executable, "-c", f"{program}\n{report}"],
@@ -43,6 +43,18 @@ def heavy_modules_loaded_by(program: str, path: Path | None = None) -> list[str]
 
 def test_the_import_is_light() -> None:
     assert heavy_modules_loaded_by("import precision_lab") == []
+
+
+UPPER = tuple(f"precision_lab.{floor}" for floor in ("experiments", "claims", "presentation", "cli"))
+
+
+def test_the_import_loads_no_upper_floor() -> None:
+    assert heavy_modules_loaded_by("import precision_lab", watched=UPPER) == []
+
+
+def test_a_notebook_that_asks_loads_them() -> None:
+    program = "import precision_lab\nassert '<table>' in precision_lab.get_format('fp16')._repr_html_()"
+    assert "precision_lab.presentation" in heavy_modules_loaded_by(program, watched=UPPER)
 
 
 def test_looking_around_is_light() -> None:
@@ -111,10 +123,11 @@ def test_the_order_can_be_wrong() -> None:
 
 # a module imports floors of a smaller number, and its own
 FLOORS = {
-    **{"numerics": 1, "support": 2, "tensors": 3, "analysis": 4, "training": 5},
+    **{"support": 1, "numerics": 2, "tensors": 3, "analysis": 4, "training": 5},
     **{"experiments": 6, "claims": 7, "presentation": 8, "cli": 9},
 }
 PUBLIC = 7  # the names of precision_lab itself come from floors 1 to 6
+UPWARD = {("support.shown", "precision_lab.presentation.notebook.to_html")}  # what a notebook asks, when it asks
 DOORS = ("cli", "torch", "testing", "__main__")  # for people; nothing else of the package uses them
 PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve")
 
@@ -146,7 +159,7 @@ def upward_imports(module: str, source: str) -> list[str]:
     wrong = []
     for name in imports(source, module):
         first, *rest = name.split(".")
-        if first != "precision_lab" or floor not in FLOORS:
+        if first != "precision_lab" or floor not in FLOORS or (module, name) in UPWARD:
             continue
         target = rest[0] if rest else "__init__"
         if not (floor == "cli" if target in DOORS else FLOORS.get(target, PUBLIC) <= FLOORS[floor]):
@@ -158,6 +171,10 @@ def test_no_floor_imports_a_lower_one() -> None:
     assert {module: wrong for module, source in modules().items() if (wrong := upward_imports(module, source))} == {}
 
 
+def test_the_door_that_leads_up_is_used() -> None:
+    assert {(module, name) for module, name in UPWARD if name not in imports(modules()[module], module)} == set()
+
+
 def test_the_floors_are_those_of_the_package() -> None:
     found = {module.split(".")[0] for module in modules()} - {"__init__"}
     assert {"numerics", "analysis", "training", "experiments"} <= found <= {*FLOORS, *DOORS}
@@ -166,6 +183,11 @@ def test_the_floors_are_those_of_the_package() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
+        ("support.shown", "from precision_lab.presentation.notebook import to_html", False),
+        ("support.shown", "from precision_lab.presentation.tables import Table", True),
+        ("support.files", "from precision_lab.presentation.notebook import to_html", True),
+        ("support.files", "from precision_lab.numerics.formats import FORMATS", True),
+        ("numerics.formats", "from precision_lab.support.shown import Shown", False),
         ("numerics.formats", "from precision_lab.analysis.scan import scan", True),
         ("numerics.formats", "def f():\n    import precision_lab.training.loop", True),  # later is no excuse
         ("numerics.formats", "from precision_lab import training", True),

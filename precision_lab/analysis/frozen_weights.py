@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.counting import BLOCK, MOST, merged, share, take_zeros, taken
 from precision_lab.analysis.plain import finite_or_none, number_or
-from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
+from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, is_number
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import as_carrier, compiled_rounding
+from precision_lab.support.environment import require_gradual_underflow
 
 
 class Gaps(NamedTuple):

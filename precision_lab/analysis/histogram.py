@@ -26,10 +26,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.counting import MOST, give_back, share, take_zeros
-from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
+from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import is_integer, is_number
 from precision_lab.numerics.rounding import as_carrier
+from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.shown import Shown
 
 Array: TypeAlias = NDArray[Any]
 
@@ -43,7 +45,7 @@ _CLASS_AFTER: dict[Fraction, int] = {Fraction(0): 1, Fraction(13, 16): 4}
 
 
 @dataclass(frozen=True)
-class Conversion:
+class Conversion(Shown):
     """What storing a tensor in a format does to its elements; exact counts.
 
     Attributes
@@ -109,7 +111,7 @@ class Conversion:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class ExponentHistogram:
+class ExponentHistogram(Shown):
     """Exact counts of magnitudes by binade and by class within the binade.
 
     Make one with `of` or `of_chunks`; add histograms with ``+``, in any order and grouping.

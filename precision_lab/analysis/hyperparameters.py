@@ -48,6 +48,7 @@ from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.inspection import to_double_by_odd
 from precision_lab.numerics.rounding import as_carrier, decode, encode, neighbours, round_to
+from precision_lab.support.shown import Shown
 
 OPTIMIZERS: dict[str, dict[str, float]] = {
     "sgd": {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.0},
@@ -153,7 +154,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class HyperparameterAudit:
+class HyperparameterAudit(Shown):
     """All numbers of an optimizer in one format.
 
     Attributes

@@ -11,14 +11,15 @@ from typing import Any, TypeAlias
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.loss_scalers import check_integer, power_text
 from precision_lab.analysis.plain import whole
-from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.shown import Shown
 
 _LEAST, _MOST = -126, 127  # exponents of loss scales: those of fp32's normal numbers
 
 
 @dataclass(frozen=True)
-class LossScalePlan:
+class LossScalePlan(Shown):
     """What each power of two would do to some gradients as a loss scale for a format; made by `plan_loss_scale`.
 
     The larger S, the fewer elements are flushed and the more overflow. So the scales at which nothing overflows reach
@@ -227,7 +228,7 @@ def plan_loss_scale(histogram: ExponentHistogram, fmt: object, *, margin: int = 
 
 
 @dataclass(frozen=True)
-class TensorPlans:
+class TensorPlans(Shown):
     """One loss scale for several tensors, and what it does to each; made by `plan_tensors`.
 
     Attributes

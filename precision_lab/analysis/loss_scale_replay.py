@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike
 
 from precision_lab.analysis.loss_scalers import LossScale, scale_text
 from precision_lab.analysis.plain import finite_or_none
-from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.rounding import as_carrier
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.reading import InputError, parse_json, read_small
+from precision_lab.support.shown import Shown
 from precision_lab.support.text import shown
 from precision_lab.tensors.npy import npy_array
 
@@ -41,7 +42,7 @@ class ScaleChange:
 
 
 @dataclass(frozen=True)
-class ScaleTrace:
+class ScaleTrace(Shown):
     """What a scaler would have done to a run; made by `replay`.
 
     Attributes

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, cast
 import numpy as np
 
 from precision_lab.analysis.histogram import log2_of_power_of_two
-from precision_lab.numerics.environment import require_gradual_underflow
+from precision_lab.support.environment import require_gradual_underflow
 
 ScaleDtype: TypeAlias = Literal["float32", "float64"]
 _FP32 = struct.Struct("f")

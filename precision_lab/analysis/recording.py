@@ -15,9 +15,9 @@ from typing import Any, Self, TypeGuard
 
 from precision_lab.analysis.histogram import ExponentHistogram, _count
 from precision_lab.analysis.updates import UpdateReport
-from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import get_mode
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.reading import read_small
 from precision_lab.tensors.info import TensorInfo, blaming, checked_shape
 from precision_lab.tensors.reading import INDEX_SUFFIX

@@ -16,9 +16,10 @@ from typing import Any
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.plain import whole
 from precision_lab.analysis.recording import Recording, is_recording, read_recording
-from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.spread import completed
+from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.shown import Shown
 from precision_lab.support.text import shown
 from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource, labels_of, names_of
 from precision_lab.tensors.reading import check_unchanged, is_one_source, open_tensors
@@ -37,7 +38,7 @@ class ScannedTensor:
 
 
 @dataclass(frozen=True)
-class ScanResult:
+class ScanResult(Shown):
     """All tensors of some files.
 
     Attributes

@@ -17,6 +17,7 @@ from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import _stream, as_carrier, random_numbers, round_to
+from precision_lab.support.shown import Shown
 
 
 class Threshold(NamedTuple):
@@ -31,7 +32,7 @@ class Threshold(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SwampingThresholds:
+class SwampingThresholds(Shown):
     """The ratios w/u, both positive, from which u vanishes beside w in ties_to_even.
 
     Attributes
@@ -134,7 +135,7 @@ MOST_TERMS = 1 << 27
 
 
 @dataclass(frozen=True)
-class Stagnation:
+class Stagnation(Shown):
     """Where a running sum stopped.
 
     Attributes

@@ -27,6 +27,7 @@ from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum, T
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
+from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo
 from precision_lab.tensors.walk import Walk
 
@@ -119,7 +120,7 @@ class SummedTensor:
 
 
 @dataclass(frozen=True, eq=False)
-class SumsResult:
+class SumsResult(Shown):
     """The sums of all tensors of some files.
 
     Attributes

@@ -14,6 +14,7 @@ from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
+from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo, TensorSource
 from precision_lab.tensors.pairs import check_partners, in_step
 from precision_lab.tensors.reading import list_tensors, open_tensors
@@ -21,7 +22,7 @@ from precision_lab.tensors.walk import CHUNK_BYTES, Progress, Walk
 
 
 @dataclass(frozen=True)
-class FrozenScan:
+class FrozenScan(Shown):
     """Tensors of weights and how far they can be pushed without moving.
 
     Attributes
@@ -71,7 +72,7 @@ class FrozenScan:
 
 
 @dataclass(frozen=True)
-class UpdateScan:
+class UpdateScan(Shown):
     """Tensors of weights and what would become of their updates.
 
     Attributes

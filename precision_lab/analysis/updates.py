@@ -34,11 +34,13 @@ from numpy.typing import ArrayLike, NDArray
 from precision_lab.analysis.counting import BLOCK, MOST, give_back, merged, share, take_zeros, taken
 from precision_lab.analysis.plain import finite_or_none
 from precision_lab.numerics.accumulation import nonzero_cells
-from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
+from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding
+from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.shown import Shown
 
 Array: TypeAlias = NDArray[Any]
 _UNITS = 2**1074  # of the sums, in 1
@@ -48,7 +50,7 @@ NO_UPDATE, LOST, MOVED = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateReport:
+class UpdateReport(Shown):
     """What became of updates; exact counts. Make one with `update_report`, add those of chunks with ``+``.
 
     With w the stored weight, u the update and R the rounding, d = R(w + u) - w is the *effective update*.

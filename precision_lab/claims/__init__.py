@@ -25,6 +25,7 @@ from typing import Any, Self
 from precision_lab.analysis.plain import plain
 from precision_lab.claims import formats, gradients, memory, scaling, training, updates
 from precision_lab.claims.claim import Arithmetic, Claim, Judgement, Outcome, Verdict
+from precision_lab.support.shown import Shown
 
 __all__ = [
     "CLAIMS",
@@ -121,7 +122,7 @@ class ClaimsConfig:
 
 
 @dataclass(frozen=True)
-class ClaimsResult:
+class ClaimsResult(Shown):
     """The verdicts.
 
     Attributes

@@ -40,6 +40,7 @@ from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.products import matmul
 from precision_lab.numerics.rounding import round_to
+from precision_lab.support.shown import Shown
 from precision_lab.training.datasets import digits, split
 from precision_lab.training.models import MLP, Array
 
@@ -193,7 +194,7 @@ class ProductError:
 
 
 @dataclass(frozen=True, eq=False)
-class AccumulationResult:
+class AccumulationResult(Shown):
     """What the experiment found.
 
     Attributes

@@ -22,6 +22,7 @@ from typing import Any, Self
 from precision_lab.analysis.hyperparameters import OPTIMIZERS, HyperparameterAudit, Severity, audit
 from precision_lab.analysis.plain import plain, tuples
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class HyperparametersConfig:
 
 
 @dataclass(frozen=True)
-class HyperparametersResult:
+class HyperparametersResult(Shown):
     """What the experiment found.
 
     Attributes

@@ -37,6 +37,7 @@ from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossS
 from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.datasets import Dataset, digits, split
 from precision_lab.training.loop import batches, loss_in_float64
@@ -262,7 +263,7 @@ class ScaledRun:
 
 
 @dataclass(frozen=True, eq=False)
-class LossScalingResult:
+class LossScalingResult(Shown):
     """What the experiment found.
 
     Attributes

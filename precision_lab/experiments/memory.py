@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from precision_lab.analysis.plain import plain, tuples
+from precision_lab.support.shown import Shown
 from precision_lab.training.memory import MemoryLedger, ledgers
 from precision_lab.training.storage import CONFIGURATIONS
 
@@ -69,7 +70,7 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
-class MemoryResult:
+class MemoryResult(Shown):
     """What the experiment found.
 
     Attributes

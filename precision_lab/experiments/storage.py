@@ -37,6 +37,7 @@ import numpy as np
 
 from precision_lab.analysis.hyperparameters import stored_value
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
+from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.result import StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
@@ -473,7 +474,7 @@ def _mean(values: Iterator[float] | list[float]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class StorageResult:
+class StorageResult(Shown):
     """What the experiment found.
 
     Attributes

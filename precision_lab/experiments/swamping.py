@@ -36,6 +36,7 @@ from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import get_mode
+from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
 from precision_lab.training.result import Snapshot
@@ -188,7 +189,7 @@ class RunningSum:
 
 
 @dataclass(frozen=True)
-class SwampingResult:
+class SwampingResult(Shown):
     """What the experiment found.
 
     Attributes

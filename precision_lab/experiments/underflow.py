@@ -30,6 +30,7 @@ from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
 
@@ -168,7 +169,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class UnderflowResult:
+class UnderflowResult(Shown):
     """What the experiment found.
 
     Attributes

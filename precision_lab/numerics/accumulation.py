@@ -38,7 +38,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
+from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
@@ -50,6 +50,8 @@ from precision_lab.numerics.rounding import (
     random_stream,
     round_to,
 )
+from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.shown import Shown
 
 Array: TypeAlias = NDArray[Any]
 
@@ -100,7 +102,7 @@ class RoundedSum:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class AccumulationTrace(RoundedSum):
+class AccumulationTrace(RoundedSum, Shown):
     """What became of a sum on the way, and the bounds of its error.
 
     Attributes

@@ -28,12 +28,14 @@ from typing import Any, Literal, TypeAlias
 import ml_dtypes
 import numpy as np
 
+from precision_lab.support.shown import Shown
+
 Specials: TypeAlias = Literal["ieee", "fn", "fnuz", "finite"]
 SPECIALS: tuple[Specials, ...] = ("ieee", "fn", "fnuz", "finite")
 
 
 @dataclass(frozen=True)
-class FloatFormat:
+class FloatFormat(Shown):
     """A binary floating-point format of at most 32 bits.
 
     Attributes

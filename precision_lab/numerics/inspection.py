@@ -14,10 +14,11 @@ from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import is_integer, is_number
 from precision_lab.numerics.reference import floor_log2
 from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
+from precision_lab.support.shown import Shown
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Shown):
     """One number as a format stores it.
 
     Attributes

@@ -28,11 +28,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.numerics.environment import load_kernels, require_gradual_underflow
+from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted, integers_as_doubles, refuse_masked
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.plans import Kernel, Plan, decode_exactly, decode_table, encode_plan, plan_of
+from precision_lab.support.environment import require_gradual_underflow
 
 Array: TypeAlias = NDArray[Any]
 RandomSource: TypeAlias = "int | tuple[int, int] | np.random.Generator | None"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from typing import TypeVar
 
-from precision_lab.numerics.environment import require_gradual_underflow
+from precision_lab.support.environment import require_gradual_underflow
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -37,6 +37,7 @@ COMPUTING = ("numpy", "ml_dtypes", "numba")
 """The packages whose versions can change a result."""
 
 _PACKAGE = Path(__file__).parents[1]
+_SHOWING = "presentation"  # a result can show itself (`Shown`), which changes nothing in it
 
 
 @dataclass(frozen=True)
@@ -208,9 +209,9 @@ def sources(module: str) -> tuple[Path, ...]:
 
 
 def _file(module: str) -> Path | None:
-    """Return the file of a module of the package; None for what is none."""
+    """Return the file of a module of the package that can change a result; None for what is none."""
     first, *parts = module.split(".")
-    if first != _PACKAGE.name or not parts:
+    if first != _PACKAGE.name or not parts or parts[0] == _SHOWING:
         return None
     place = _PACKAGE.joinpath(*parts)
     return next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()), None)

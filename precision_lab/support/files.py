@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from precision_lab.numerics.environment import require_gradual_underflow
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.jsontext import json_pieces
 from precision_lab.support.text import shown
 

@@ -31,9 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab.numerics import reference
-from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.testing.accumulator_report import AccumulatorReport, Width
 from precision_lab.testing.addition_trees import Tree, describe, leaves_of, nodes_of, sorted_tree
 

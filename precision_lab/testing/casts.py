@@ -16,10 +16,10 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import Array
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.testing.cast_check import Check, Progress
 from precision_lab.testing.cast_faults import (
     Spec,

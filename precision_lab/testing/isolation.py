@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from precision_lab.numerics.environment import require_gradual_underflow
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.processes import end_with_forking_thread, end_with_parent, wait_for_end_of
 
 Array = NDArray[Any]

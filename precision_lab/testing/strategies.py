@@ -40,10 +40,10 @@ from hypothesis.errors import InvalidArgument
 from hypothesis.extra import numpy as of_numpy
 from numpy.typing import NDArray
 
-from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import code_dtype
+from precision_lab.support.environment import require_gradual_underflow
 
 Strategy: TypeAlias = st.SearchStrategy[Any]
 Draw: TypeAlias = st.DrawFn

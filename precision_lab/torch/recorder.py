@@ -44,9 +44,9 @@ from precision_lab.analysis.recording import RecordedTensor, Recording
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan_recording
 from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
 from precision_lab.analysis.updates import UpdateReport, update_report
-from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.files import write_json
 
 Array: TypeAlias = NDArray[Any]

@@ -24,6 +24,7 @@ from precision_lab.analysis.plain import finite_or_none
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import round_to, spacing
+from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.models.interface import Array, Labels, Parameters
 
@@ -76,7 +77,7 @@ class Difference:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingComparison:
+class TrainingComparison(Shown):
     """A training here and the same training elsewhere.
 
     Attributes

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.numerics import fixed
 from precision_lab.numerics.codec import codec
-from precision_lab.numerics.environment import require_gradual_underflow
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
 from precision_lab.training.models import Array, Gradients, Model, Parameters

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import code_dtype
+from precision_lab.support.shown import Shown
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, buffers
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
@@ -63,7 +64,7 @@ class Buffer:
 
 
 @dataclass(frozen=True)
-class MemoryLedger:
+class MemoryLedger(Shown):
     """The bytes of a run.
 
     Attributes

@@ -57,6 +57,7 @@ from precision_lab.analysis.updates import MOVED, NO_UPDATE, update_outcomes
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.rounding import as_carrier, round_to
+from precision_lab.support.shown import Shown
 from precision_lab.support.text import shown
 from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource, label_of, labels_of
 from precision_lab.tensors.pairs import check_partners, in_step
@@ -236,7 +237,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class PreflightReport:
+class PreflightReport(Shown):
     """What could be found out before the first step.
 
     Attributes

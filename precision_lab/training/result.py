@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.plain import counted, uncounted
+from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.models import Array
 
@@ -131,7 +132,7 @@ STATISTICS = ("count", "nonzero", "lost", "unchanged", "intended", "effective", 
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingResult:
+class TrainingResult(Shown):
     """What a run came to.
 
     Attributes

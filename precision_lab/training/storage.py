@@ -32,6 +32,7 @@ from typing import Any
 
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.support.shown import Shown
 
 UPDATES = ("ties_to_even", "stochastic", "kahan", "collage_light", "collage_plus")
 """How a new weight is stored: rounded one way or the other, or with what the rounding lost kept beside it."""
@@ -41,7 +42,7 @@ _YES = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True)
-class StorageConfig:
+class StorageConfig(Shown):
     """A format for each role. Formats may be given by name; what is left out follows from the others.
 
     Attributes

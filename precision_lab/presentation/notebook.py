@@ -1,9 +1,8 @@
-"""Objects show themselves in a notebook: every result as its table, a histogram and a format with a small picture.
+"""How objects show themselves in a notebook: every result as its table, a histogram and a format with a small picture.
 
-`attach` gives the classes their ``_repr_html_``, the method that Jupyter looks for. They do not have it of their own,
-because a floor imports no floor below it and tables are far below formats; a user need not do anything either way.
-Pictures are images in the page itself, of SVG: an ``<img>`` survives where notebooks that are not trusted lose inline
-SVG and styles. All text is escaped: the names in tensor files are other people's.
+`Shown` sends here what a notebook asks. Pictures are images in the page itself, of SVG: an ``<img>`` survives where
+notebooks that are not trusted lose inline SVG and styles. All text is escaped: the names in tensor files are other
+people's.
 """
 
 from __future__ import annotations
@@ -45,26 +44,11 @@ from precision_lab.training.storage import StorageConfig
 if TYPE_CHECKING:
     from precision_lab.presentation.tables import Table
 
-SHOWN: tuple[type, ...] = (
-    *(AccumulationResult, AccumulationTrace, ClaimsResult, Conversion, ExponentHistogram, FloatFormat, FrozenScan),
-    *(HyperparameterAudit, HyperparametersResult, Inspection, LossScalePlan, LossScalingResult, MemoryLedger),
-    *(MemoryResult, PreflightReport, ScaleTrace, ScanResult, Stagnation, StorageConfig, StorageResult, SumsResult),
-    *(SwampingResult, SwampingThresholds, TensorPlans, TrainingComparison, TrainingResult, UnderflowResult),
-    *(UpdateReport, UpdateScan),
-)
-"""The classes whose objects show themselves."""
-
 _BAR, _GREY = "#7f93a3", "#888888"  # readable on white and on black
 
 
-def attach() -> None:
-    """Give every class of `SHOWN` the method that notebooks look for."""
-    for shown in SHOWN:
-        shown._repr_html_ = to_html  # type: ignore[attr-defined]
-
-
 def to_html(result: object) -> str:
-    """Return an object of one of the classes `SHOWN` as HTML: its pictures and its tables."""
+    """Return an object that is `Shown` as HTML: its pictures and its tables."""
     pictures: list[str] = []
     if isinstance(result, FloatFormat):
         pictures.append(layout_picture(result))
@@ -74,12 +58,12 @@ def to_html(result: object) -> str:
 
 
 def tables_of(result: Any) -> Sequence[Table]:
-    """Return the tables of an object of one of the classes `SHOWN`.
+    """Return the tables of an object that is `Shown`.
 
     Raises
     ------
     TypeError
-        It is of none of them.
+        There is no table of it.
 
     """
     from precision_lab.presentation import tables as t  # loaded when something is shown, not with the package
@@ -144,7 +128,7 @@ def tables_of(result: Any) -> Sequence[Table]:
             return t.preflight_tables(result)
         case TrainingComparison():
             return t.comparison_tables({"this training": result})
-    raise TypeError(f"there is no table of a {type(result).__name__}; there are those of the classes SHOWN")
+    raise TypeError(f"there is no table of a {type(result).__name__}")
 
 
 def layout_picture(fmt: FloatFormat) -> str:

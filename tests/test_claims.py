@@ -34,7 +34,7 @@ from precision_lab.claims.claim import ARTICLE, CHAPTER, DETERMINISTIC_MODES, FO
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import Array
-from precision_lab.presentation.tables import claims_page
+from precision_lab.presentation.tables.claims import claims_page
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 FTZ, TRUNCATION = Arithmetic(subnormals=False), Arithmetic("toward_zero")

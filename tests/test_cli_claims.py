@@ -10,7 +10,7 @@ from rich.console import Console
 
 from precision_lab.claims import ClaimsConfig, run
 from precision_lab.cli import show as shown
-from precision_lab.presentation.tables import claims_page
+from precision_lab.presentation.tables.claims import claims_page
 from tests.conftest import CommandLine
 
 KEYS = ("fp16-1e-7", "bf16-chopped", "halves-the-memory")

@@ -28,7 +28,7 @@ def claims(keys: tuple[str, ...], mode: str, flush_subnormals: bool, data: Path 
     precision-lab claims fp16-1e-7 bf16-chopped --mode toward_zero --flush-subnormals
     """
     from precision_lab.claims import CLAIMS, Arithmetic, ClaimsConfig, run
-    from precision_lab.presentation.tables import claims_page, claims_tables
+    from precision_lab.presentation.tables.claims import claims_page, claims_tables
     from precision_lab.support.files import replacing, write_json
 
     config = ClaimsConfig(keys or tuple(CLAIMS), Arithmetic(mode, subnormals=not flush_subnormals))

@@ -79,7 +79,7 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
     """
     from precision_lab.presentation.collection import EXPERIMENTS, kept, results
     from precision_lab.presentation.report import write_report
-    from precision_lab.presentation.tables import summary_table
+    from precision_lab.presentation.tables.summary import summary_table
     from precision_lab.support.files import only_one, write_json
     from precision_lab.support.processes import number_of_processes
     from precision_lab.support.reading import read_small
@@ -155,8 +155,10 @@ def _progress_of_processes(bars: Callable[[str, int, int], None]) -> Iterator[An
 def _pictures(names: Iterable[str]) -> list[str]:
     """Return the files of the figures of experiments."""
     from precision_lab.presentation.collection import EXPERIMENTS
+    from precision_lab.presentation.plots.figures import figures_of
 
-    return [f"{picture}.{kind}" for name in names for picture in EXPERIMENTS[name].figures for kind in KINDS]
+    results = (EXPERIMENTS[name].find(EXPERIMENTS[name].result) for name in names)
+    return [f"{picture}.{kind}" for result in results for picture in figures_of(result) for kind in KINDS]
 
 
 @contextmanager
@@ -180,27 +182,27 @@ def _blaming_kept(finished: Sequence[Finished], folder: Path) -> Iterator[None]:
 
 def _show_tables(finished: Sequence[Finished], folder: Path) -> None:
     """Show the tables of all experiments, or none."""
-    from precision_lab.presentation import tables
-    from precision_lab.presentation.collection import EXPERIMENTS
+    from precision_lab.presentation.tables.table import Table, tables_of
 
-    made: list[Any] = []
+    made: list[Table] = []
     for one in finished:
         with _blaming_kept([one], folder):
-            made += getattr(tables, EXPERIMENTS[one.name].tables)(one.result)
+            made += tables_of(one.result)
     for table in made:
         show(table)
 
 
 def _draw(finished: Sequence[Finished], folder: Path, *, quick: bool) -> None:
     """Draw every figure, as PNG and as SVG."""
-    from precision_lab.presentation import plots
     from precision_lab.presentation.collection import EXPERIMENTS
+    from precision_lab.presentation.plots.figures import figures_of
+    from precision_lab.presentation.plots.style import save_figure, say_quick
 
     for one in finished:
-        for picture, name in EXPERIMENTS[one.name].figures.items():
+        for picture, draw in figures_of(type(one.result)).items():
             with _blaming_kept([one], folder):
-                figure = getattr(plots, name)(one.result)
+                figure = draw(one.result)
             if quick and EXPERIMENTS[one.name].configuration(quick=True) != EXPERIMENTS[one.name].configuration():
-                plots.say_quick(figure)
+                say_quick(figure)
             for kind in KINDS:
-                plots.save_figure(figure, folder / f"{picture}.{kind}")
+                save_figure(figure, folder / f"{picture}.{kind}")

@@ -20,7 +20,7 @@ from precision_lab.support.text import shown
 def formats() -> None:
     """List the formats and their limits."""
     from precision_lab.numerics.formats import FORMATS
-    from precision_lab.presentation.tables import formats_table, sources_table
+    from precision_lab.presentation.tables.formats import formats_table, sources_table
 
     show(formats_table(FORMATS.values()))
     show(sources_table(FORMATS.values()))
@@ -42,7 +42,7 @@ def inspect(values: tuple[str, ...], chosen: tuple[str, ...]) -> None:
     from precision_lab.numerics.formats import FORMATS, get_format
     from precision_lab.numerics.inspection import inspect as inspect_number
     from precision_lab.numerics.inspection import parse_number
-    from precision_lab.presentation.tables import inspection_table
+    from precision_lab.presentation.tables.formats import inspection_table
 
     asked = [get_format(name) for name in chosen or FORMATS]
     numbers = [parse_number(text) for text in values]
@@ -148,7 +148,7 @@ def _source_of(cast: Any) -> list[Path]:
 def _verify_installation(chosen: tuple[str, ...], exhaustive: bool, processes: int | None, dask: str | None) -> None:
     from precision_lab.numerics.formats import FORMATS, get_format
     from precision_lab.numerics.verification import verify_against_ml_dtypes, verify_against_reference
-    from precision_lab.presentation.tables import verification_table
+    from precision_lab.presentation.tables.formats import verification_table
 
     if not exhaustive and (dask is not None or processes is not None):
         raise click.UsageError("--workers and --dask are for --exhaustive; the rest takes seconds")

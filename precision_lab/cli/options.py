@@ -96,7 +96,7 @@ def _check(ctx: click.Context, given: Iterable[tuple[click.Parameter, Path]]) ->
         if isinstance(param.type, Output):
             written[param.opts[0]] = place
         if isinstance(param.type, FigureOutput):
-            from precision_lab.presentation.plots import check_figure_path
+            from precision_lab.presentation.plots.style import check_figure_path
 
             check_figure_path(place)
         if isinstance(param.type, Input) and str(place):

@@ -53,7 +53,7 @@ def preflight(
     precision-lab preflight model.safetensors --storage pure_bf16 --lr 1e-5 --beta2 0.999 --weight-decay 0.1
     precision-lab preflight model.pt --optimizer-state optimizer.pt --lr 1e-4 --json report.json
     """
-    from precision_lab.presentation.tables import preflight_tables
+    from precision_lab.presentation.tables.preflight import preflight_tables
     from precision_lab.support.files import write_json
     from precision_lab.training.preflight import preflight as ask
 

@@ -16,7 +16,7 @@ from precision_lab.cli.options import TO_ERROR
 from precision_lab.support.text import printable, shown
 
 if TYPE_CHECKING:
-    from precision_lab.presentation.tables import Table
+    from precision_lab.presentation.tables.table import Table
     from precision_lab.tensors.info import TensorInfo
 
 

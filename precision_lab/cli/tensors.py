@@ -55,7 +55,8 @@ def scan(
     from precision_lab.analysis.scan import DEFAULT_FORMATS
     from precision_lab.analysis.scan import scan as scan_files
     from precision_lab.analysis.swamping_scan import recorded_updates
-    from precision_lab.presentation.tables import recording_text, scan_table, updates_table
+    from precision_lab.presentation.tables.histograms import recording_text, scan_table
+    from precision_lab.presentation.tables.swamping import updates_table
     from precision_lab.support.files import write_json
 
     asked = chosen or DEFAULT_FORMATS
@@ -71,7 +72,8 @@ def scan(
     if data is not None:
         write_json(result.parts(), data)
     if figure is not None:
-        from precision_lab.presentation.plots import save_figure, scan_figure
+        from precision_lab.presentation.plots.histograms import scan_figure
+        from precision_lab.presentation.plots.style import save_figure
 
         save_figure(scan_figure(result), figure)
     if page is not None:
@@ -136,7 +138,7 @@ def _plan_loss_scale(
 ) -> None:
     from precision_lab.analysis.loss_scale_plan import plan_tensors
     from precision_lab.analysis.scan import scan as scan_files
-    from precision_lab.presentation.tables import loss_scale_tables
+    from precision_lab.presentation.tables.loss_scaling import loss_scale_tables
     from precision_lab.support.files import write_json
 
     with progress_bar("Scanning") as progress:
@@ -149,7 +151,8 @@ def _plan_loss_scale(
     if data is not None:
         write_json(plans.parts(), data)
     if figure is not None:
-        from precision_lab.presentation.plots import loss_scale_figure, save_figure
+        from precision_lab.presentation.plots.loss_scaling import loss_scale_figure
+        from precision_lab.presentation.plots.style import save_figure
 
         save_figure(loss_scale_figure(plans), figure)
 
@@ -159,7 +162,7 @@ def _replay_loss_scale(
 ) -> None:
     from precision_lab.analysis.loss_scale_replay import read_trace, replay
     from precision_lab.analysis.loss_scalers import SCALERS, get_scaler
-    from precision_lab.presentation.tables import scale_trace_tables
+    from precision_lab.presentation.tables.loss_scaling import scale_trace_tables
     from precision_lab.support.files import write_json
 
     scalers = [s for name in names for s in (SCALERS.values() if name == "all" else [get_scaler(name)])]
@@ -170,7 +173,8 @@ def _replay_loss_scale(
     if data is not None:
         write_json((trace.to_dict() for trace in traces), data)
     if figure is not None:
-        from precision_lab.presentation.plots import save_figure, scale_trace_figure
+        from precision_lab.presentation.plots.loss_scaling import scale_trace_figure
+        from precision_lab.presentation.plots.style import save_figure
 
         save_figure(scale_trace_figure(traces), figure)
 
@@ -196,7 +200,7 @@ def accumulation(
     precision-lab accumulation gradients.safetensors -f bf16 --squares
     """
     from precision_lab.analysis.sums import sum_tensors
-    from precision_lab.presentation.tables import sums_table
+    from precision_lab.presentation.tables.accumulation import sums_table
     from precision_lab.support.files import write_json
 
     with progress_bar("Adding up") as progress:
@@ -238,7 +242,7 @@ def swamping(
     precision-lab swamping --weights before.npz --updates updates.npz --figure updates.png
     """
     from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan, scan_frozen, scan_updates
-    from precision_lab.presentation.tables import frozen_table, updates_table
+    from precision_lab.presentation.tables.swamping import frozen_table, updates_table
     from precision_lab.support.files import write_json
 
     asked = sizes if lr is None else (*sizes, lr)
@@ -257,6 +261,7 @@ def swamping(
     if data is not None:
         write_json(result.parts(), data)
     if figure is not None:
-        from precision_lab.presentation.plots import save_figure, swamping_scan_figure
+        from precision_lab.presentation.plots.style import save_figure
+        from precision_lab.presentation.plots.swamping import swamping_scan_figure
 
         save_figure(swamping_scan_figure(result), figure)

@@ -47,7 +47,7 @@ def hyperparameters(
     """
     from precision_lab.analysis.hyperparameters import audit
     from precision_lab.numerics.formats import get_format
-    from precision_lab.presentation.tables import hyperparameters_table
+    from precision_lab.presentation.tables.hyperparameters import hyperparameters_table
     from precision_lab.support.files import write_json
 
     formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
@@ -57,7 +57,8 @@ def hyperparameters(
     if data is not None:
         write_json({"audits": [one.to_dict() for one in audits]}, data)
     if figure is not None:
-        from precision_lab.presentation.plots import hyperparameters_figure, save_figure
+        from precision_lab.presentation.plots.hyperparameters import hyperparameters_figure
+        from precision_lab.presentation.plots.style import save_figure
 
         save_figure(hyperparameters_figure(audits), figure)
 
@@ -90,7 +91,7 @@ def memory(
     precision-lab memory --parameters 7e9 --optimizer adamw
     precision-lab memory --parameters 1.3e9 --storage master_bf16 --storage pure_bf16 --ranks 8
     """
-    from precision_lab.presentation.tables import memory_tables
+    from precision_lab.presentation.tables.memory import memory_tables
     from precision_lab.support.files import write_json
     from precision_lab.training.memory import ledgers
 
@@ -145,7 +146,7 @@ def train(
     precision-lab train --model transformer --data novel.txt --steps 500 --seeds 1
     """
     from precision_lab.experiments.storage import Setting, StorageExperimentConfig, run
-    from precision_lab.presentation.tables import storage_tables
+    from precision_lab.presentation.tables.storage import storage_tables
     from precision_lab.support.files import write_json
 
     config = StorageExperimentConfig(
@@ -165,6 +166,7 @@ def train(
     if data is not None:
         write_json(result.to_dict(), data)
     if figure is not None:
-        from precision_lab.presentation.plots import save_figure, training_figure
+        from precision_lab.presentation.plots.storage import training_figure
+        from precision_lab.presentation.plots.style import save_figure
 
         save_figure(training_figure(result), figure)

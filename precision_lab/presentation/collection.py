@@ -51,10 +51,6 @@ class Experiment:
     config, result : str
         Its classes there: ``config()``, ``config.quick()``; ``result.to_dict()``, ``result.from_dict(data)``,
         ``result.answer``.
-    tables : str
-        Of `presentation.tables`: from the result to a tuple of `Table`.
-    figures : dict of str to str
-        Of `presentation.plots`: per name of a file, without its ending, from the result to a figure.
     call : str
         The function that runs it.
     spread : bool
@@ -65,8 +61,6 @@ class Experiment:
     module: str
     config: str
     result: str
-    tables: str
-    figures: Mapping[str, str]
     call: str = "run"
     spread: bool = False
 
@@ -85,55 +79,39 @@ EXPERIMENTS: dict[str, Experiment] = {
         "precision_lab.experiments.underflow",
         "UnderflowConfig",
         "UnderflowResult",
-        "underflow_tables",
-        {"underflow": "underflow_figure", "gradient_histogram": "gradient_histogram_figure"},
     ),
     "swamping": Experiment(
         "precision_lab.experiments.swamping",
         "SwampingConfig",
         "SwampingResult",
-        "swamping_tables",
-        {"swamping": "swamping_figure"},
     ),
     "accumulation": Experiment(
         "precision_lab.experiments.accumulation",
         "AccumulationConfig",
         "AccumulationResult",
-        "accumulation_tables",
-        {"accumulation": "accumulation_figure"},
     ),
     "loss_scaling": Experiment(
         "precision_lab.experiments.loss_scaling",
         "LossScalingConfig",
         "LossScalingResult",
-        "loss_scaling_tables",
-        {"loss_scaling": "loss_scaling_figure"},
     ),
     "storage": Experiment(
         "precision_lab.experiments.storage",
         "StorageExperimentConfig",
         "StorageResult",
-        "storage_tables",
-        {"storage": "storage_figure", "descent_quality": "descent_quality_figure"},
         spread=True,
     ),
     "hyperparameters": Experiment(
         "precision_lab.experiments.hyperparameters",
         "HyperparametersConfig",
         "HyperparametersResult",
-        "usual_settings_tables",
-        {"hyperparameters": "usual_settings_figure"},
     ),
     "memory": Experiment(
         "precision_lab.experiments.memory",
         "MemoryConfig",
         "MemoryResult",
-        "ledgers_tables",
-        {"memory": "memory_figure"},
     ),
-    "claims": Experiment(
-        "precision_lab.claims", "ClaimsConfig", "ClaimsResult", "claims_tables", {"claims": "claims_figure"}
-    ),
+    "claims": Experiment("precision_lab.claims", "ClaimsConfig", "ClaimsResult"),
 }
 """The experiments of the report, in its order."""
 

@@ -9,40 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.hyperparameters import HyperparameterAudit
-from precision_lab.analysis.loss_scale_plan import LossScalePlan, TensorPlans
-from precision_lab.analysis.loss_scale_replay import ScaleTrace
-from precision_lab.analysis.scan import ScanResult
-from precision_lab.analysis.stagnation import Stagnation, SwampingThresholds
-from precision_lab.analysis.sums import SumsResult
-from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
-from precision_lab.analysis.updates import UpdateReport
-from precision_lab.claims import ClaimsResult
-from precision_lab.experiments.accumulation import AccumulationResult
-from precision_lab.experiments.hyperparameters import HyperparametersResult
-from precision_lab.experiments.loss_scaling import LossScalingResult
-from precision_lab.experiments.memory import MemoryResult
-from precision_lab.experiments.storage import StorageResult
-from precision_lab.experiments.swamping import SwampingResult
-from precision_lab.experiments.underflow import UnderflowResult
-from precision_lab.numerics.accumulation import AccumulationTrace
+from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.numerics.formats import FloatFormat, get_format
-from precision_lab.numerics.inspection import Inspection
-from precision_lab.presentation.tables.table import BIT_COLORS
-from precision_lab.training.comparison import TrainingComparison
-from precision_lab.training.memory import MemoryLedger
-from precision_lab.training.preflight import PreflightReport
-from precision_lab.training.result import TrainingResult
-from precision_lab.training.storage import StorageConfig
-
-if TYPE_CHECKING:
-    from precision_lab.presentation.tables import Table
+from precision_lab.presentation.tables.table import BIT_COLORS, tables_of
 
 _BAR, _GREY = "#7f93a3", "#888888"  # readable on white and on black
 
@@ -55,80 +27,6 @@ def to_html(result: object) -> str:
     elif isinstance(result, ExponentHistogram):
         pictures.append(histogram_picture(result))
     return "\n".join([*pictures, *(table._repr_html_() for table in tables_of(result))])
-
-
-def tables_of(result: Any) -> Sequence[Table]:
-    """Return the tables of an object that is `Shown`.
-
-    Raises
-    ------
-    TypeError
-        There is no table of it.
-
-    """
-    from precision_lab.presentation import tables as t  # loaded when something is shown, not with the package
-
-    match result:
-        case FloatFormat():
-            return (replace(t.formats_table([result]), title=f"{result.name}: {result.source}"),)
-        case Inspection():
-            return (t.inspection_table(f"As {result.format} stores it", [result]),)
-        case ExponentHistogram():
-            return (t.histogram_table(result),)
-        case Conversion():
-            return (t.conversions_table(f"{result.count:,} elements in {result.format}", [result]),)
-        case ScanResult():
-            return (t.scan_table(result),)
-        case SumsResult():
-            return (t.sums_table(result),)
-        case FrozenScan():
-            return (t.frozen_table(result),)
-        case UpdateScan():
-            return (t.updates_table(result),)
-        case UpdateReport():
-            return (t.update_report_table(result),)
-        case SwampingThresholds():
-            return (t.thresholds_table(result),)
-        case Stagnation():
-            return (t.stagnation_table(result),)
-        case AccumulationTrace():
-            return (t.trace_table(result),)
-        case TensorPlans():
-            return t.loss_scale_tables(result)
-        case LossScalePlan():
-            chosen = (result.recommended or result.best).loss_scale
-            return t.loss_scale_tables(TensorPlans(result, chosen, ()))[1:]
-        case ScaleTrace():
-            return t.scale_trace_tables([result])
-        case HyperparameterAudit():
-            return (t.hyperparameters_table(result),)
-        case StorageConfig():
-            return (t.storage_config_table(result),)
-        case MemoryLedger():
-            return t.memory_tables({t.storage_text(result.storage): result}, 1)
-        case TrainingResult():
-            return (t.training_table(result),)
-        case UnderflowResult():
-            return t.underflow_tables(result)
-        case SwampingResult():
-            return t.swamping_tables(result)
-        case AccumulationResult():
-            return t.accumulation_tables(result)
-        case LossScalingResult():
-            return t.loss_scaling_tables(result)
-        case StorageResult():
-            return t.storage_tables(result)
-        case HyperparametersResult():
-            return t.usual_settings_tables(result)
-        case MemoryResult():
-            return t.ledgers_tables(result)
-        case ClaimsResult():
-            return t.claims_tables(result)
-        case PreflightReport():
-            return t.preflight_tables(result)
-        case TrainingComparison():
-            return t.comparison_tables({"this training": result})
-    raise TypeError(f"there is no table of a {type(result).__name__}")
 
 
 def layout_picture(fmt: FloatFormat) -> str:

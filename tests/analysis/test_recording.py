@@ -14,7 +14,7 @@ from precision_lab import ExponentHistogram, TensorFileError, UpdateReport, scan
 from precision_lab.analysis.recording import KIND, RecordedTensor, Recording, is_recording, read_recording
 from precision_lab.analysis.scan import scan_recording
 from precision_lab.analysis.swamping_scan import recorded_updates
-from precision_lab.presentation.tables import recording_text
+from precision_lab.presentation.tables.histograms import recording_text
 from tests.conftest import CommandLine
 
 

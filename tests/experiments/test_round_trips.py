@@ -22,8 +22,9 @@ from precision_lab.experiments.memory import MemoryConfig
 from precision_lab.experiments.storage import Setting, StorageExperimentConfig
 from precision_lab.experiments.swamping import SwampingConfig
 from precision_lab.experiments.underflow import UnderflowConfig
-from precision_lab.presentation import plots, tables
 from precision_lab.presentation.collection import EXPERIMENTS
+from precision_lab.presentation.plots.figures import figures_of
+from precision_lab.presentation.tables.table import tables_of
 from precision_lab.training.result import StepUpdates
 
 mpl.use("Agg")
@@ -97,8 +98,7 @@ def test_a_dictionary_is_read_and_written_again(case: tuple[str, Any]) -> None:
 def test_tables_and_the_answer_are_the_same(case: tuple[str, Any]) -> None:
     name, result = case
     again = read_back(name, result)
-    shown = getattr(tables, EXPERIMENTS[name].tables)
-    assert shown(again) == shown(result)
+    assert tables_of(again) == tables_of(result)
     assert again.answer == result.answer
     assert result.answer.count("\n") == 0
 
@@ -106,9 +106,9 @@ def test_tables_and_the_answer_are_the_same(case: tuple[str, Any]) -> None:
 def test_figures_are_the_same_bytes(case: tuple[str, Any]) -> None:
     name, result = case
     again = read_back(name, result)
-    for draw in EXPERIMENTS[name].figures.values():
-        drawn = picture(getattr(plots, draw)(result))
-        assert picture(getattr(plots, draw)(again)) == drawn
+    for draw in figures_of(type(result)).values():
+        drawn = picture(draw(result))
+        assert picture(draw(again)) == drawn
         assert len(drawn) > 5000
 
 

@@ -14,7 +14,7 @@ from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.stagnation import counting, stagnation
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.experiments.swamping import MODES, STAGES, SwampingConfig, SwampingResult, run
-from precision_lab.presentation.tables import swamping_tables
+from precision_lab.presentation.tables.swamping import swamping_tables
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
 from precision_lab.training.result import Snapshot

@@ -190,15 +190,17 @@ def _run(name: str) -> str:
 
 def of_experiments(executor: ProcessPoolExecutor) -> Iterator[tuple[str, str]]:
     """Yield the digest of every experiment's quick result, and of every figure of it as SVG."""
-    from precision_lab.presentation import collection, plots
+    from precision_lab.presentation import collection
+    from precision_lab.presentation.plots.figures import figures_of
+    from precision_lab.presentation.plots.style import save_figure
 
     configs = {name: experiment.configuration(quick=True) for name, experiment in collection.EXPERIMENTS.items()}
     with tempfile.TemporaryDirectory() as folder:
         for finished in collection.run(configs, Path(folder), executor=executor):
             yield f"experiment {finished.name}", of_json(finished.data)
-            for picture, draw in collection.EXPERIMENTS[finished.name].figures.items():
+            for picture, draw in figures_of(type(finished.result)).items():
                 file = Path(folder) / f"{picture}.svg"
-                plots.save_figure(getattr(plots, draw)(finished.result), file)
+                save_figure(draw(finished.result), file)
                 yield f"figure {picture}", digest([file.read_bytes()])
 
 
@@ -206,17 +208,17 @@ def of_formats() -> Iterator[tuple[str, str]]:
     """Yield the digests of the drawings that show formats and not results."""
     from matplotlib.figure import Figure
 
-    from precision_lab.presentation import plots
-    from precision_lab.presentation.plots.style import style
+    from precision_lab.presentation.plots.formats import plot_number_line, plot_spacing
+    from precision_lab.presentation.plots.style import save_figure, style
 
     with tempfile.TemporaryDirectory() as folder:
-        drawings: dict[str, Callable[..., Any]] = {"number line": plots.plot_number_line, "spacing": plots.plot_spacing}
+        drawings: dict[str, Callable[..., Any]] = {"number line": plot_number_line, "spacing": plot_spacing}
         for name, draw in drawings.items():
             with style():
                 figure = Figure()
                 draw(["fp16", "bf16", "fp8_e4m3fn"], ax=figure.add_subplot())
             file = Path(folder) / "drawn.svg"
-            plots.save_figure(figure, file)
+            save_figure(figure, file)
             yield f"figure {name}", digest([file.read_bytes()])
 
 

@@ -17,8 +17,12 @@ from precision_lab.experiments.accumulation import AccumulationConfig
 from precision_lab.experiments.hyperparameters import SETTINGS, HyperparametersConfig
 from precision_lab.experiments.memory import MemoryConfig
 from precision_lab.experiments.storage import Setting, StorageExperimentConfig
-from precision_lab.presentation import collection, plots, tables
+from precision_lab.presentation import collection
 from precision_lab.presentation.collection import EXPERIMENTS, Finished, digest, kept, results, run, sources
+from precision_lab.presentation.plots.figures import figures_of
+from precision_lab.presentation.tables.summary import summary_table
+from precision_lab.presentation.tables.table import tables_of
+from precision_lab.presentation.topics import load_topics
 
 SMALL: dict[str, Any] = {
     "hyperparameters": HyperparametersConfig(settings=SETTINGS[:1]),
@@ -35,15 +39,15 @@ def files(module: str) -> set[str]:
 
 
 def test_every_part_of_every_experiment_is_there() -> None:
+    load_topics("precision_lab.presentation.tables")
     for name, experiment in EXPERIMENTS.items():
         config, result = experiment.find(experiment.config), experiment.find(experiment.result)
         assert isinstance(experiment.configuration(), config)
         assert callable(result.from_dict)
         assert callable(experiment.find(experiment.call))
-        assert callable(getattr(tables, experiment.tables))
-        assert all(callable(getattr(plots, figure)) for figure in experiment.figures.values())
-        assert name in experiment.figures
-    pictures = [picture for experiment in EXPERIMENTS.values() for picture in experiment.figures]
+        assert tables_of.dispatch(result) is not tables_of.dispatch(object)
+        assert name in figures_of(result)
+    pictures = [picture for one in EXPERIMENTS.values() for picture in figures_of(one.find(one.result))]
     assert len(set(pictures)) == len(pictures)
 
 
@@ -311,12 +315,12 @@ def test_macos_is_asked_and_windows_knows(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_the_summary_says_what_came_out_and_whether_it_was_run(finished: list[Finished], tmp_path: Path) -> None:
     (again,) = run({"memory": SMALL["memory"]}, tmp_path)
-    table = tables.summary_table([finished[0], again], quick=False)
+    table = summary_table([finished[0], again], quick=False)
     assert [row[0] for row in table.rows] == ["hyperparameters", "memory"]
     assert [row[1] for row in table.rows] == [finished[0].answer, again.answer]
     assert [row[3] for row in table.rows] == ["run", "run"]
     reused = kept("memory", tmp_path, SMALL["memory"])
     assert reused is not None
-    assert tables.summary_table([reused], quick=True).rows[0][3] == "reused"
-    assert "quick run" in tables.summary_table([reused], quick=True).title
+    assert summary_table([reused], quick=True).rows[0][3] == "reused"
+    assert "quick run" in summary_table([reused], quick=True).title
     assert "quick" not in table.title

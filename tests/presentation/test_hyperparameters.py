@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from precision_lab import Severity, audit
-from precision_lab.presentation.plots import hyperparameters_figure, plot_betas, plot_severities, save_figure
-from precision_lab.presentation.tables import hyperparameters_table
+from precision_lab.presentation.plots.hyperparameters import hyperparameters_figure, plot_betas, plot_severities
+from precision_lab.presentation.plots.style import save_figure
+from precision_lab.presentation.tables.hyperparameters import hyperparameters_table
 
 mpl.use("Agg")
 

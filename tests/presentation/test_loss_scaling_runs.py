@@ -13,7 +13,16 @@ from matplotlib import pyplot
 from matplotlib.patches import Rectangle
 
 from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig, LossScalingResult, run
-from precision_lab.presentation import plots, tables
+from precision_lab.presentation.plots.loss_scaling_runs import (
+    loss_scaling_figure,
+    plot_accident,
+    plot_outcomes,
+    plot_recovery,
+    plot_search,
+)
+from precision_lab.presentation.plots.style import save_figure
+from precision_lab.presentation.tables.loss_scaling import loss_scaling_tables
+from precision_lab.presentation.tables.table import number
 
 mpl.use("Agg")
 
@@ -41,7 +50,7 @@ def result() -> LossScalingResult:
 
 
 def test_recovery_shows_every_final_loss(result: LossScalingResult) -> None:
-    ax = plots.plot_recovery(result, title="t")
+    ax = plot_recovery(result, title="t")
     curves = [line for line in ax.lines if str(line.get_label()).startswith("static")]
     for line, (_, runs) in zip(curves, result.static.items(), strict=True):
         assert np.asarray(line.get_xdata()).tolist() == list(runs)
@@ -53,7 +62,7 @@ def test_recovery_shows_every_final_loss(result: LossScalingResult) -> None:
 
 
 def test_search_shows_the_scales_and_a_cross_for_each_skipped_step(result: LossScalingResult) -> None:
-    ax = plots.plot_search(result)
+    ax = plot_search(result)
     for i, r in enumerate(result.dynamic.values()):
         line, crosses = ax.lines[2 * i : 2 * i + 2]
         assert np.array_equal(line.get_ydata(), np.log2(r.loss_scales) - 20)
@@ -62,18 +71,18 @@ def test_search_shows_the_scales_and_a_cross_for_each_skipped_step(result: LossS
 
 
 def test_an_accident_shows_the_rules_that_are_asked_for(result: LossScalingResult) -> None:
-    ax = plots.plot_accident(result, "ramp", rules=("torch", "jmp"))
+    ax = plot_accident(result, "ramp", rules=("torch", "jmp"))
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["torch", "jmp"]  # type: ignore[union-attr]
-    everything = plots.plot_accident(result, "ramp")
+    everything = plot_accident(result, "ramp")
     assert len(everything.get_legend().get_texts()) == len(result.accidents["ramp"])  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="accident must be one of gradients"):
-        plots.plot_accident(result, "flood")
+        plot_accident(result, "flood")
     with pytest.raises(ValueError, match="rules must be among float32, none, torch"):
-        plots.plot_accident(result, "ramp", rules=("adam",))
+        plot_accident(result, "ramp", rules=("adam",))
 
 
 def test_outcomes_has_a_cell_for_each_run_with_its_numbers(result: LossScalingResult) -> None:
-    ax = plots.plot_outcomes(result)
+    ax = plot_outcomes(result)
     runs = [r for group in result.accidents.values() for r in group]
     assert len([p for p in ax.patches if isinstance(p, Rectangle)]) == len(runs)
     texts = [t.get_text() for t in ax.texts]
@@ -86,19 +95,19 @@ def test_outcomes_has_a_cell_for_each_run_with_its_numbers(result: LossScalingRe
 
 def test_the_page_is_the_same_every_time(result: LossScalingResult, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        plots.save_figure(plots.loss_scaling_figure(result), tmp_path / name)
+        save_figure(loss_scaling_figure(result), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_tables_say_what_the_result_holds(result: LossScalingResult) -> None:
-    recovery, accidents = tables.loss_scaling_tables(result)
+    recovery, accidents = loss_scaling_tables(result)
     for table in (recovery, accidents):
         assert {len(row) for row in table.rows} == {len(table.columns)}
     assert [row[0] for row in recovery.rows] == ["2^-24", "2^0", "2^24"]
-    assert recovery.rows[1][1] == tables.number(result.static[-20][0].final_loss)
+    assert recovery.rows[1][1] == number(result.static[-20][0].final_loss)
     assert recovery.rows[2][2].endswith(", 60 skipped")
     assert recovery.totals is not None
-    assert recovery.totals[1] == tables.number(result.float32[-20].final_loss)
+    assert recovery.totals[1] == number(result.float32[-20].final_loss)
     assert [row[0] for row in accidents.rows] == [r.name for r in result.accidents["ramp"]]
     none = next(row for row in accidents.rows if row[0] == "none")
     assert none[2] == "not finite, NaN"

@@ -16,7 +16,7 @@ from precision_lab.analysis.sums import sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.experiments import accumulation, hyperparameters, loss_scaling, memory, storage, swamping, underflow
 from precision_lab.presentation import notebook
-from precision_lab.presentation.tables import Table
+from precision_lab.presentation.tables.table import Table
 from precision_lab.support.shown import Shown
 from precision_lab.training.comparison import TrainingComparison
 from precision_lab.training.optimizers import Adam

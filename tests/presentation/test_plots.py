@@ -25,19 +25,17 @@ from precision_lab.analysis.loss_scale_replay import replay
 from precision_lab.analysis.loss_scalers import DynamicLossScale
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.presentation.plots import (
-    FATE_COLORS,
+from precision_lab.presentation.plots.histograms import plot_exponent_histogram
+from precision_lab.presentation.plots.loss_scaling import (
     loss_scale_figure,
-    plot_exponent_histogram,
-    plot_flushed_table,
     plot_loss_scale,
     plot_loss_scale_plan,
     plot_loss_scale_windows,
     plot_scale_trace,
-    save_figure,
     scale_trace_figure,
-    underflow_figure,
 )
+from precision_lab.presentation.plots.style import FATE_COLORS, save_figure
+from precision_lab.presentation.plots.underflow import plot_flushed_table, underflow_figure
 from precision_lab.support.files import OutputError
 
 mpl.use("Agg")
@@ -621,7 +619,9 @@ def test_pyplot_is_loaded_with_the_first_figure_that_is_shown_and_matplotlib_wit
 import sys
 import precision_lab
 assert "matplotlib" not in sys.modules
-import precision_lab.presentation.plots
+from precision_lab.presentation.topics import load_topics
+load_topics("precision_lab.presentation.plots")
+assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from precision_lab import FORMATS, decode
-from precision_lab.presentation.plots import plot_number_line, plot_spacing
+from precision_lab.presentation.plots.formats import plot_number_line, plot_spacing
 from precision_lab.presentation.plots.style import style
 
 

@@ -15,8 +15,16 @@ from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.experiments import hyperparameters, memory, storage
 from precision_lab.experiments.memory import MemoryResult
 from precision_lab.experiments.storage import Setting, StorageExperimentConfig, StorageResult
-from precision_lab.presentation import plots
-from precision_lab.presentation.plots.style import FATE_COLORS, plain_ticks
+from precision_lab.presentation.plots.hyperparameters import usual_settings_figure
+from precision_lab.presentation.plots.memory import memory_figure, plot_memory, plot_ranks
+from precision_lab.presentation.plots.storage import (
+    descent_quality_figure,
+    plot_descent_curves,
+    plot_learning_curves,
+    storage_figure,
+)
+from precision_lab.presentation.plots.style import FATE_COLORS, plain_ticks, say_quick
+from precision_lab.presentation.plots.underflow import plot_gradient_histogram
 from precision_lab.training.memory import bytes_of
 
 mpl.use("Agg")
@@ -49,7 +57,7 @@ def stored() -> StorageResult:
 
 def test_the_gradient_histogram_names_the_regions_of_the_format() -> None:
     values = [0.0] * 60 + [2.0**-30] * 10 + [2.0**-20] * 20 + [2.0**-10] * 10
-    ax = plots.plot_gradient_histogram(ExponentHistogram.of(values))
+    ax = plot_gradient_histogram(ExponentHistogram.of(values))
     lines = {str(line.get_label()): line for line in ax.lines}
     for name, fate, left, right in (
         ("_becomes zero in fp16", "flushed", -31, -25),
@@ -68,7 +76,7 @@ def test_the_gradient_histogram_names_the_regions_of_the_format() -> None:
 
 def test_descent_curves_are_those_of_the_runs(stored: StorageResult) -> None:
     outcomes = stored.outcomes["SGD, lr 0.01"]
-    ax = plots.plot_descent_curves(outcomes)
+    ax = plot_descent_curves(outcomes)
     drawn = {str(line.get_label()): line for line in ax.lines}
     for outcome in outcomes:
         assert np.asarray(drawn[outcome.label].get_ydata()).tolist() == list(outcome.runs[0].edq_ratios)
@@ -76,20 +84,20 @@ def test_descent_curves_are_those_of_the_runs(stored: StorageResult) -> None:
     assert outcomes[0].runs[0].edq_ratios == pytest.approx([1] * 4, abs=0.01)
     widths = [drawn[outcome.label].get_linewidth() for outcome in outcomes]
     assert widths == sorted(widths, reverse=True)  # none hides another
-    figure = plots.descent_quality_figure(stored)
+    figure = descent_quality_figure(stored)
     assert [ax.get_title(loc="left") for ax in figure.axes] == list(stored.outcomes)
     assert len({ax.get_ylim() for ax in figure.axes}) == 1
 
 
 def test_learning_curves_are_those_of_the_runs(stored: StorageResult) -> None:
     outcomes = stored.outcomes["Adam, lr 0.001"]
-    drawn = {str(line.get_label()): line for line in plots.plot_learning_curves(outcomes).lines}
+    drawn = {str(line.get_label()): line for line in plot_learning_curves(outcomes).lines}
     for outcome in outcomes:
         assert np.asarray(drawn[outcome.label].get_ydata()).tolist() == list(outcome.runs[0].losses)
 
 
 def test_bars_of_memory_are_the_bytes_of_the_buffers(ledgers: MemoryResult) -> None:
-    ax = plots.plot_memory(ledgers.shown)
+    ax = plot_memory(ledgers.shown)
     for row, ledger in enumerate(ledgers.shown.values()):
         boxes = [box for box in ax.patches if round(box.get_y() + 0.36, 6) == row]  # type: ignore[attr-defined]
         sizes = [bytes_of(buffer.format) for buffer in ledger.buffers]
@@ -103,11 +111,11 @@ def test_bars_of_memory_are_the_bytes_of_the_buffers(ledgers: MemoryResult) -> N
     names = [text.get_text() for text in legend.get_texts()]
     assert len(set(names)) == len(names) == 8
     with pytest.raises(ValueError, match="no ledgers"):
-        plots.plot_memory({})
+        plot_memory({})
 
 
 def test_ranks_hold_what_the_ledgers_say(ledgers: MemoryResult) -> None:
-    ax = plots.plot_ranks(ledgers.shown, 8)
+    ax = plot_ranks(ledgers.shown, 8)
     for stage, line in enumerate(ax.lines):
         expected = [ledger.per_rank(8, stage) / 2**30 for ledger in ledgers.shown.values()]
         assert np.asarray(line.get_xdata()).tolist() == expected
@@ -115,7 +123,7 @@ def test_ranks_hold_what_the_ledgers_say(ledgers: MemoryResult) -> None:
 
 def test_the_usual_settings_have_a_table_each_and_the_stairs() -> None:
     result = hyperparameters.run()
-    figure = plots.usual_settings_figure(result)
+    figure = usual_settings_figure(result)
     assert [ax.get_title(loc="left") for ax in figure.axes] == [*result.audits, "The stairs end where beta becomes 1"]
     cells = [text.get_text() for text in figure.axes[0].texts]
     assert cells.count("1   fatal") == 5  # beta2 in bf16 and fp8, 1 - lr*weight_decay everywhere
@@ -126,7 +134,7 @@ def test_the_usual_settings_have_a_table_each_and_the_stairs() -> None:
 def test_a_quick_figure_says_so() -> None:
     figure = Figure()
     figure.suptitle("Numbers", x=0.01, ha="left")
-    plots.say_quick(figure)
+    say_quick(figure)
     assert figure.get_suptitle() == "Numbers (quick run)"
 
 
@@ -149,7 +157,7 @@ def test_plain_ticks(low: float, high: float, labels: list[str]) -> None:
 
 
 def test_every_axis_of_the_new_figures_is_labelled(stored: StorageResult, ledgers: MemoryResult) -> None:
-    for figure in (plots.storage_figure(stored), plots.descent_quality_figure(stored), plots.memory_figure(ledgers)):
+    for figure in (storage_figure(stored), descent_quality_figure(stored), memory_figure(ledgers)):
         for ax in figure.axes:
             assert ax.get_xlabel(), ax.get_title(loc="left")
         assert figure.axes[0].get_ylabel()

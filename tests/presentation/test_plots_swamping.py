@@ -19,12 +19,12 @@ from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.analysis.updates import update_report
 from precision_lab.experiments.swamping import SwampingConfig, SwampingResult, run
-from precision_lab.presentation.plots import (
+from precision_lab.presentation.plots.style import save_figure
+from precision_lab.presentation.plots.swamping import (
     plot_descent_quality,
     plot_frozen_fraction,
     plot_stopping_sums,
     plot_update_ratios,
-    save_figure,
     swamping_figure,
     swamping_scan_figure,
 )

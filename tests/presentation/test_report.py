@@ -21,7 +21,8 @@ from precision_lab.presentation.report import write_report, write_scan_page
 from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
 from precision_lab.presentation.report.pages import embed
 from precision_lab.presentation.report.sections import QUESTIONS, hero, lesson, sections
-from precision_lab.presentation.tables import ledgers_tables, percent
+from precision_lab.presentation.tables.memory import ledgers_tables
+from precision_lab.presentation.tables.table import percent
 from precision_lab.support.files import OutputError
 from precision_lab.support.text import shown
 from tests.conftest import CommandLine

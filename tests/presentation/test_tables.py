@@ -15,20 +15,23 @@ from precision_lab.analysis.loss_scale_replay import replay
 from precision_lab.analysis.loss_scalers import DynamicLossScale
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, run
 from precision_lab.numerics.inspection import inspect
-from precision_lab.presentation import tables
+from precision_lab.presentation.tables.formats import formats_table, inspection_table, sources_table, verification_table
+from precision_lab.presentation.tables.loss_scaling import loss_scale_tables, scale_trace_tables
+from precision_lab.presentation.tables.table import Table, number, percent
+from precision_lab.presentation.tables.underflow import underflow_tables
 
 EMPTY = ExponentHistogram.empty()
 
 
 def test_docstring_examples() -> None:
-    result = doctest.testmod(importlib.import_module(tables.Table.__module__))
+    result = doctest.testmod(importlib.import_module(Table.__module__))
     assert result.attempted > 0
     assert result.failed == 0
 
 
 @given(st.floats(0, 1))
 def test_only_nothing_looks_like_zero_and_only_all_looks_like_all(share: float) -> None:
-    text = tables.percent(share)
+    text = percent(share)
     assert (text == "0") == (share == 0)
     assert (text == "100") == (share == 1)
     assert text != "0.00"
@@ -37,19 +40,19 @@ def test_only_nothing_looks_like_zero_and_only_all_looks_like_all(share: float) 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (float("nan"), "–"), (1e-7, "1e-07"), (448.0, "448")])
 def test_number(value: float | None, text: str) -> None:
-    assert tables.number(value) == text
+    assert number(value) == text
 
 
 def test_every_table_is_rectangular() -> None:
     result = run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
     for table in (
-        tables.formats_table(FORMATS.values()),
-        tables.sources_table(FORMATS.values()),
-        tables.inspection_table("1", [inspect(1.0, fmt) for fmt in FORMATS.values()]),
-        *tables.underflow_tables(result),
-        tables.verification_table([]),
-        *tables.loss_scale_tables(plan_tensors([("a", ExponentHistogram.of([1.0])), ("b", EMPTY)], "fp16")),
-        *tables.scale_trace_tables([replay(DynamicLossScale.torch(), [1.0, 0.5], "fp16")]),
+        formats_table(FORMATS.values()),
+        sources_table(FORMATS.values()),
+        inspection_table("1", [inspect(1.0, fmt) for fmt in FORMATS.values()]),
+        *underflow_tables(result),
+        verification_table([]),
+        *loss_scale_tables(plan_tensors([("a", ExponentHistogram.of([1.0])), ("b", EMPTY)], "fp16")),
+        *scale_trace_tables([replay(DynamicLossScale.torch(), [1.0, 0.5], "fp16")]),
     ):
         assert {len(row) for row in table.rows} <= {len(table.columns)}
         assert all(0 <= column < len(table.columns) for column in table.numeric)
@@ -58,15 +61,15 @@ def test_every_table_is_rectangular() -> None:
 
 def test_the_table_of_underflow_says_what_the_result_holds() -> None:
     result = run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
-    (table,) = tables.underflow_tables(result)
+    (table,) = underflow_tables(result)
     assert len(table.rows) == 3 * len(GROUPS)
     first = result.unscaled("start", "weight gradients", "fp16")
     assert table.rows[0][:3] == ("start", f"{result.stages[0].loss:.2e}", "weight gradients")
-    assert table.rows[0][3].startswith(tables.percent(first.flushed_of_nonzero))
+    assert table.rows[0][3].startswith(percent(first.flushed_of_nonzero))
 
 
 def test_bits_of_a_format_without_mantissa() -> None:
-    row = tables.inspection_table("4", [inspect(4.0, "e4m0")]).rows[0]
+    row = inspection_table("4", [inspect(4.0, "e4m0")]).rows[0]
     assert row[1] == "0 1001"
 
 

@@ -17,8 +17,10 @@ import pytest
 
 from precision_lab import ExponentHistogram, scan, update_report
 from precision_lab.analysis.recording import Recording, read_recording
-from precision_lab.presentation.plots import scan_figure, swamping_scan_figure
-from precision_lab.presentation.tables import scan_table, updates_table
+from precision_lab.presentation.plots.histograms import scan_figure
+from precision_lab.presentation.plots.swamping import swamping_scan_figure
+from precision_lab.presentation.tables.histograms import scan_table
+from precision_lab.presentation.tables.swamping import updates_table
 from tests.flushing import in_a_thread
 
 pytestmark = pytest.mark.torch

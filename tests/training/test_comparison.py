@@ -13,8 +13,8 @@ from matplotlib import pyplot
 
 from precision_lab import TrainingConfig, get_format
 from precision_lab.numerics import fixed
-from precision_lab.presentation.plots import comparison_figure, plot_both_losses, plot_distances
-from precision_lab.presentation.tables import comparison_tables
+from precision_lab.presentation.plots.comparison import comparison_figure, plot_both_losses, plot_distances
+from precision_lab.presentation.tables.comparison import comparison_tables
 from precision_lab.training.comparison import (
     LOSS,
     StepValues,

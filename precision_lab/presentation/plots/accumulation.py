@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullL
 from precision_lab.analysis.sums import WAYS
 from precision_lab.experiments.accumulation import AccumulationResult
 from precision_lab.numerics import fixed
+from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import (
     INK,
     MARKERS,
@@ -197,6 +198,7 @@ def plot_product_errors(result: AccumulationResult, *, ax: Axes | None = None, t
     return ax
 
 
+@figure_of_report("accumulation")
 def accumulation_figure(result: AccumulationResult) -> Figure:
     """Draw what the accumulation experiment found on one page."""
     fmt = result.config.format

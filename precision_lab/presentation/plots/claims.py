@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from precision_lab.claims import ClaimsResult, Outcome
+from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import INK, dress, style, styled
 
 VERDICT_COLORS: dict[Outcome, str] = {
@@ -59,6 +60,7 @@ def plot_verdicts(result: ClaimsResult, *, ax: Axes | None = None, title: str | 
     return ax
 
 
+@figure_of_report("claims")
 def claims_figure(result: ClaimsResult) -> Figure:
     """Draw the verdicts on all claims.
 

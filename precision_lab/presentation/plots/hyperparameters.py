@@ -14,6 +14,7 @@ from precision_lab.analysis.hyperparameters import HyperparameterAudit, Severity
 from precision_lab.experiments.hyperparameters import HyperparametersResult
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import INK, PALE, SMALL, dress, style, styled
 
 SEVERITY_COLORS: dict[Severity, str] = {
@@ -205,6 +206,7 @@ def hyperparameters_figure(audits: Sequence[HyperparameterAudit]) -> Figure:
     return figure
 
 
+@figure_of_report("hyperparameters")
 def usual_settings_figure(result: HyperparametersResult) -> Figure:
     """Draw what the constants of the usual settings become: a table for each, and the stairs of beta.
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from precision_lab.experiments.loss_scaling import LossScalingResult, ScaledRun
 from precision_lab.numerics import fixed
+from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,
     INK,
@@ -252,6 +253,7 @@ def _power_ticks(ax: Axes, low: float, high: float) -> None:
     ax.yaxis.set_minor_locator(NullLocator())
 
 
+@figure_of_report("loss_scaling")
 def loss_scaling_figure(result: LossScalingResult) -> Figure:
     """Draw what the loss-scaling experiment found on one page: recovery, search, accidents."""
     accidents = list(result.accidents)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from precision_lab.experiments.memory import MemoryResult
+from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import INK, SMALL, dress, style, styled
 from precision_lab.training.memory import MemoryLedger, bytes_of
 
@@ -113,6 +114,7 @@ def plot_ranks(
     return ax
 
 
+@figure_of_report("memory")
 def memory_figure(result: MemoryResult) -> Figure:
     """Draw the ledgers of the last size: bytes per parameter by buffer, and what ZeRO leaves on each rank.
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from precision_lab.experiments.storage import Outcome, StorageResult
 from precision_lab.numerics import fixed
+from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import FATE_COLORS, INK, SMALL, dress, plain_ticks, style, styled
 
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
@@ -195,6 +196,7 @@ def training_figure(result: StorageResult) -> Figure:
 _CURVES = ("fp32", "master_bf16", "pure_bf16", "pure_fp16", "bf16_kahan", "bf16_stochastic", "collage_plus")
 
 
+@figure_of_report("storage")
 def storage_figure(result: StorageResult) -> Figure:
     """Draw what the storage experiment found on one page."""
     settings = list(result.outcomes)
@@ -234,6 +236,7 @@ def storage_figure(result: StorageResult) -> Figure:
 _DESCENT = ("master_bf16", "bf16_kahan", "collage_light", "collage_plus", "pure_bf16", "bf16_stochastic")
 
 
+@figure_of_report("descent_quality")
 def descent_quality_figure(result: StorageResult) -> Figure:
     """Draw the curves of effective descent quality of Collage (Yu et al. 2024) in miniature, a panel a setting."""
     with style():

@@ -18,6 +18,7 @@ from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
 from precision_lab.analysis.updates import UpdateReport
 from precision_lab.experiments.swamping import MODES, STAGES, RunningSum, SwampingResult
 from precision_lab.numerics import fixed
+from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,
     INK,
@@ -285,6 +286,7 @@ def plot_descent_quality(result: SwampingResult, *, ax: Axes | None = None, titl
     return ax
 
 
+@figure_of_report("swamping")
 def swamping_figure(result: SwampingResult) -> Figure:
     """Draw what the swamping experiment found on one page.
 

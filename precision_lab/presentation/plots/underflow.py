@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.experiments.underflow import GROUPS, UnderflowResult
 from precision_lab.numerics.formats import get_format
+from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.histograms import Limits, Ruler, Span, drop_lines, plot_exponent_histogram
 from precision_lab.presentation.plots.loss_scaling import plot_loss_scale
 from precision_lab.presentation.plots.style import (
@@ -82,6 +83,7 @@ def plot_flushed_table(result: UnderflowResult, *, ax: Axes | None = None, title
     return ax
 
 
+@figure_of_report("underflow")
 def underflow_figure(result: UnderflowResult) -> Figure:
     """Draw what the underflow experiment found on one page.
 
@@ -180,6 +182,7 @@ def plot_gradient_histogram(
     return ax
 
 
+@figure_of_report("gradient_histogram")
 def gradient_histogram_figure(result: UnderflowResult) -> Figure:
     """Draw the classic of Micikevicius et al. in miniature: the activation gradients of a transformer with ReLU.
 

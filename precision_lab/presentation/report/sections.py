@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from precision_lab.experiments.storage import times
-from precision_lab.presentation import tables
 from precision_lab.presentation.collection import EXPERIMENTS
-from precision_lab.presentation.tables import Table, number, percent
+from precision_lab.presentation.plots.figures import figures_of
+from precision_lab.presentation.tables.table import Table, number, percent, tables_of
 from precision_lab.training.config import MODELS
 
 Results: TypeAlias = Mapping[str, Any]
@@ -70,14 +70,14 @@ def sections(results: Results, figures: Mapping[str, str]) -> list[Section]:
     made = []
     for name in (name for name in QUESTIONS if name in experiments):
         experiment, question = EXPERIMENTS[name], QUESTIONS[name]
-        result = experiment.find(experiment.result).from_dict(experiments[name])
+        kind = experiment.find(experiment.result)
+        result = kind.from_dict(experiments[name])
         shown = tuple(
             {"source": figures[figure], "text": f"{question} ({figure.replace('_', ' ')})"}
-            for figure in experiment.figures
+            for figure in figures_of(kind)
             if figure in figures
         )
-        found = getattr(tables, experiment.tables)(result)
-        made.append(Section(name, question, answers.get(name, ""), shown, found, lesson(experiment.module)))
+        made.append(Section(name, question, answers.get(name, ""), shown, tables_of(result), lesson(experiment.module)))
     return made
 
 

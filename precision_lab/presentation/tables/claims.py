@@ -6,9 +6,10 @@ from itertools import groupby
 
 from precision_lab.claims import Arithmetic, ClaimsResult, Judgement
 from precision_lab.claims.runs import LATE_STEPS, STEPS
-from precision_lab.presentation.tables.table import Table
+from precision_lab.presentation.tables.table import Table, tables_of
 
 
+@tables_of.register
 def claims_tables(result: ClaimsResult) -> tuple[Table, ...]:
     """One table a subject, a row a claim: what is said, the verdict, and why."""
     tables = [

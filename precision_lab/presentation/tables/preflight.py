@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from precision_lab.analysis.hyperparameters import Severity
-from precision_lab.presentation.tables.table import Table, and_more, bytes_text, number, percent, worst
-from precision_lab.presentation.tables.tensors import loss_scale_tables
+from precision_lab.presentation.tables.loss_scaling import loss_scale_tables
+from precision_lab.presentation.tables.table import Table, and_more, bytes_text, number, percent, tables_of, worst
 from precision_lab.tensors.info import label_of, of_several_files
 from precision_lab.training.preflight import Candidate, PreflightReport, Standstill, Way
 from precision_lab.training.storage import StorageConfig
 
 
+@tables_of.register
 def preflight_tables(report: PreflightReport) -> tuple[Table, ...]:
     """One row a configuration, cheapest first; one a tensor; one a number of the optimizer; the loss scale, if any."""
     tables = [_candidates(report), _tensors(report)]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from html import escape
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+from precision_lab.presentation.topics import load_topics
 from precision_lab.support.text import printable
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 BIT_COLORS = ("#D55E00", "#009E73", "#0072B2")
 """Of sign, exponent and fraction."""
@@ -88,6 +91,35 @@ class Table:
         style = "text-align:right;white-space:nowrap" if column in self.numeric else "text-align:left"
         style += ";min-width:16em" * (column in self.prose)
         return f'<{tag} style="{style}">{inner}</{tag}>'
+
+
+@singledispatch
+def tables_of(result: object) -> tuple[Table, ...]:
+    """Return the tables of a result: a function beside the others of its topic makes them, registered for its type.
+
+    Raises
+    ------
+    TypeError
+        There is no table of it.
+
+    """
+    load_topics("precision_lab.presentation.tables")  # nobody had asked for one of these yet
+    make = tables_of.dispatch(type(result))
+    if make is tables_of.dispatch(object):
+        raise TypeError(f"there is no table of a {type(result).__name__}")
+    return make(result)
+
+
+def only_table(make: Callable[[R], Table]) -> Callable[[R], Table]:
+    """Register a function that makes the only table of a type, which is that of its argument."""
+    kind, *_ = get_type_hints(make).values()
+    tables_of.register(kind, lambda result: (make(result),))
+    return make
+
+
+def facts_table(title: str, facts: Mapping[str, str]) -> Table:
+    """Return a table of two columns: what is said of one object."""
+    return Table(title, ("", "value"), tuple(facts.items()), frozenset({1}))
 
 
 MOST_ROWS = 100

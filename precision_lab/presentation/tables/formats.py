@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.inspection import Inspection
 from precision_lab.numerics.verification import Verification
-from precision_lab.presentation.tables.table import Table, number, power_of_two
+from precision_lab.presentation.tables.table import (
+    Table,
+    number,
+    power_of_two,
+    tables_of,
+)
 
 
 def formats_table(formats: Iterable[FloatFormat]) -> Table:
@@ -37,6 +43,11 @@ def formats_table(formats: Iterable[FloatFormat]) -> Table:
         note="flushed at: the largest magnitude that rounds to zero. overflow from: the smallest that does not stay "
         "finite, ties_to_even (fp8_e4m3fn: 464 itself stays 448; fp6, fp4: clamped).",
     )
+
+
+@tables_of.register
+def _(fmt: FloatFormat) -> tuple[Table, ...]:
+    return (replace(formats_table([fmt]), title=f"{fmt.name}: {fmt.source}"),)
 
 
 def sources_table(formats: Iterable[FloatFormat]) -> Table:
@@ -74,6 +85,11 @@ def inspection_table(text: str, inspections: Sequence[Inspection]) -> Table:
         "above",
     )
     return Table(text, columns, rows, frozenset({2, 3, 5, 6, 7, 8, 9}))
+
+
+@tables_of.register
+def _(inspection: Inspection) -> tuple[Table, ...]:
+    return (inspection_table(f"As {inspection.format} stores it", [inspection]),)
 
 
 def verification_table(results: Iterable[Verification]) -> Table:

@@ -1,0 +1,112 @@
+"""Tables of histograms: what each format does to the elements of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from precision_lab.analysis.histogram import Conversion, ExponentHistogram
+from precision_lab.analysis.recording import Recording
+from precision_lab.analysis.scan import DEFAULT_FORMATS, ScannedTensor, ScanResult
+from precision_lab.presentation.tables.table import (
+    Table,
+    and_more,
+    number,
+    only_table,
+    percent,
+    power_of_two,
+    tables_of,
+    worst,
+)
+from precision_lab.support.text import shown
+from precision_lab.tensors.info import label_of, of_several_files
+
+
+def fates_text(conversion: Conversion) -> str:
+    """Return the shares that are flushed, subnormal and overflowed, of all that is not zero."""
+    shares = (conversion.flushed_of_nonzero, conversion.subnormal_of_nonzero, conversion.overflowed_of_nonzero)
+    return " / ".join(percent(share) for share in shares)
+
+
+def conversions_table(title: str, conversions: Iterable[Conversion]) -> Table:
+    """One row a conversion: what becomes of the elements."""
+    rows = tuple(
+        (
+            c.format.name,
+            power_of_two(c.loss_scale),
+            *(
+                f"{part:,} ({percent(part / c.nonzero)} %)" if c.nonzero else f"{part:,}"
+                for part in (c.flushed, c.subnormal, c.overflowed, c.kept)
+            ),
+        )
+        for c in conversions
+    )
+    columns = ("format", "S", "flushed", "subnormal", "overflowed", "kept")
+    return Table(title, columns, rows, frozenset(range(1, 6)), note="In parentheses: of the nonzero finite elements.")
+
+
+@tables_of.register
+def _(conversion: Conversion) -> tuple[Table, ...]:
+    return (conversions_table(f"{conversion.count:,} elements in {conversion.format}", [conversion]),)
+
+
+@only_table
+def histogram_table(histogram: ExponentHistogram) -> Table:
+    """One row a format: what it would do to the elements without loss scaling."""
+    h = histogram
+    title = f"{h.count:,} elements: {h.zero:,} zero, {h.nonfinite:,} inf or NaN"
+    if h.nonzero:
+        title += f", the others from {number(h.min_nonzero)} to {number(h.max_abs)}"
+    return conversions_table(title, (h.conversion(fmt) for fmt in DEFAULT_FORMATS))
+
+
+@only_table
+def scan_table(result: ScanResult) -> Table:
+    """One row a tensor: how much of it each format would flush, make subnormal and overflow."""
+
+    def row(name: str, dtype: str, histogram: ExponentHistogram) -> tuple[str, ...]:
+        fates = [fates_text(histogram.conversion(fmt, result.loss_scale)) for fmt in result.formats]
+        zero = histogram.zero / histogram.count if histogram.count else 0.0
+        return (
+            name,
+            dtype,
+            f"{histogram.count:,}",
+            percent(zero),
+            f"{histogram.nonfinite:,}",
+            number(histogram.min_nonzero),
+            number(histogram.max_abs),
+            *fates,
+        )
+
+    def lost(tensor: ScannedTensor) -> float:
+        h, scale = tensor.histogram, result.loss_scale
+        return max(h.flushed(fmt, scale) + h.overflowed(fmt, scale) for fmt in result.formats) / max(h.nonzero, 1)
+
+    told = worst(result.tensors, lost)
+    several = of_several_files(t.info for t in result.tensors)
+    rows = tuple(row(label_of(t.info, several), t.info.dtype, t.histogram) for t in told)
+    columns = ("tensor", "dtype", "elements", "zero %", "inf, NaN", "min nonzero", "max")
+    return Table(
+        "What each format would do",
+        (*columns, *(fmt.name for fmt in result.formats)),
+        rows,
+        frozenset(range(2, len(columns) + len(result.formats))),
+        totals=row("total", "", result.total),
+        note="Under each format: flushed to zero / subnormal / overflowed, in percent of the nonzero finite elements"
+        + _scale_note(result.loss_scale)
+        + "."
+        + and_more(len(result.tensors), "flushed or overflowed, in the format that loses the largest share"),
+    )
+
+
+def _scale_note(loss_scale: float) -> str:
+    return "" if loss_scale == 1 else f", after multiplication by {power_of_two(loss_scale)}"
+
+
+def recording_text(recording: Recording) -> str:
+    """Say in a line what a recording covers."""
+    made = f"{recording.steps:,} step{'' if recording.steps == 1 else 's'} of {shown(recording.model)}"
+    steps = f"{made}, the gradients of {recording.recorded_steps:,} are counted"
+    skipped = f"; {recording.skipped_steps:,} more were skipped by the loss scaler" if recording.skipped_steps else ""
+    unchanged = sum(tensor.unchanged for tensor in recording.tensors)
+    stood = f"; {unchanged:,} weights with a gradient stood still" if unchanged else ""
+    return f"{steps}{skipped}{stood}."

@@ -1,0 +1,193 @@
+"""Tables of loss scales: planned, replayed, and tried in trainings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from precision_lab.analysis.loss_scale_plan import LossScalePlan, TensorPlans
+from precision_lab.analysis.loss_scale_replay import ScaleTrace
+from precision_lab.experiments.loss_scaling import LossScalingResult, ScaledRun
+from precision_lab.numerics import fixed
+from precision_lab.presentation.tables.histograms import fates_text
+from precision_lab.presentation.tables.table import (
+    Table,
+    and_more,
+    number,
+    percent,
+    power_of_two,
+    tables_of,
+    worst,
+)
+from precision_lab.support.text import shown
+
+
+@tables_of.register
+def loss_scale_tables(plans: TensorPlans) -> tuple[Table, Table]:
+    """One row a tensor, worst first; and one row a loss scale that matters, or every fourth: what it does to all."""
+    total, chosen = plans.total, plans.loss_scale
+
+    def row(name: str, plan: LossScalePlan) -> tuple[str, ...]:
+        return (
+            name,
+            f"{plan.histogram.count:,}",
+            number(plan.histogram.min_nonzero),
+            number(plan.histogram.max_abs),
+            *(_limit(s, plan) for s in (plan.smallest_sufficient, plan.largest_safe)),
+            fates_text(plan.at(1)),
+            fates_text(plan.at(chosen)),
+        )
+
+    tensors = Table(
+        f"Loss scale for {total.format}",
+        (
+            *("tensor", "elements", "min nonzero", "max", "nothing flushed from", "nothing overflows up to", "S = 1"),
+            f"S = {power_of_two(chosen)}",
+        ),
+        tuple(row(shown(name, 400), plan) for name, plan in worst(plans.tensors)),
+        frozenset(range(1, 8)),
+        totals=row("total", total),
+        note="Under each loss scale: flushed to zero / subnormal / overflowed, in percent of the nonzero finite "
+        f"elements. Worst first at S = {power_of_two(chosen)}. A dash: no scale from 2^-126 to 2^127."
+        + and_more(len(plans.tensors)),
+    )
+    names = {
+        1.0: "no loss scaling",
+        total.smallest_sufficient: "nothing flushed from here",
+        total.largest_safe: "nothing overflows up to here",
+        total.best.loss_scale: "loses least",
+        None if total.recommended is None else total.recommended.loss_scale: "recommended",
+    }
+    told = [c for c in total.conversions if c.loss_scale in names or fixed.log2(c.loss_scale) % 4 == 0]
+    scales = Table(
+        f"What each loss scale does in {total.format}",
+        ("S", "flushed %", "subnormal %", "overflowed %", "lost", ""),
+        tuple(
+            (
+                power_of_two(c.loss_scale),
+                percent(c.flushed_of_nonzero),
+                percent(c.subnormal_of_nonzero),
+                percent(c.overflowed_of_nonzero),
+                f"{c.flushed + c.overflowed:,}",
+                names.get(c.loss_scale, ""),
+            )
+            for c in told
+        ),
+        frozenset(range(5)),
+        note=total.summary,
+    )
+    return tensors, scales
+
+
+@tables_of.register
+def _(plan: LossScalePlan) -> tuple[Table, ...]:
+    chosen = (plan.recommended or plan.best).loss_scale
+    return loss_scale_tables(TensorPlans(plan, chosen, ()))[1:]
+
+
+def _limit(loss_scale: float | None, plan: LossScalePlan) -> str:
+    if not plan.histogram.nonzero:
+        return "any"
+    return "–" if loss_scale is None else power_of_two(loss_scale)
+
+
+def scale_trace_tables(traces: Sequence[ScaleTrace]) -> tuple[Table, ...]:
+    """One row a scaler; of one or two scalers also one row a change of the loss scale."""
+    summary = Table(
+        f"Replayed in {traces[0].format}: {len(traces[0].max_abs):,} steps",
+        ("scaler", "steps", "skipped", "%", "in a row", "from step", "S at first", "lowest", "highest", "at last", ""),
+        tuple(
+            (
+                trace.scaler.framework,
+                f"{trace.steps:,}",
+                f"{trace.skipped_steps:,}",
+                percent(trace.skipped_steps / trace.steps),
+                f"{len(trace.longest_skip):,}",
+                f"{trace.longest_skip.start:,}" if trace.longest_skip else "–",
+                *map(power_of_two, (trace.scaler.loss_scale, min(trace.loss_scales), max(trace.loss_scales))),
+                power_of_two(trace.final.loss_scale),
+                _outcome(trace),
+            )
+            for trace in traces
+        ),
+        frozenset(range(1, 10)),
+        note="\n".join(
+            [
+                "skipped: the largest gradient, times S, is not finite in the format. in a row: the longest run.",
+                *(f"{trace.scaler.framework}: {trace.reason}." for trace in traces if trace.exhausted),
+            ]
+        ),
+    )
+    return (summary, *(_changes_table(trace) for trace in traces if trace.changes and len(traces) < 3))
+
+
+@tables_of.register
+def _(trace: ScaleTrace) -> tuple[Table, ...]:
+    return scale_trace_tables([trace])
+
+
+def _outcome(trace: ScaleTrace) -> str:
+    if trace.final.ended:
+        return f"over after step {trace.steps - 1:,}"
+    if trace.final.unanswered:
+        return f"stuck {trace.final.unanswered:,} times"
+    return "" if trace.floor_from is None else f"at its floor in step {trace.floor_from:,}"
+
+
+def _changes_table(trace: ScaleTrace, most: int = 40) -> Table:
+    changes = trace.changes
+    told = changes if len(changes) <= most else (*changes[: most // 2], *changes[-most // 2 :])
+    rows = [
+        (
+            f"{change.step:,}",
+            number(trace.max_abs[change.step]) if math.isfinite(trace.max_abs[change.step]) else "inf, NaN",
+            "overflow" if trace.skipped[change.step] else "growth",
+            power_of_two(change.before),
+            power_of_two(change.after),
+        )
+        for change in told
+    ]
+    if len(told) < len(changes):
+        rows.insert(most // 2, ("…", "", f"{len(changes) - len(told):,} more", "", ""))
+    columns = ("after step", "max |gradient|", "", "S", "next S")
+    return Table(f"Where {trace.scaler.framework} moved the loss scale", columns, tuple(rows), frozenset({0, 1, 3, 4}))
+
+
+@tables_of.register
+def loss_scaling_tables(result: LossScalingResult) -> tuple[Table, ...]:
+    """The recovery, a row for each product of loss factor and scale; the accidents, a row for each rule."""
+    factors = result.config.factors
+    recovery = Table(
+        f"Final loss in {result.config.format} with a static loss scale S, the loss multiplied by c",
+        ("c · S", *(f"c = {power_of_two(2.0**c)}" for c in factors)),
+        tuple(
+            (power_of_two(2.0**k), *(_run_cell(result.static[c][k]) for c in factors)) for k in result.config.products
+        ),
+        frozenset(range(1, 1 + len(factors))),
+        totals=("float32", *(number(result.float32[c].final_loss) for c in factors)),
+        note="A dynamic scale (torch's rule, window "
+        f"{result.config.window}) with c = {power_of_two(2.0 ** min(factors))} ends at "
+        + ", ".join(f"{_run_cell(run)} from S = {power_of_two(2.0**start)}" for start, run in result.dynamic.items())
+        + f". Untrained: {number(result.calm.initial_loss)}.",
+    )
+    names = [run.name for run in next(iter(result.accidents.values()))]
+    by_name = [{run.name: run for run in runs} for runs in result.accidents.values()]
+    accidents = Table(
+        f"Accidents: final loss, steps skipped from step {result.config.accident_at} on, outcome",
+        ("rule", *result.accidents),
+        tuple(
+            (name, *(_run_cell(runs[name], result.config.accident_at) + f", {runs[name].outcome}" for runs in by_name))
+            for name in names
+        ),
+        frozenset(range(1, 1 + len(by_name))),
+        note=f"Without an accident float32 ends at {number(result.calm.final_loss)}. ruined: worse than untrained. "
+        "stuck: skips every step. stopped: the scale fell to where it cannot be used, or the framework raises.",
+    )
+    return recovery, accidents
+
+
+def _run_cell(run: ScaledRun, since: int = 0) -> str:
+    """Write a final loss, and how many steps were skipped if any were."""
+    final = number(run.final_loss) if math.isfinite(run.final_loss) else "not finite"
+    skipped = int(run.skipped[since:].sum())
+    return f"{final}, {skipped:,} skipped" if skipped else final

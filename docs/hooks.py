@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import runpy
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -19,10 +20,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FLOORS = ("support", "numerics", "tensors", "analysis", "training", "experiments", "claims", "presentation")
+FLOORS = ("support", "numerics", "tensors", "analysis", "training", "experiments", "presentation")
 DOORS = ("torch", "testing")
 HIDDEN = "numerics.kernels."  # compiled loops
-EXPERIMENTS = ("underflow", "swamping", "accumulation", "loss_scaling", "storage")
 OPTIONAL = {  # written by the lab itself, or of what it measured
     "claims.md": "The folklore, checked",
     "peers.md": "Other people's casts",
@@ -87,10 +87,10 @@ def readme(heading: str) -> str:
 
 
 def experiments() -> list[str]:
-    """Return the experiments, those that are known in the order of the report."""
-    names = {path.stem for path in (ROOT / "precision_lab" / "experiments").glob("[!_]*.py")}
-    known = {name: i for i, name in enumerate(EXPERIMENTS)}
-    return sorted(names, key=lambda name: (known.get(name, len(known)), name))
+    """Return the experiments in the order of the report, but for what has a page of its own."""
+    registry = ROOT / "precision_lab" / "experiments" / "registry.py"  # imports nothing of the package
+    names = runpy.run_path(str(registry))["EXPERIMENTS"] if registry.exists() else ()
+    return [name for name in names if f"{name}.md" not in OPTIONAL]
 
 
 def experiment(name: str) -> str:

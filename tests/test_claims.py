@@ -17,20 +17,21 @@ import numpy as np
 import pytest
 
 from precision_lab.analysis.stagnation import swamping_thresholds
-from precision_lab.claims import (
-    CLAIMS,
+from precision_lab.experiments.claims import memory, runs
+from precision_lab.experiments.claims.claim import (
+    ARTICLE,
+    CHAPTER,
+    DETERMINISTIC_MODES,
+    FORUM_BF16,
+    FORUM_FP32,
+    LESSON,
     Arithmetic,
-    ClaimsConfig,
-    ClaimsResult,
     Judgement,
     Outcome,
     Verdict,
-    judge,
-    memory,
-    run,
-    runs,
+    fails,
 )
-from precision_lab.claims.claim import ARTICLE, CHAPTER, DETERMINISTIC_MODES, FORUM_BF16, FORUM_FP32, LESSON, fails
+from precision_lab.experiments.claims.experiment import CLAIMS, ClaimsConfig, ClaimsResult, judge, run
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import Array
@@ -220,7 +221,7 @@ def test_verdicts_of_bytes_follow_the_ledger(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_single_seed_more_or_less_is_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that do not differ show nothing, and the verdict says that they cannot."""
-    from precision_lab.claims import training
+    from precision_lab.experiments.claims import training
 
     real = runs.trained
     monkeypatch.setattr(training, "_SEEDS", 2)

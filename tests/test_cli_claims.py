@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from precision_lab.claims import ClaimsConfig, run
 from precision_lab.cli import show as shown
+from precision_lab.experiments.claims.experiment import ClaimsConfig, run
 from precision_lab.presentation.tables.claims import claims_page
 from tests.conftest import CommandLine
 

@@ -17,7 +17,8 @@ import pytest
 
 from precision_lab.cli import app
 from precision_lab.cli.options import Checkpoint, Input, Output, OutputFolder
-from precision_lab.presentation.collection import EXPERIMENTS, kept
+from precision_lab.experiments.kept import kept
+from precision_lab.experiments.registry import EXPERIMENTS
 from precision_lab.support.files import PART
 from tests.conftest import CommandLine
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from precision_lab.cli import experiments
-from precision_lab.presentation.collection import EXPERIMENTS
+from precision_lab.experiments.registry import EXPERIMENTS
 from precision_lab.presentation.plots.figures import figures_of
 from precision_lab.support.files import OutputError
 from precision_lab.support.jsontext import digest_of
@@ -155,7 +155,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> 
 def test_the_gallery_is_whole() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for experiment in EXPERIMENTS.values():
-        for picture in figures_of(experiment.find(experiment.result)):
+        for picture in figures_of(experiment.result):
             assert f"](figures/{picture}.png)" in readme
             for kind in ("png", "svg"):
                 size = (REPOSITORY / "figures" / f"{picture}.{kind}").stat().st_size

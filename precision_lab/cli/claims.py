@@ -27,7 +27,8 @@ def claims(keys: tuple[str, ...], mode: str, flush_subnormals: bool, data: Path 
     precision-lab claims fp16-1e-7 bf16-chopped
     precision-lab claims fp16-1e-7 bf16-chopped --mode toward_zero --flush-subnormals
     """
-    from precision_lab.claims import CLAIMS, Arithmetic, ClaimsConfig, run
+    from precision_lab.experiments.claims.claim import Arithmetic
+    from precision_lab.experiments.claims.experiment import CLAIMS, ClaimsConfig, run
     from precision_lab.presentation.tables.claims import claims_page, claims_tables
     from precision_lab.support.files import replacing, write_json
 

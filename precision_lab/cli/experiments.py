@@ -14,7 +14,7 @@ from precision_lab.cli.show import progress_bars, say, show
 from precision_lab.cli.workers import workers
 
 if TYPE_CHECKING:
-    from precision_lab.presentation.collection import Finished
+    from precision_lab.experiments.kept import Finished
 
 
 KINDS = ("png", "svg")  # of every figure
@@ -22,7 +22,7 @@ KINDS = ("png", "svg")  # of every figure
 
 def _known(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse what is no experiment; their list is loaded when one is given."""
-    from precision_lab.presentation.collection import EXPERIMENTS
+    from precision_lab.experiments.registry import EXPERIMENTS
 
     for name in names:
         if name not in EXPERIMENTS:
@@ -77,7 +77,9 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
     precision-lab report --quick -o results
     precision-lab report underflow storage -o results
     """
-    from precision_lab.presentation.collection import EXPERIMENTS, kept, results
+    from precision_lab.experiments.kept import kept
+    from precision_lab.experiments.registry import EXPERIMENTS
+    from precision_lab.experiments.runner import results
     from precision_lab.presentation.report import write_report
     from precision_lab.presentation.tables.summary import summary_table
     from precision_lab.support.files import only_one, write_json
@@ -96,12 +98,14 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
         others = [one for name in configs if name not in found and (one := kept(name, output, configs[name]))]
         _show_tables(finished, output)
         _draw(finished, output, quick=quick)
-        with _blaming_kept([*finished, *others], output):
-            everything = results([*finished, *others], quick=quick)
+        shown = [*finished, *others]
+        with _blaming_kept(shown, output):
+            everything = results(shown, quick=quick)
             write_json(everything, output / "results.json", indent=None)
-            drawn = [output / picture for picture in _pictures(everything["experiments"]) if picture.endswith(".svg")]
+            drawn = [output / picture for picture in _pictures(one.name for one in shown) if picture.endswith(".svg")]
             svgs = {file.stem: read_small(file).decode() for file in drawn if file.exists()}
-            write_report(everything, output / "report.html", figures=svgs)
+            made_with = everything["versions"] | everything["machine"]
+            write_report(shown, output / "report.html", figures=svgs, quick=quick, made_with=made_with)
             show(summary_table(finished, quick=quick))
     say(f"wrote {output / 'report.html'}, results.json and {len(pictures)} figures in {output}")
 
@@ -116,20 +120,22 @@ def _check(folder: Path, *names: str) -> None:
 
 def _collect(configs: Mapping[str, Any], folder: Path, processes: int | None = None) -> list[Finished]:
     """Take what is kept, run the rest, all at once, with a progress bar for each."""
-    from precision_lab.presentation import collection
+    from precision_lab.experiments import runner
+    from precision_lab.experiments.kept import kept
+    from precision_lab.experiments.registry import EXPERIMENTS
 
-    found = {name: collection.kept(name, folder, config) for name, config in configs.items()}
+    found = {name: kept(name, folder, config) for name, config in configs.items()}
     finished = [one for one in found.values() if one is not None]
     missing = {name: configs[name] for name, one in found.items() if one is None}
     if not missing:
         return finished
-    alone = len(missing) == 1 and not any(collection.EXPERIMENTS[name].spread for name in missing)
+    alone = len(missing) == 1 and not any(EXPERIMENTS[name].spread for name in missing)
     with (
         progress_bars({name: name.replace("_", " ").capitalize() for name in missing}) as bars,
         _progress_of_processes(bars) as queue,
-        workers(1 if alone else processes, collection.listen, queue) as executor,
+        workers(1 if alone else processes, runner.listen, queue) as executor,
     ):
-        return finished + list(collection.run(missing, folder, executor=executor, progress=bars))
+        return finished + list(runner.run(missing, folder, executor=executor, progress=bars))
 
 
 @contextmanager
@@ -154,11 +160,11 @@ def _progress_of_processes(bars: Callable[[str, int, int], None]) -> Iterator[An
 
 def _pictures(names: Iterable[str]) -> list[str]:
     """Return the files of the figures of experiments."""
-    from precision_lab.presentation.collection import EXPERIMENTS
+    from precision_lab.experiments.registry import EXPERIMENTS
     from precision_lab.presentation.plots.figures import figures_of
 
-    results = (EXPERIMENTS[name].find(EXPERIMENTS[name].result) for name in names)
-    return [f"{picture}.{kind}" for result in results for picture in figures_of(result) for kind in KINDS]
+    pictures = (picture for name in names for picture in figures_of(EXPERIMENTS[name].result))
+    return [f"{picture}.{kind}" for picture in pictures for kind in KINDS]
 
 
 @contextmanager
@@ -194,7 +200,7 @@ def _show_tables(finished: Sequence[Finished], folder: Path) -> None:
 
 def _draw(finished: Sequence[Finished], folder: Path, *, quick: bool) -> None:
     """Draw every figure, as PNG and as SVG."""
-    from precision_lab.presentation.collection import EXPERIMENTS
+    from precision_lab.experiments.registry import EXPERIMENTS
     from precision_lab.presentation.plots.figures import figures_of
     from precision_lab.presentation.plots.style import save_figure, say_quick
 

@@ -14,15 +14,16 @@ from matplotlib.figure import Figure
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
 from precision_lab.analysis.updates import UpdateReport, update_report
-from precision_lab.claims import Arithmetic, ClaimsConfig
 from precision_lab.experiments.accumulation import AccumulationConfig
+from precision_lab.experiments.claims.claim import Arithmetic
+from precision_lab.experiments.claims.experiment import ClaimsConfig
 from precision_lab.experiments.hyperparameters import SETTINGS, HyperparametersConfig
 from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig
 from precision_lab.experiments.memory import MemoryConfig
+from precision_lab.experiments.registry import EXPERIMENTS
 from precision_lab.experiments.storage import Setting, StorageExperimentConfig
 from precision_lab.experiments.swamping import SwampingConfig
 from precision_lab.experiments.underflow import UnderflowConfig
-from precision_lab.presentation.collection import EXPERIMENTS
 from precision_lab.presentation.plots.figures import figures_of
 from precision_lab.presentation.tables.table import tables_of
 from precision_lab.training.result import StepUpdates
@@ -64,11 +65,11 @@ SMALL: dict[str, Any] = {
 def case(request: pytest.FixtureRequest) -> tuple[str, Any]:
     """The name and the result of an experiment."""
     name: str = request.param
-    return name, EXPERIMENTS[name].find(EXPERIMENTS[name].call)(SMALL[name])
+    return name, EXPERIMENTS[name].run(SMALL[name])
 
 
 def read_back(name: str, result: Any) -> Any:
-    return EXPERIMENTS[name].find(EXPERIMENTS[name].result).from_dict(json.loads(json.dumps(result.to_dict())))
+    return EXPERIMENTS[name].result.from_dict(json.loads(json.dumps(result.to_dict())))
 
 
 def picture(figure: Figure) -> bytes:
@@ -114,7 +115,7 @@ def test_figures_are_the_same_bytes(case: tuple[str, Any]) -> None:
 
 def test_something_else_is_refused(case: tuple[str, Any]) -> None:
     name, result = case
-    read = EXPERIMENTS[name].find(EXPERIMENTS[name].result).from_dict
+    read = EXPERIMENTS[name].result.from_dict
     for wrong in (
         {},
         {"config": 3},

@@ -190,13 +190,14 @@ def _run(name: str) -> str:
 
 def of_experiments(executor: ProcessPoolExecutor) -> Iterator[tuple[str, str]]:
     """Yield the digest of every experiment's quick result, and of every figure of it as SVG."""
-    from precision_lab.presentation import collection
+    from precision_lab.experiments.registry import EXPERIMENTS
+    from precision_lab.experiments.runner import run
     from precision_lab.presentation.plots.figures import figures_of
     from precision_lab.presentation.plots.style import save_figure
 
-    configs = {name: experiment.configuration(quick=True) for name, experiment in collection.EXPERIMENTS.items()}
+    configs = {name: experiment.configuration(quick=True) for name, experiment in EXPERIMENTS.items()}
     with tempfile.TemporaryDirectory() as folder:
-        for finished in collection.run(configs, Path(folder), executor=executor):
+        for finished in run(configs, Path(folder), executor=executor):
             yield f"experiment {finished.name}", of_json(finished.data)
             for picture, draw in figures_of(type(finished.result)).items():
                 file = Path(folder) / f"{picture}.svg"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import precision_lab
-from precision_lab.presentation.collection import EXPERIMENTS
+from precision_lab.experiments.registry import EXPERIMENTS
+from precision_lab.presentation.plots.figures import figures_of
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
 from precision_lab.training.models.places import library_products
@@ -25,7 +26,7 @@ COMMITTED: dict[str, str] = json.loads(digests.FILE.read_text(encoding="utf-8"))
 
 
 def test_every_run_experiment_and_figure_has_a_digest() -> None:
-    figures = [picture for experiment in EXPERIMENTS.values() for picture in experiment.figures]
+    figures = [picture for experiment in EXPERIMENTS.values() for picture in figures_of(experiment.result)]
     expected = [
         *digests.RUNS,
         *(f"experiment {name}" for name in EXPERIMENTS),

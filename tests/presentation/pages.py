@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.scan import ScannedTensor, ScanResult
 from precision_lab.experiments import accumulation, storage, underflow
+from precision_lab.experiments.kept import Finished
 from precision_lab.numerics.formats import FORMATS, get_format
+from precision_lab.presentation.report import write_report
 from precision_lab.tensors.info import TensorInfo
 
 FIGURE = (
@@ -27,9 +30,20 @@ HOSTILE = (
 )
 
 
+@dataclass(frozen=True)
+class Answered(Finished):
+    """A finished experiment with an answer of the test's own."""
+
+    said: str = ""
+
+    @property
+    def answer(self) -> str:
+        return self.said
+
+
 @cache
-def results() -> dict[str, Any]:
-    """What results.json holds, of runs that take a second."""
+def finished() -> tuple[Finished, ...]:
+    """Runs that take a second."""
     trainings = storage.StorageExperimentConfig(
         configurations=("pure_bf16", "master_bf16", "collage_plus"),
         settings=(storage.Setting("sgd", 0.01), storage.Setting("adam", 1e-3)),
@@ -43,13 +57,18 @@ def results() -> dict[str, Any]:
         "storage": storage.run(trainings),
         "accumulation": accumulation.run(accumulation.AccumulationConfig(exponents=(2, 3), seeds=1, shown=50)),
     }
-    return {
-        "experiments": {name: result.to_dict() for name, result in found.items()},
-        "answers": {"storage": "Not without a master copy.", "underflow": "fp16 <b>flushes</b> some & keeps others."},
-        "versions": {"numpy": np.__version__},
-        "machine": {"processor": "<i>a</i> & b"},
-        "quick": True,
-    }
+    answers = {"storage": "Not without a master copy.", "underflow": "fp16 <b>flushes</b> some & keeps others."}
+    return tuple(Answered(name, {}, 1.0, False, result, answers.get(name, "")) for name, result in found.items())
+
+
+def result_of(name: str) -> Any:
+    return next(one.result for one in finished() if one.name == name)
+
+
+def written(path: Path, *figures: str) -> None:
+    """Write the report of all of them."""
+    made_with = {"numpy": np.__version__, "processor": "<i>a</i> & b"}
+    write_report(finished(), path, figures=dict.fromkeys(figures, FIGURE), quick=True, made_with=made_with)
 
 
 def thresholds() -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import precision_lab as pl
-from precision_lab import claims
 from precision_lab.analysis.loss_scale_plan import plan_tensors
 from precision_lab.analysis.sums import sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.experiments import accumulation, hyperparameters, loss_scaling, memory, storage, swamping, underflow
+from precision_lab.experiments.claims import experiment as claims
 from precision_lab.presentation import notebook
-from precision_lab.presentation.tables.table import Table
+from precision_lab.presentation.tables.table import Table, tables_of
 from precision_lab.support.shown import Shown
 from precision_lab.training.comparison import TrainingComparison
 from precision_lab.training.optimizers import Adam
@@ -119,14 +119,14 @@ def test_every_class_shows_itself_without_being_asked(every: dict[type, object])
         page = Page(text)
         assert "table" in page.tags, shown
         assert text == value._repr_html_(), "the same every time"  # type: ignore[attr-defined]
-        for table in notebook.tables_of(value):
+        for table in tables_of(value):
             for line in (table.columns, *table.rows, table.totals or ()):
                 for cell in line:
                     assert cell in page.cells, (shown, cell)
 
 
 def test_names_of_tensors_are_text(every: dict[type, object]) -> None:
-    named = [x for x in every.values() if any(NASTY in row for table in notebook.tables_of(x) for row in table.rows)]
+    named = [x for x in every.values() if any(NASTY in row for table in tables_of(x) for row in table.rows)]
     assert len(named) == 6
     for value in named:
         text = notebook.to_html(value)

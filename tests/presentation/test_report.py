@@ -6,27 +6,38 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from precision_lab import claims
 from precision_lab.analysis.histogram import CLASSES, ExponentHistogram
 from precision_lab.experiments import memory
-from precision_lab.experiments.storage import times
+from precision_lab.experiments.claims import experiment as claims
+from precision_lab.experiments.kept import Finished
+from precision_lab.experiments.registry import EXPERIMENTS
+from precision_lab.experiments.storage import StorageExperimentConfig, StorageResult, times
 from precision_lab.numerics.formats import FORMATS, get_format
-from precision_lab.presentation.collection import EXPERIMENTS
 from precision_lab.presentation.report import write_report, write_scan_page
 from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
 from precision_lab.presentation.report.pages import embed
-from precision_lab.presentation.report.sections import QUESTIONS, hero, lesson, sections
+from precision_lab.presentation.report.sections import hero, lesson, sections
 from precision_lab.presentation.tables.memory import ledgers_tables
 from precision_lab.presentation.tables.table import percent
 from precision_lab.support.files import OutputError
 from precision_lab.support.text import shown
 from tests.conftest import CommandLine
-from tests.presentation.pages import FIGURE, HOSTILE, results, scanned, small_scan, thousand_tensors, thresholds
+from tests.presentation.pages import (
+    HOSTILE,
+    finished,
+    result_of,
+    scanned,
+    small_scan,
+    thousand_tensors,
+    thresholds,
+    written,
+)
 
 
 class Page(HTMLParser):
@@ -65,7 +76,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Page:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(results(), path, figures={"storage": FIGURE, "gradient_histogram": FIGURE})
+    written(path, "storage", "gradient_histogram")
     return Page(path)
 
 
@@ -116,19 +127,20 @@ def test_every_id_occurs_once_and_every_reference_is_there(name: str, request: p
 def test_the_first_screen_answers_with_numbers_of_the_results(report: Page) -> None:
     assert report.prose.index("Can I store my parameters in bf16?") < report.prose.index("All questions")
     first = report.prose[: report.prose.index("All questions")]
-    for outcomes in results()["experiments"]["storage"]["outcomes"].values():
+    for outcomes in result_of("storage").outcomes.values():
         for outcome in outcomes:
-            if outcome["label"] in ("fp32", "pure_bf16", "master_bf16"):
-                kept = f"{times(outcome['ratio'])} fp32's" if not outcome["keeps"] else "as good as fp32"
-                verdict = "the control" if outcome["label"] == "fp32" else kept
-                assert f"{outcome['final_loss']:.3g} {verdict} {percent(outcome['lost_of_nonzero'])} % lost" in first
-                assert f"{outcome['bytes_per_parameter']:g} bytes" in first
+            if outcome.label in ("fp32", "pure_bf16", "master_bf16"):
+                kept = f"{times(outcome.ratio)} fp32's" if not outcome.keeps else "as good as fp32"
+                verdict = "the control" if outcome.label == "fp32" else kept
+                assert f"{outcome.final_loss:.3g} {verdict} {percent(outcome.lost)} % lost" in first
+                assert f"{outcome.bytes_per_parameter:g} bytes" in first
     assert "quick runs" in first
 
 
-def outcome(label: str, *, keeps: bool, loss: float | None = 0.25) -> dict[str, Any]:
-    found = {"final_loss": loss, "lost_of_nonzero": 0.5, "keeps": keeps, "ratio": None if loss is None else 3.0}
-    return {"label": label, "bytes_per_parameter": 4.0, **found}
+def outcome(label: str, *, keeps: bool, loss: float = 0.25, ratio: float = 3.0) -> Any:
+    """What stands for an `Outcome`."""
+    found = {"final_loss": loss, "lost": 0.5, "keeps": keeps, "ratio": ratio}
+    return SimpleNamespace(label=label, bytes_per_parameter=4.0, **found)
 
 
 @pytest.mark.parametrize(
@@ -136,24 +148,25 @@ def outcome(label: str, *, keeps: bool, loss: float | None = 0.25) -> dict[str, 
     [((True, True), "Yes, here."), ((True, False), "Not always."), ((False, False), "Not on their own.")],
 )
 def test_the_verdict_follows_the_results(keeps: tuple[bool, bool], verdict: str) -> None:
-    outcomes = {
-        setting: [
+    outcomes: dict[str, tuple[Any, ...]] = {
+        setting: (
             outcome("fp32", keeps=True),
             outcome("master_bf16", keeps=True),
             outcome("pure_bf16", keeps=kept),
             outcome("collage_plus", keeps=True),
-        ]
+        )
         for setting, kept in zip(("SGD, lr 0.01", "Adam, lr 0.1"), keeps, strict=True)
     }
-    config = {"model": "mlp", "dataset": "", "steps": 10, "seeds": 1}
-    answer = hero({"storage": {"outcomes": outcomes, "config": config}})
+    config = StorageExperimentConfig(steps=10, seeds=1)
+    answer = hero(StorageResult(config, outcomes, {}))
     assert answer is not None
     assert answer["verdict"] == verdict
     assert [cell["keeps"] for cell in answer["rows"][0]["cells"]] == list(keeps)
     assert "the result is fp32's" in answer["reason"]
     assert answer["others"].endswith("besides: collage_plus.")
-    outcomes["Adam, lr 0.1"][1] = outcome("master_bf16", keeps=False, loss=None)
-    answer = hero({"storage": {"outcomes": outcomes, "config": config}})
+    control, _, *others = outcomes["Adam, lr 0.1"]
+    outcomes["Adam, lr 0.1"] = (control, outcome("master_bf16", keeps=False, loss=np.inf, ratio=np.inf), *others)
+    answer = hero(StorageResult(config, outcomes, {}))
     assert answer is not None
     assert "not every run" in answer["reason"]
     assert answer["rows"][1]["cells"][1]["loss"] == "inf or NaN"
@@ -161,8 +174,7 @@ def test_the_verdict_follows_the_results(keeps: tuple[bool, bool], verdict: str)
 
 
 def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
-    experiments = {"underflow": results()["experiments"]["underflow"]}
-    write_report({"experiments": experiments}, tmp_path / "one.html", figures={})
+    write_report([one for one in finished() if one.name == "underflow"], tmp_path / "one.html", figures={})
     one = Page(tmp_path / "one.html")
     assert "bf16?" not in one.prose
     assert [section["id"] for section in one.all("section") if "id" in section] == [
@@ -170,19 +182,16 @@ def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
         "numbers",
         "underflow",
     ]
-    write_report({"experiments": {}}, tmp_path / "none.html", figures={})
+    write_report([], tmp_path / "none.html", figures={})
     assert Page(tmp_path / "none.html").data["groups"] == []
 
 
-def test_every_experiment_has_a_question_and_a_place() -> None:
-    """Tables and figures are those of the command line; nothing else is asked of a new experiment but a question."""
-    assert QUESTIONS.keys() == EXPERIMENTS.keys()
+def test_every_experiment_has_a_place() -> None:
+    """Tables and figures are those of the command line."""
     config = memory.MemoryConfig()
-    found = {
-        "claims": claims.run(claims.ClaimsConfig(("fp16-1e-7",))).to_dict(),
-        "memory": memory.run(config).to_dict(),
-    }
-    shown = {section.name: section for section in sections({"experiments": found}, {"memory": "data:x", "gone": "y"})}
+    found = {"claims": claims.run(claims.ClaimsConfig(("fp16-1e-7",))), "memory": memory.run(config)}
+    done = [Finished(name, {}, 1.0, False, result) for name, result in found.items()]
+    shown = {section.name: section for section in sections(done, {"memory": "data:x", "gone": "y"})}
     assert list(shown) == ["memory", "claims"]
     assert "1e-7" in shown["claims"].tables[0].rows[0][0]
     assert shown["memory"].tables == ledgers_tables(memory.run(config))
@@ -195,8 +204,8 @@ def test_answers_figures_tables_and_lessons_are_in_their_sections(report: Page) 
     assert "<i>a</i> & b" in report.prose
     images = report.all("img")
     assert [image["alt"] for image in images] == [
-        f"{QUESTIONS['storage']} (storage)",
-        f"{QUESTIONS['underflow']} (gradient histogram)",
+        f"{EXPERIMENTS['storage'].question} (storage)",
+        f"{EXPERIMENTS['underflow'].question} (gradient histogram)",
     ]
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
     assert "The share" not in report.prose

@@ -19,10 +19,10 @@ from precision_lab.analysis.loss_scale_plan import plan_loss_scale
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inspection import inspect, parse_number
 from precision_lab.numerics.reference import decode
-from precision_lab.presentation.report import write_report, write_scan_page
+from precision_lab.presentation.report import write_scan_page
 from precision_lab.presentation.tables.table import percent
 from precision_lab.support.text import shown
-from tests.presentation.pages import FIGURE, HOSTILE, results, small_scan, thousand_tensors
+from tests.presentation.pages import HOSTILE, result_of, small_scan, thousand_tensors, written
 
 if importlib.util.find_spec("selenium") is not None:  # `make test` reads this file without it; the tests would fail
     from selenium import webdriver
@@ -108,7 +108,7 @@ class Browser:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     folder = tmp_path_factory.mktemp("pages")
     pages = {name: folder / f"{name}.html" for name in ("report", "scan", "thousand")}
-    write_report(results(), pages["report"], figures={"storage": FIGURE})
+    written(pages["report"], "storage")
     write_scan_page(small_scan(), pages["scan"])
     write_scan_page(thousand_tensors(), pages["thousand"])
     options = Options()
@@ -172,10 +172,10 @@ def test_every_loss_scale_and_format_counts_as_in_python(browser: Browser) -> No
 
 def report_histograms() -> list[ExponentHistogram]:
     return [
-        ExponentHistogram.from_dict(histogram)
-        for stage in results()["experiments"]["underflow"]["stages"]
-        for group in stage["groups"].values()
-        for histogram in (group["histogram"], *group["tensors"].values())
+        histogram
+        for stage in result_of("underflow").stages
+        for group, tensors in stage.tensors.items()
+        for histogram in (stage.histogram(group), *tensors.values())
     ]
 
 

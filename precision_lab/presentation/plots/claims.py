@@ -5,7 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from precision_lab.claims import ClaimsResult, Outcome
+from precision_lab.experiments.claims.claim import Outcome
+from precision_lab.experiments.claims.experiment import ClaimsResult
 from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import INK, dress, style, styled
 

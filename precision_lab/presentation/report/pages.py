@@ -10,20 +10,23 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib import metadata
 from itertools import chain
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from precision_lab import __version__
-from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
+from precision_lab.analysis.histogram import log2_of_power_of_two
 from precision_lab.analysis.scan import ScanResult
+from precision_lab.experiments.kept import Finished
+from precision_lab.experiments.storage import StorageResult
+from precision_lab.experiments.underflow import UnderflowResult
 from precision_lab.numerics.formats import get_format
 from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
-from precision_lab.presentation.report.sections import colophon, hero, sections
+from precision_lab.presentation.report.sections import hero, sections
 from precision_lab.support.files import replacing
 from precision_lab.support.text import shown
 
@@ -46,18 +49,28 @@ _SCAN_COLUMNS = (
 )
 
 
-def write_report(results: Mapping[str, Any], path: str | os.PathLike[str], *, figures: Mapping[str, str]) -> None:
-    """Write all experiments as one page that needs nothing else.
+def write_report(
+    finished: Sequence[Finished],
+    path: str | os.PathLike[str],
+    *,
+    figures: Mapping[str, str],
+    quick: bool = False,
+    made_with: Mapping[str, object] | None = None,
+) -> None:
+    """Write experiments as one page that needs nothing else.
 
     Parameters
     ----------
-    results : mapping
-        What results.json holds: ``experiments`` (by name what `to_dict` gave; what is missing is left out), and as far
-        as they are there ``answers`` (a line for each experiment), ``versions``, ``machine`` and ``quick``.
+    finished : sequence of Finished
+        What there is; other experiments are left out.
     path : path-like
         Where to; written whole or not at all.
     figures : mapping of str to str
-        Text of SVG files by the names that `EXPERIMENTS` gives them; those that are missing are left out.
+        Text of SVG files by the names that `figures_of` gives them; those that are missing are left out.
+    quick : bool
+        Whether these are the quick configurations.
+    made_with : mapping of str to object, optional
+        Versions and the machine, for the foot of the page.
 
     Raises
     ------
@@ -65,22 +78,21 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike[str], *, fi
         Nothing can be written there.
 
     """
-    experiments = results["experiments"]
-    stages = experiments.get("underflow", {}).get("stages", [])
-    asked = [get_format(fmt) for fmt in experiments.get("underflow", {}).get("config", {}).get("formats", ["fp16"])]
-    formats = menu(asked)
+    results = {one.name: one.result for one in finished}
+    gradients: UnderflowResult | None = results.get("underflow")
+    stored: StorageResult | None = results.get("storage")
+    formats = menu(map(get_format, gradients.config.formats if gradients else ["fp16"]))
     cuts = cuts_of(formats)
     groups: list[dict[str, Any]] = []
     headings: list[tuple[str, list[dict[str, Any]]]] = []
-    for stage in stages:
-        for group, found in stage["groups"].items():
+    for stage in gradients.stages if gradients else ():
+        for group, tensors in stage.tensors.items():
             options = []
-            for name, histogram in [("all together", found["histogram"]), *found["tensors"].items()]:
-                label = f"{stage['name']}, {group}: {name}"
+            for name, histogram in [("all together", stage.histogram(group)), *tensors.items()]:
+                label = f"{stage.name}, {group}: {name}"
                 options.append({"index": len(groups), "text": label, "chosen": False})
-                cells = histogram_data(ExponentHistogram.from_dict(histogram), cuts)
-                groups.append({"label": label, "histogram": cells})
-            headings.append((f"{stage['name']}, {group}", options))
+                groups.append({"label": label, "histogram": histogram_data(histogram, cuts)})
+            headings.append((f"{stage.name}, {group}", options))
     chosen = headings[-1][1][0] if headings else None  # the gradients near the end, where most is lost
     if chosen is not None:
         chosen["chosen"] = True
@@ -95,11 +107,11 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike[str], *, fi
         path,
         data,
         title="precision_lab: what happens to numbers in 16 bits or fewer",
-        hero=hero(experiments),
-        sections=sections(results, {name: svg_source(text) for name, text in figures.items()}),
+        hero=hero(stored) if stored else None,
+        sections=sections(finished, {name: svg_source(text) for name, text in figures.items()}),
         groups=headings,
-        quick=bool(results.get("quick")),
-        colophon=colophon(results),
+        quick=quick,
+        colophon=list((made_with or {}).items()),
     )
 
 
@@ -216,7 +228,7 @@ def _write(template: str, path: str | os.PathLike[str], data: Any, **shown: Any)
             first_script=Markup(first),
             script=Markup(script),
             data=embed(data),
-            version=__version__,
+            version=metadata.version("precision-lab"),
             **shown,
         )
     )

@@ -6,30 +6,20 @@ Nothing is worked out here: every figure is one that the results hold, or the sh
 from __future__ import annotations
 
 import importlib
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from precision_lab.experiments.storage import times
-from precision_lab.presentation.collection import EXPERIMENTS
+from precision_lab.experiments.kept import Finished
+from precision_lab.experiments.registry import EXPERIMENTS
+from precision_lab.experiments.storage import Outcome, StorageExperimentConfig, StorageResult, times
 from precision_lab.presentation.plots.figures import figures_of
 from precision_lab.presentation.tables.table import Table, number, percent, tables_of
 from precision_lab.training.config import MODELS
 
-Results: TypeAlias = Mapping[str, Any]
-
-QUESTIONS: dict[str, str] = {
-    "storage": "Why keep the parameters in fp32?",
-    "underflow": "Which gradients would each format lose?",
-    "loss_scaling": "Which loss scale saves a training in fp16?",
-    "swamping": "Would the weights stand still?",
-    "accumulation": "How much of a sum survives?",
-    "hyperparameters": "Do the optimizer's constants survive?",
-    "memory": "How many bytes does each way of storing take?",
-    "claims": "What of the folklore is true?",
-}
-"""The question of each experiment, in the order of the page."""
+_FIRST = ("storage", "underflow", "loss_scaling")  # of the page; the others follow in the order of the registry
 
 _ASKED = {
     "pure_bf16": "bf16 alone",
@@ -45,7 +35,7 @@ class Section:
     Attributes
     ----------
     name, question, answer : str
-        Its name, what it asks, and what came out in a line (empty where nobody said).
+        Its name, what it asks, and what came out in a line.
     figures : tuple of dict
         ``source`` and ``text`` of each image.
     tables : tuple of Table
@@ -63,40 +53,37 @@ class Section:
     lesson: tuple[list[tuple[str, str]], ...]
 
 
-def sections(results: Results, figures: Mapping[str, str]) -> list[Section]:
+def sections(finished: Iterable[Finished], figures: Mapping[str, str]) -> list[Section]:
     """Return what there is, an experiment each, with the tables that the command line shows."""
-    experiments = results["experiments"]
-    answers = results.get("answers", {})
-    made = []
-    for name in (name for name in QUESTIONS if name in experiments):
-        experiment, question = EXPERIMENTS[name], QUESTIONS[name]
-        kind = experiment.find(experiment.result)
-        result = kind.from_dict(experiments[name])
-        shown = tuple(
-            {"source": figures[figure], "text": f"{question} ({figure.replace('_', ' ')})"}
-            for figure in figures_of(kind)
-            if figure in figures
-        )
-        made.append(Section(name, question, answers.get(name, ""), shown, tables_of(result), lesson(experiment.module)))
-    return made
+    by_name = {one.name: one for one in finished}
+    return [_section(by_name[name], figures) for name in dict.fromkeys((*_FIRST, *EXPERIMENTS)) if name in by_name]
+
+
+def _section(one: Finished, figures: Mapping[str, str]) -> Section:
+    experiment = EXPERIMENTS[one.name]
+    shown = tuple(
+        {"source": figures[figure], "text": f"{experiment.question} ({figure.replace('_', ' ')})"}
+        for figure in figures_of(type(one.result))
+        if figure in figures
+    )
+    return Section(one.name, experiment.question, one.answer, shown, tables_of(one.result), lesson(experiment.module))
 
 
 # --- the answer of the first screen ---
 
 
-def hero(experiments: Results) -> dict[str, Any] | None:
+def hero(result: StorageResult) -> dict[str, Any] | None:
     """Return the answer to "Can I store my parameters in bf16?", None where nobody has tried it."""
-    outcomes: Mapping[str, Any] = experiments.get("storage", {}).get("outcomes", {})
-    by_label = {setting: {o["label"]: o for o in found} for setting, found in outcomes.items()}
+    by_label = {setting: {o.label: o for o in found} for setting, found in result.outcomes.items()}
     if not by_label or not all(found.keys() >= _ASKED.keys() for found in by_label.values()):
         return None
-    keeps = {label: [found[label]["keeps"] for found in by_label.values()] for label in next(iter(by_label.values()))}
+    keeps = {label: [found[label].keeps for found in by_label.values()] for label in next(iter(by_label.values()))}
     alone, mastered = keeps["pure_bf16"], keeps["master_bf16"]
     verdict = "Yes, here." if all(alone) else "Not on their own." if not any(alone) else "Not always."
     ends = list(dict.fromkeys((next(iter(by_label)), list(by_label)[-1])))  # the first optimizer and the last
     shown = [by_label[setting] for setting in ends]
     reason = "In bf16 alone, " + "; ".join(map(_sentence, ends, shown)) + ". "
-    taken = (" and ".join(f"{found[label]['bytes_per_parameter']:g}" for found in shown) for label in _ASKED)
+    taken = (" and ".join(f"{found[label].bytes_per_parameter:g}" for found in shown) for label in _ASKED)
     pure, master, control = taken
     reason += f"That takes {pure} bytes per parameter, fp32 {control}. "
     if all(mastered):
@@ -107,7 +94,7 @@ def hero(experiments: Results) -> dict[str, Any] | None:
     return {
         "verdict": verdict,
         "reason": reason,
-        "caption": _runs_text(experiments["storage"]["config"]),
+        "caption": _runs_text(result.config),
         "settings": list(by_label),
         "rows": [
             {"label": label, "meaning": meaning, "cells": [_hero_cell(found[label]) for found in by_label.values()]}
@@ -117,43 +104,35 @@ def hero(experiments: Results) -> dict[str, Any] | None:
     }
 
 
-def _sentence(setting: str, found: Mapping[str, Any]) -> str:
+def _sentence(setting: str, found: Mapping[str, Outcome]) -> str:
     """Say what becomes of a training in bf16 alone under one optimizer."""
     pure = found["pure_bf16"]
     return (
-        f"{setting.replace(', lr', ' at lr')} loses {_lost(pure)} % of its updates and ends at a loss of "
+        f"{setting.replace(', lr', ' at lr')} loses {percent(pure.lost)} % of its updates and ends at a loss of "
         f"{_loss(pure)}, where fp32 gets to {_loss(found['fp32'])}"
     )
 
 
-def _loss(outcome: Results) -> str:
-    loss = outcome["final_loss"]
-    return "inf or NaN" if loss is None else number(loss)
+def _loss(outcome: Outcome) -> str:
+    return number(outcome.final_loss) if math.isfinite(outcome.final_loss) else "inf or NaN"
 
 
-def _lost(outcome: Results) -> str:
-    lost = outcome["lost_of_nonzero"]
-    return "–" if lost is None else percent(lost)
-
-
-def _hero_cell(outcome: Results) -> dict[str, Any]:
-    ratio = outcome["ratio"]
-    loses = "not fp32's result" if ratio is None else f"{times(ratio)} fp32's"
+def _hero_cell(outcome: Outcome) -> dict[str, Any]:
+    loses = f"{times(outcome.ratio)} fp32's" if math.isfinite(outcome.ratio) else "not fp32's result"
     return {
-        "verdict": "the control" if outcome["label"] == "fp32" else "as good as fp32" if outcome["keeps"] else loses,
+        "verdict": "the control" if outcome.label == "fp32" else "as good as fp32" if outcome.keeps else loses,
         "loss": _loss(outcome),
-        "keeps": outcome["keeps"],
-        "lost": f"{_lost(outcome)} % lost",
-        "bytes": f"{outcome['bytes_per_parameter']:g} bytes",
+        "keeps": outcome.keeps,
+        "lost": f"{percent(outcome.lost)} % lost",
+        "bytes": f"{outcome.bytes_per_parameter:g} bytes",
     }
 
 
-def _runs_text(config: Results) -> str:
-    seeds = config["seeds"]
+def _runs_text(config: StorageExperimentConfig) -> str:
     return (
-        f"Final loss, share of the updates that are lost, bytes per parameter. {config['model']} on "
-        f"{config['dataset'] or MODELS[config['model']]}, "
-        f"{config['steps']:,} steps, {seeds} seed{'s' if seeds != 1 else ''}."
+        f"Final loss, share of the updates that are lost, bytes per parameter. {config.model} on "
+        f"{config.dataset or MODELS[config.model]}, "
+        f"{config.steps:,} steps, {config.seeds} seed{'s' if config.seeds != 1 else ''}."
     )
 
 
@@ -175,12 +154,3 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
         yield ("em", found["em"]) if found["em"] else ("code", found["double"] or found["code"])
         end = found.end()
     yield "", text[end:]
-
-
-def colophon(results: Results) -> list[tuple[str, str]]:
-    """Return what the figures were made with, as names and values."""
-    found: list[tuple[str, str]] = []
-    for part in ("versions", "machine"):
-        value = results.get(part, {})
-        found += [(str(k), str(v)) for k, v in value.items()] if isinstance(value, Mapping) else [(part, str(value))]
-    return found

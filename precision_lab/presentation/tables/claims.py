@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from precision_lab.claims import Arithmetic, ClaimsResult, Judgement
-from precision_lab.claims.runs import LATE_STEPS, STEPS
+from precision_lab.experiments.claims.claim import Arithmetic, Judgement
+from precision_lab.experiments.claims.experiment import ClaimsResult
+from precision_lab.experiments.claims.runs import LATE_STEPS, STEPS
 from precision_lab.presentation.tables.table import Table, tables_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from precision_lab.presentation.collection import Finished
+from precision_lab.experiments.kept import Finished
 from precision_lab.presentation.tables.table import (
     Table,
 )

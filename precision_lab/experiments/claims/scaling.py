@@ -9,8 +9,8 @@ import numpy as np
 
 from precision_lab.analysis.loss_scale_replay import replay
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale
-from precision_lab.claims import runs
-from precision_lab.claims.claim import (
+from precision_lab.experiments.claims import runs
+from precision_lab.experiments.claims.claim import (
     ARTICLE,
     CHAPTER,
     LESSON,
@@ -300,16 +300,3 @@ def _bf16_unscaled(arithmetic: Arithmetic) -> Verdict:
     )
     good = max(evidence["plain"], evidence["small"]) <= 1 + runs.KEEPS
     return (holds if good else fails)(words, **evidence)
-
-
-CLAIMS = (
-    _scaled,
-    _lifts,
-    _typical,
-    _linear,
-    _unscaled,
-    _rule,
-    _converges,
-    _ramp,
-    _bf16_unscaled,
-)

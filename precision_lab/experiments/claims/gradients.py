@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from precision_lab.claims import runs
-from precision_lab.claims.claim import (
+from precision_lab.experiments.claims import runs
+from precision_lab.experiments.claims.claim import (
     ARTICLE,
     CHAPTER,
     FORUM_BF16,
@@ -187,14 +187,3 @@ def _small_weights(arithmetic: Arithmetic) -> Verdict:
         small=share(weights < _FP16.smallest_normal),
         normal=_FP16.smallest_normal,
     )
-
-
-CLAIMS = (
-    _many,
-    _fp16_underflows,
-    _bf16_never_underflows,
-    _bf16_represents,
-    _stops,
-    _weights_become_zero,
-    _small_weights,
-)

@@ -23,27 +23,16 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from precision_lab.analysis.plain import plain
-from precision_lab.claims import formats, gradients, memory, scaling, training, updates
-from precision_lab.claims.claim import Arithmetic, Claim, Judgement, Outcome, Verdict
+from precision_lab.experiments.claims import formats, gradients, memory, scaling, training, updates
+from precision_lab.experiments.claims.claim import Arithmetic, Claim, Judgement, Outcome
 from precision_lab.support.shown import Shown
 
-__all__ = [
-    "CLAIMS",
-    "Arithmetic",
-    "Claim",
-    "ClaimsConfig",
-    "ClaimsResult",
-    "Judgement",
-    "Outcome",
-    "Verdict",
-    "judge",
-    "run",
-]
+_SUBJECTS = (formats, gradients, scaling, updates, training, memory)
 
 CLAIMS: Mapping[str, Claim] = {
-    claim.key: claim for subject in (formats, gradients, scaling, updates, training, memory) for claim in subject.CLAIMS
+    claim.key: claim for subject in _SUBJECTS for claim in vars(subject).values() if isinstance(claim, Claim)
 }
-"""All claims by key, those on one subject together."""
+"""All claims by key, those on one subject together: what `stated` made of the functions of these modules."""
 
 
 def judge(

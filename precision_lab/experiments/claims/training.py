@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from precision_lab.claims import runs
-from precision_lab.claims.claim import (
+from precision_lab.experiments.claims import runs
+from precision_lab.experiments.claims.claim import (
     ARTICLE,
     CHAPTER,
     FORUM_FP32,
@@ -228,6 +228,3 @@ def _throughput(arithmetic: Arithmetic) -> Verdict:
         narrow=bytes_of(get_format("bf16")),
         wide=bytes_of(get_format("fp32")),
     )
-
-
-CLAIMS = (_quality, _range, _noise, _regularizes, _bits, _tensor_cores, _throughput)

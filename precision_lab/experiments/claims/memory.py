@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache, partial
 
-from precision_lab.claims import runs
-from precision_lab.claims.claim import (
+from precision_lab.experiments.claims import runs
+from precision_lab.experiments.claims.claim import (
     ARTICLE,
     CHAPTER,
     FORUM_BF16,
@@ -228,17 +228,3 @@ def _resident(arithmetic: Arithmetic) -> Verdict:
         "master weights and fp32 moments; {pure:.1f} GB only where all of it is bf16."
     )
     return (holds if 2 * master <= fp32 else fails)(words, ranks=_RANKS, fp32=fp32, master=master, pure=pure)
-
-
-CLAIMS = (
-    _sixteen,
-    _fourteen,
-    _not_fourteen,
-    _four_times_four,
-    _less,
-    _halves,
-    _activations,
-    _save_more,
-    _traffic,
-    _resident,
-)

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from precision_lab.claims.claim import (
+from precision_lab.experiments.claims.claim import (
     ARTICLE,
     CHAPTER,
     FORUM_FP32,
@@ -233,16 +233,3 @@ def _digits_of_fp32(arithmetic: Arithmetic) -> Verdict:
 @_claim("bf16-digits", text="bf16 has 3 decimal digits of precision.", source=f"{CHAPTER}, “Numerical formats”")
 def _digits_of_bf16(arithmetic: Arithmetic) -> Verdict:
     return _digits(arithmetic, "bf16", 3)
-
-
-CLAIMS = (
-    _one_in_ten_million,
-    _below_the_smallest,
-    _range_of_fp16,
-    _floor,
-    _range_of_bf16,
-    _never_overflows,
-    _chopped,
-    _digits_of_fp32,
-    _digits_of_bf16,
-)

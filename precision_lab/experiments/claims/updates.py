@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from precision_lab.claims import runs
-from precision_lab.claims.claim import (
+from precision_lab.experiments.claims import runs
+from precision_lab.experiments.claims.claim import (
     ARTICLE,
     CHAPTER,
     FORUM_BF16,
@@ -258,17 +258,3 @@ def _sensitive(arithmetic: Arithmetic) -> Verdict:
     if evidence["stops"] < 0.9 * evidence["many"]:
         return only_if("there are many classes, and the sum over them is kept in bf16", words, **evidence)
     return fails(words, **evidence)
-
-
-CLAIMS = (
-    _round_away,
-    _shift,
-    _underflow,
-    _master,
-    _fp32_loses,
-    _descent,
-    _drift,
-    _moments,
-    _softmax,
-    _sensitive,
-)

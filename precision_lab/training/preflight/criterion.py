@@ -46,6 +46,7 @@ from precision_lab.training.memory import memory
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promoted
 from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, Way
 from precision_lab.training.storage import StorageConfig
+from precision_lab.training.update_rules import UPDATE_RULES
 
 _FP32 = get_format("fp32")
 
@@ -167,11 +168,12 @@ def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAu
     elif base.optimizer == "adam":
         formats = {"weight_decay": promoted(storage.gradients, storage.updated)}
     else:  # any other way of storing adds the decay with the update, or in fp32
-        apart = storage.update == "ties_to_even"
+        apart = UPDATE_RULES[storage.update].plain
         formats = {"1 - lr*weight_decay": storage.updated} if apart else {}
     formats |= dict.fromkeys(ROLES["first moment"], storage.first_moment)
     formats |= dict.fromkeys(ROLES["second moment"], storage.second_moment)
     roles = {expression: role for role, expressions in ROLES.items() for expression in expressions}
+    in_pairs = UPDATE_RULES[storage.update].words_of("second_moment")
     told = []
     for theirs in base.findings:
         if theirs.expression not in formats:
@@ -181,7 +183,7 @@ def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAu
             audits[fmt] = audit(fmt, optimizer=base.optimizer, steps=base.steps, **h)
         ours = audits[fmt][theirs.expression]
         rejects = ours.severity in (Severity.WARNING, Severity.FATAL) and _rank(ours) > _rank(theirs)
-        if storage.update == "collage_plus" and theirs.expression in _OF_BETA2:
+        if in_pairs and theirs.expression in _OF_BETA2:
             rejects = 1 - h["beta2"] < 20 * 4.0**-fmt.precision
         told.append(RoleFinding(roles[theirs.expression], fmt, ours, rejects))
     return tuple(told)

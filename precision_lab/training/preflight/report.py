@@ -16,8 +16,7 @@ from precision_lab.numerics.formats import FloatFormat
 from precision_lab.tensors.info import TensorInfo, labels_of
 from precision_lab.training.memory import MemoryLedger
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
-
-_RANDOM_BITS = 16  # of the stochastic rounding
+from precision_lab.training.update_rules import UPDATE_RULES, UpdateRule
 
 
 class Outcome(StrEnum):
@@ -30,26 +29,29 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Way:
-    """How the new weight is stored: a format and one of `storage.UPDATES`."""
+    """How the new weight is stored: a format and one of `update_rules.UPDATE_RULES`."""
 
     format: FloatFormat
     update: str = "ties_to_even"
 
     @property
+    def rule(self) -> UpdateRule:
+        """The rule of that name."""
+        return UPDATE_RULES[self.update]
+
+    @property
     def reach(self) -> float:
         """By how much smaller an update may be than one that ties_to_even would need; a power of two."""
-        if self.update == "ties_to_even":
-            return 1.0
-        return 2.0 ** (_RANDOM_BITS - 1 if self.update == "stochastic" else self.format.precision)
+        return self.rule.reach(self.format)
 
     @property
     def two_words(self) -> bool:
         """Whether what is lost is kept in a second word."""
-        return self.update not in ("ties_to_even", "stochastic")
+        return bool(self.rule.words)
 
     def __str__(self) -> str:
         """Return the format, and what is done about lost updates."""
-        return self.format.name if self.update == "ties_to_even" else f"{self.format} {self.update}"
+        return self.format.name if self.rule.plain else f"{self.format} {self.update}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +263,8 @@ class PreflightReport:
             said = [f"{what}: {size} bytes per parameter, fp32 {most}."]
             if others:
                 said.append(f"So do, for as many: {', '.join(others)}.")
-            if best.storage.update == "stochastic":
-                sure = next(
-                    c for c in self.candidates if c.outcome is Outcome.KEEPS and c.storage.update != "stochastic"
-                )
+            if best.way.rule.random_bits:
+                sure = next(c for c in self.candidates if c.outcome is Outcome.KEEPS and not c.way.rule.random_bits)
                 bytes_ = sure.ledger.bytes_per_parameter
                 said.append(f"It does so on average, with noise; without chance: {sure.name}, {bytes_} bytes.")
         nearly = [c for c in self.candidates if 0 < c.lost < 1e-3 and len(c.reasons) == 1]

@@ -11,9 +11,10 @@ import pytest
 from precision_lab import StorageConfig, audit, round_to
 from precision_lab.analysis.hyperparameters import OPTIMIZERS
 from precision_lab.numerics.codec import codec
-from precision_lab.training.optimizers import SGD, _grow, _multiply, start, update, updated_parameters
+from precision_lab.training.optimizers import SGD, start, update, updated_parameters
 from precision_lab.training.preflight.criterion import ROLES
 from precision_lab.training.preflight.report import Outcome, Way
+from precision_lab.training.update_rules import grow, multiply
 from tests.training.preflight.helpers import BF16, ask
 
 
@@ -53,8 +54,8 @@ def test_the_second_moment_in_two_words_settles_where_the_criterion_says(rate: f
     g2 = np.linspace(1, 2, 8, endpoint=False, dtype=np.float32)
     v, r = to.round(np.float32(0.85) * g2), np.zeros(8, np.float32)
     for _ in range(int(1.5 / rate) if settles else 3000):
-        v, r = _multiply(v, r, 1 - rate, BF16)
-        v, r = _grow(v, r, to.round(np.float32(rate) * g2), to)
+        v, r = multiply(v, r, 1 - rate, BF16)
+        v, r = grow(v, r, to.round(np.float32(rate) * g2), to)
     reached = (v.astype(np.float64) + r) / g2
     assert bool((abs(reached - 1) < 0.1).all()) is settles
     rejected = [f for f in ask({"w": [0.5]}, beta2=1 - rate)["collage_plus"].findings if f.rejects]

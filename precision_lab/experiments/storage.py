@@ -35,9 +35,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from precision_lab.analysis.hyperparameters import stored_value
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.training.config import TrainingConfig
+from precision_lab.training.hyperparameters import stored_value
 from precision_lab.training.result import StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 from precision_lab.training.sweep import sweep

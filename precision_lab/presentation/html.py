@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.hyperparameters import HyperparameterAudit
 from precision_lab.analysis.loss_scale_plan import LossScalePlan, TensorPlans
 from precision_lab.analysis.loss_scale_replay import ScaleTrace
 from precision_lab.analysis.scan import ScanResult
@@ -36,6 +35,7 @@ from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inspection import Inspection
 from precision_lab.training.comparison import TrainingComparison
+from precision_lab.training.hyperparameters import HyperparameterAudit
 from precision_lab.training.memory import MemoryLedger
 from precision_lab.training.preflight import PreflightReport
 from precision_lab.training.result import TrainingResult

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from precision_lab.analysis.hyperparameters import HyperparameterAudit
 from precision_lab.experiments.hyperparameters import HyperparametersResult
 from precision_lab.experiments.memory import MemoryResult
 from precision_lab.presentation.tables.table import Table, bytes_text
 from precision_lab.training.comparison import TrainingComparison
+from precision_lab.training.hyperparameters import HyperparameterAudit
 from precision_lab.training.memory import MemoryLedger, bytes_of
 from precision_lab.training.storage import StorageConfig
 

@@ -36,12 +36,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.hyperparameters import Finding, HyperparameterAudit, Severity, audit
 from precision_lab.analysis.loss_scale_plan import plan_loss_scale
 from precision_lab.analysis.loss_scalers import NoLossScale, StaticLossScale
 from precision_lab.analysis.scan import ScanResult
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.tensors.info import label_of
+from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit
 from precision_lab.training.memory import memory
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promoted
 from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, Way

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.hyperparameters import Finding, Severity
 from precision_lab.analysis.loss_scale_plan import TensorPlans
 from precision_lab.analysis.plain import whole
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.tensors.info import TensorInfo, labels_of
+from precision_lab.training.hyperparameters import Finding, Severity
 from precision_lab.training.memory import MemoryLedger
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 from precision_lab.training.update_rules import UPDATE_RULES, UpdateRule

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from precision_lab.analysis.hyperparameters import audit
 from precision_lab.analysis.loss_scale_plan import TensorPlans, plan_tensors
 from precision_lab.analysis.scan import ScanResult, scan
 from precision_lab.numerics.formats import get_format
@@ -14,6 +13,7 @@ from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource
 from precision_lab.tensors.reading import list_tensors, open_tensors
 from precision_lab.tensors.torch_files import SUFFIXES
 from precision_lab.tensors.walk import Walk
+from precision_lab.training.hyperparameters import audit
 from precision_lab.training.preflight.adam_state import STATE_NAME
 from precision_lab.training.preflight.criterion import Checkpoint, judge
 from precision_lab.training.preflight.report import PreflightReport, Way

@@ -12,7 +12,6 @@ import numpy as np
 
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.hyperparameters import HyperparameterAudit
 from precision_lab.analysis.updates import MOVED, NO_UPDATE, update_outcomes
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.inputs import converted
@@ -22,6 +21,7 @@ from precision_lab.tensors.info import Chunks, TensorInfo, TensorSource
 from precision_lab.tensors.pairs import check_partners, in_step
 from precision_lab.tensors.reading import Tensors, list_tensors, open_tensors
 from precision_lab.tensors.walk import CHUNK_BYTES
+from precision_lab.training.hyperparameters import HyperparameterAudit
 from precision_lab.training.preflight.adam_state import adam_updates, find_adam_state
 from precision_lab.training.preflight.report import PreflightTensor, Standstill, Way
 

@@ -5,7 +5,6 @@ formats -> rounding -> what is lost -> where it happens in training -> what peop
 
 from precision_lab.analysis.frozen_weights import Frozen, WeightGaps, frozen_fraction
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.hyperparameters import HyperparameterAudit, Severity, audit
 from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale
 from precision_lab.analysis.loss_scale_replay import ScaleTrace, replay
 from precision_lab.analysis.loss_scalers import DynamicLossScale, NoLossScale, StaticLossScale
@@ -29,6 +28,7 @@ from precision_lab.numerics.rounding import cast, decode, encode, is_representab
 from precision_lab.tensors.info import TensorFileError, TensorInfo
 from precision_lab.tensors.reading import list_tensors, read_tensors
 from precision_lab.training.config import TrainingConfig
+from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, audit
 from precision_lab.training.loop import train
 from precision_lab.training.memory import MemoryLedger, memory
 from precision_lab.training.preflight import PreflightReport, preflight

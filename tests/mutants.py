@@ -57,8 +57,8 @@ MORE = {  # files of tests that do not name the module
     "numerics/accumulation.py": "test_flush_to_zero.py",
     "numerics/environment.py": "test_flush_to_zero.py",
     "analysis/plain.py": "experiments/test_round_trips.py",
-    "training/adam_state.py": "tensors/test_torch_files.py training/test_memory.py training/test_preflight.py "
-    "training/test_optimizers.py",
+    "training/preflight/adam_state.py": "tensors/test_torch_files.py training/test_memory.py "
+    "training/preflight/test_run.py training/test_optimizers.py",
     "testing/cast_faults.py": "testing/test_casts_zoo.py",
     "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py",
 }

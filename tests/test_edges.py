@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 import precision_lab as pl
-from precision_lab.analysis.hyperparameters import stored_rates
 from precision_lab.analysis.sums import WAYS, sum_every_way, sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.analysis.updates import update_outcomes
 from precision_lab.numerics.accumulation import METHODS, rounded_sum
 from precision_lab.numerics.errors import CompilerDisabledError
 from precision_lab.numerics.rounding import code_dtype
+from precision_lab.training.hyperparameters import stored_rates
 from tests.conftest import CommandLine
 
 Array: TypeAlias = np.ndarray[Any, Any]

@@ -45,10 +45,10 @@ def hyperparameters(
     precision-lab hyperparameters -f fp16 --optimizer sgd --lr 0.1 --momentum 0.99
     precision-lab hyperparameters --eps 1e-6 --json findings.json --figure findings.png
     """
-    from precision_lab.analysis.hyperparameters import audit
     from precision_lab.numerics.formats import get_format
     from precision_lab.presentation.tables.hyperparameters import hyperparameters_table
     from precision_lab.support.files import write_json
+    from precision_lab.training.hyperparameters import audit
 
     formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
     audits = [audit(fmt, optimizer=optimizer, steps=steps, **asked) for fmt in formats]

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from precision_lab.analysis.hyperparameters import OPTIMIZERS, HyperparameterAudit, Severity, audit
 from precision_lab.analysis.plain import plain, tuples
 from precision_lab.numerics.formats import get_format
 from precision_lab.support.shown import Shown
+from precision_lab.training.hyperparameters import OPTIMIZERS, HyperparameterAudit, Severity, audit
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class UsualSetting:
     name : str
         Whose.
     optimizer : str
-        One of `analysis.hyperparameters.OPTIMIZERS`.
+        One of `training.hyperparameters.OPTIMIZERS`.
     hyperparameters : tuple of (str, float)
         Those that are not the default of torch.optim.
 

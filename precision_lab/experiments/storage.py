@@ -35,13 +35,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from precision_lab.analysis.hyperparameters import stored_value
 from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
+from precision_lab.training.hyperparameters import stored_value
 from precision_lab.training.result import StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 from precision_lab.training.sweep import sweep
+from precision_lab.training.update_rules import UPDATE_RULES
 
 TOLERANCE = 0.03
 """A configuration keeps float32's result if its mean final loss is within this share of float32's, or its spread."""
@@ -427,12 +428,13 @@ class Outcome:
     def _why(self) -> str:
         """Return the reasons that can be computed from the configuration and its measurements."""
         config = self.runs[0].config
+        rule = UPDATE_RULES[config.storage.update]
         reasons = []
-        if self.lost > 0.2 and config.storage.update == "ties_to_even":
+        if self.lost > 0.2 and rule.plain:
             reasons.append(f"{self.lost:.0%} of the updates are lost")
         if config.optimizer != "sgd":
             second = config.storage.second_moment
-            if config.storage.update != "collage_plus" and stored_value(Fraction(config.beta2), second) == 1:
+            if not rule.words_of("second_moment") and stored_value(Fraction(config.beta2), second) == 1:
                 reasons.append(f"beta2 = {config.beta2:g} is 1 in {second}")
             if stored_value(Fraction(config.epsilon), second) == 0:
                 reasons.append(f"epsilon = {config.epsilon:g} is 0 in {second}")

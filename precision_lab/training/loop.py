@@ -25,6 +25,7 @@ from precision_lab.training.optimizers import OptimizerState, unflatten, updated
 from precision_lab.training.result import STATISTICS, Snapshot, StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import StorageConfig
+from precision_lab.training.update_rules import UPDATE_RULES
 
 _NOTHING = Gradients(0.0, {}, {})
 
@@ -62,15 +63,11 @@ class _Sums:
         return UpdateStatistics(**{f: getattr(self, f) for f in STATISTICS}, ratios=self.ratios)
 
 
-_WORDS = ("compensation", "second_word")
-
-
 def _values(state: OptimizerState, storage: StorageConfig) -> Array:
     """Return the parameters in float64, what is kept beside them added."""
     values = updated_parameters(state, storage).astype(np.float64)
-    for word in _WORDS:
-        if word in state.buffers:
-            values += codec(storage.weights).decode(state.buffers[word])
+    for word in UPDATE_RULES[storage.update].words_of("weights"):
+        values += codec(storage.weights).decode(state.buffers[word])
     return values
 
 

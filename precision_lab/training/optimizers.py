@@ -33,18 +33,7 @@ depends on its place. And its float32 square roots come from MKL, one in six a s
 So in bf16 SGD's learning rate of .01 is .01001; in fp16 an epsilon of 1e-8 is zero; and with a second moment in bf16
 R(.999 * v) is v, because what is taken away is less than half a spacing: it can only grow.
 
-How the new weight is stored is the configuration's `update`; u is what is added, with AdamW's decay in it but for
-`ties_to_even`, which decays first as the table says:
-
-=================  ===================================================================================================
-`ties_to_even`     R(w + u)
-`stochastic`       the same, rounded stochastically (and only that; AdamW's decay is not rounded on its own)
-`kahan`            y = R(u + c); w' = R(w + y); c' = R(y - R(w' - w)) (Kahan 1965; Zamirai et al. 2020)
-`collage_light`    (w, r) = Grow(w, r, R(u)): x = R(w + u); s = R(r + R(u - R(x - w))); w' = R(x + s);
-                   r' = R(s - R(w' - x)) (Yu et al. 2024)
-`collage_plus`     and v is a pair too: multiplied by beta2 as a pair (R(beta2), R(beta2 - R(beta2))), with the error of
-                   the product kept; then Grow(v, r, R((1 - beta2) * g * g)) (Yu et al. 2024)
-=================  ===================================================================================================
+How the new weight is stored is the configuration's `update`: see `update_rules`.
 """
 
 from __future__ import annotations
@@ -52,19 +41,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 
 from precision_lab.numerics import fixed
-from precision_lab.numerics.codec import Codec, codec, stored_dtype
+from precision_lab.numerics.codec import codec, stored_dtype
 from precision_lab.numerics.formats import FloatFormat, get_format
-from precision_lab.numerics.rounding import Array, round_to
+from precision_lab.numerics.rounding import Array
 from precision_lab.training.storage import StorageConfig
+from precision_lab.training.update_rules import UPDATE_RULES, Update, grow, multiply, rounded
 
 _FP32 = get_format("fp32")
-_SECOND_WORD = {"kahan": "compensation", "collage_light": "second_word", "collage_plus": "second_word"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +168,7 @@ def buffers(optimizer: Optimizer, storage: StorageConfig) -> dict[str, FloatForm
     """Return the format of every array that lives from one step to the next; each has a value a parameter.
 
     `weights` (unless they are transient), `gradients`, `master`, `first_moment` (Adam's, and SGD's momentum),
-    `second_moment`, `compensation` (kahan), `second_word` and `second_moment_word` (collage).
+    `second_moment`, and the words of the rule by which weights are stored (`update_rules`).
     """
     kept = {} if storage.transient_weights else {"weights": storage.weights}
     kept["gradients"] = storage.gradients
@@ -190,11 +178,8 @@ def buffers(optimizer: Optimizer, storage: StorageConfig) -> dict[str, FloatForm
         kept["first_moment"] = storage.first_moment
     if isinstance(optimizer, Adam):
         kept["second_moment"] = storage.second_moment
-    if storage.update in _SECOND_WORD:
-        kept[_SECOND_WORD[storage.update]] = storage.weights
-    if storage.update == "collage_plus" and isinstance(optimizer, Adam):
-        kept["second_moment_word"] = storage.second_moment
-    return kept
+    words = UPDATE_RULES[storage.update].words
+    return kept | {word: kept[role] for word, role in words.items() if role in kept}
 
 
 def start(parameters: Array, optimizer: Optimizer, storage: StorageConfig) -> OptimizerState:
@@ -316,7 +301,7 @@ def update(
             decay = learning_rate * optimizer.weight_decay
         elif optimizer.weight_decay:
             both = promoted(storage.gradients, storage.updated)
-            g = codec(both).compute("scaled_sum_32", _rounded(optimizer.weight_decay, both), w, g)
+            g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
         if isinstance(optimizer, Adam):
             scale, direction = np.float32(1), _adam(state.step + 1, kept, g, optimizer, storage, learning_rate)
             intended = direction
@@ -326,14 +311,12 @@ def update(
         if decay:
             intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
 
-        if storage.update in _SECOND_WORD:
-            if decay:
-                scale, direction = np.float32(1), intended
-            second = _SECOND_WORD[storage.update]
-            w, r = _added_in_two_words(w, updated.decode(held[second]), scale, direction, storage)
-            kept[second] = updated.encode(r)
-        else:
-            w = _added(w, scale, direction, decay, storage, (seed, state.step * w.size))
+        rule = UPDATE_RULES[storage.update]
+        beside = rule.words_of("weights")
+        words = (w, *(updated.decode(held[word]) for word in beside))
+        stream = (seed, state.step * w.size)
+        w, *words_after = rule.add(words, Update(scale, direction, decay, intended), storage.updated, stream)
+        kept |= {word: updated.encode(values) for word, values in zip(beside, words_after, strict=True)}
         if storage.master is None:
             kept["weights"] = updated.encode(w)
         else:
@@ -357,7 +340,7 @@ def _sgd(
             m = first.round(first.decode(kept["first_moment"]) * np.float32(optimizer.momentum)) + g
         g = first.round(m)
         kept["first_moment"] = first.encode(g)
-    return -_rounded(learning_rate, promoted(fmt, storage.updated)), g
+    return -rounded(learning_rate, promoted(fmt, storage.updated)), g
 
 
 def _adam(
@@ -370,10 +353,10 @@ def _adam(
 
     v = second.decode(kept["second_moment"])
     rest = np.float32(1 - optimizer.beta2)
-    if storage.update == "collage_plus":
+    if "second_moment_word" in kept:
         r = second.decode(kept["second_moment_word"])
-        v, r = _multiply(v, r, optimizer.beta2, storage.second_moment)
-        v, r = _grow(v, r, second.round(rest * g * g), second)
+        v, r = multiply(v, r, optimizer.beta2, storage.second_moment)
+        v, r = grow(v, r, second.round(rest * g * g), second)
         kept["second_moment_word"] = second.encode(r)
     else:
         v = second.compute("mean_square_32", np.float32(optimizer.beta2), rest, v, g)
@@ -381,61 +364,8 @@ def _adam(
 
     step_size = np.float32(-learning_rate / (1 - fixed.power(optimizer.beta1, step)))
     correction = np.float32(math.sqrt(1 - fixed.power(optimizer.beta2, step)))
-    epsilon = _rounded(optimizer.epsilon, storage.second_moment)
+    epsilon = rounded(optimizer.epsilon, storage.second_moment)
     return second.compute("adam_direction_32", step_size, correction, epsilon, m, v)
-
-
-def _added(
-    w: Array, scale: np.float32, direction: Array, decay: float, storage: StorageConfig, stream: tuple[int, int]
-) -> Array:
-    """Take the decay off w and add the update."""
-    if storage.update == "stochastic":
-        return np.asarray(
-            round_to(_sum(w, scale, direction, decay, codec(_FP32)), storage.updated, "stochastic", rng=stream)
-        )
-    return _sum(w, scale, direction, decay, codec(storage.updated))
-
-
-def _sum(w: Array, scale: np.float32, direction: Array, decay: float, fmt: Codec) -> Array:
-    if decay:
-        w = fmt.round(w * np.float32(1 - decay))
-    return fmt.compute("scaled_sum_32", scale, direction, w)
-
-
-def _added_in_two_words(
-    w: Array, r: Array, scale: np.float32, direction: Array, storage: StorageConfig
-) -> tuple[Array, Array]:
-    """Add the update to w, with what earlier roundings lost in r."""
-    fmt = codec(storage.updated)
-    if storage.update == "kahan":
-        return _kahan(w, fmt.compute("scaled_sum_32", scale, direction, r), fmt)
-    return _grow(w, r, fmt.round(scale * direction), fmt)
-
-
-def _kahan(w: Array, y: Array, fmt: Codec) -> tuple[Array, Array]:
-    """Add y, the compensation in it already, and return the sum and the new compensation."""
-    total = fmt.round(w + y)
-    return total, fmt.round(y - fmt.round(total - w))
-
-
-def _grow(m: Array, r: Array, v: Array, fmt: Codec) -> tuple[Array, Array]:
-    """Add v to the pair (m, r), every operation rounded; exact where abs(m) >= abs(v) (Dekker's Fast2Sum)."""
-    x = fmt.round(m + v)
-    r = fmt.round(r + fmt.round(v - fmt.round(x - m)))
-    m = fmt.round(x + r)
-    return m, fmt.round(r - fmt.round(m - x))
-
-
-def _multiply(m: Array, r: Array, factor: float, fmt: FloatFormat) -> tuple[Array, Array]:
-    """Multiply the pair (m, r) by a number that is split into a pair too, every operation rounded."""
-    to = codec(fmt)
-    high = _rounded(factor, fmt)
-    low = _rounded(factor - float(high), fmt)
-    x = to.round(high * m)
-    error = to.compute("scaled_sum_32", high, m, -x)
-    r = to.round(to.compute("scaled_sum_32", low, m, to.round(high * r)) + error)
-    m = to.round(x + r)
-    return m, to.round(r - to.round(m - x))
 
 
 def promoted(a: FloatFormat, b: FloatFormat) -> FloatFormat:
@@ -448,12 +378,6 @@ def promoted(a: FloatFormat, b: FloatFormat) -> FloatFormat:
         ):
             return wide
     return _FP32
-
-
-@lru_cache(maxsize=256)
-def _rounded(number: float, fmt: FloatFormat) -> np.float32:
-    value: np.float32 = codec(fmt).round(np.array([number], np.float32))[0]
-    return value
 
 
 def _flat(x: Array, name: str) -> Array:

@@ -33,9 +33,7 @@ from typing import Any
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.support.shown import Shown
-
-UPDATES = ("ties_to_even", "stochastic", "kahan", "collage_light", "collage_plus")
-"""How a new weight is stored: rounded one way or the other, or with what the rounding lost kept beside it."""
+from precision_lab.training.update_rules import UPDATE_RULES
 
 _FP32 = get_format("fp32")
 _YES = {"yes": True, "no": False}
@@ -72,7 +70,7 @@ class StorageConfig(Shown):
         The weights are cast from the master copy in every step and not kept, as autocast does. Gradients then leave the
         backward pass in the weights' format, and are kept in their own.
     update : str
-        One of `UPDATES`. Default ``ties_to_even``.
+        One of `update_rules.UPDATE_RULES`. Default ``ties_to_even``.
     loss_scale : LossScale
         In text: ``none``, ``dynamic`` (torch's rule), a framework's name, or a number for a static one (``2^16``).
         Default: dynamic where a gradient is kept in fp16, else none.
@@ -106,13 +104,13 @@ class StorageConfig(Shown):
         for key in _FOLLOWING:
             if getattr(self, key) is None:
                 object.__setattr__(self, key, self._following(key))
-        if self.update not in UPDATES:
-            raise ValueError(f"update must be one of {', '.join(UPDATES)}; got {self.update!r}")
+        if self.update not in tuple(UPDATE_RULES):
+            raise ValueError(f"update must be one of {', '.join(UPDATE_RULES)}; got {self.update!r}")
         if not isinstance(self.loss_scale, NoLossScale | StaticLossScale | DynamicLossScale):
             raise ValueError(f"loss_scale must be a loss scaler, got {self.loss_scale!r}; text is for parse()")
         if self.transient_weights and self.master is None:
             raise ValueError("transient_weights=yes needs a master copy to cast from: add master=fp32")
-        if self.master is not None and self.update not in ("ties_to_even", "stochastic"):
+        if self.master is not None and UPDATE_RULES[self.update].words:
             raise ValueError(f"update={self.update} is for weights without a master copy: leave master out")
         if self.gradient_operands is not None and self.operands is None:
             raise ValueError("gradient_operands needs operands too")

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision_lab.numerics import reference
 from precision_lab.numerics.codec import codec, stored_dtype
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.rounding import Array, round_to
@@ -24,9 +23,6 @@ from precision_lab.training.optimizers import (
     AdamW,
     Optimizer,
     OptimizerState,
-    _grow,
-    _kahan,
-    _multiply,
     buffers,
     flatten,
     promoted,
@@ -36,8 +32,9 @@ from precision_lab.training.optimizers import (
     visible_weights,
 )
 from precision_lab.training.storage import CONFIGURATIONS, FP32, StorageConfig
+from tests.training.helpers import FP32_FORMAT, Exact, exact_grow, exact_product, f32
 
-FP32_FORMAT, BF16 = get_format("fp32"), get_format("bf16")
+BF16 = get_format("bf16")
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": SGD(0.01),
     "sgd with decay": SGD(0.01, weight_decay=0.1),
@@ -77,20 +74,6 @@ def bits(state: OptimizerState) -> dict[str, bytes]:
 
 
 # ---- the definition, a number at a time, in exact arithmetic ----
-
-
-class Exact:
-    """Operations on rational numbers whose results are rounded to float32 and then into a format."""
-
-    def __init__(self, fmt: FloatFormat) -> None:
-        self.fmt = fmt
-
-    def __call__(self, x: Fraction | float) -> Fraction:
-        return Fraction(reference.round_to(reference.round_to(x, FP32_FORMAT), self.fmt))
-
-
-def f32(x: Fraction | float) -> Fraction:
-    return Fraction(reference.round_to(x, FP32_FORMAT))
 
 
 def wider(a: FloatFormat, b: FloatFormat) -> FloatFormat:
@@ -158,24 +141,6 @@ def exact_step(
     return held
 
 
-def exact_grow(m: Fraction, r: Fraction, v: Fraction, to: Callable[[Fraction], Fraction]) -> tuple[Fraction, Fraction]:
-    x = to(m + v)
-    r = to(r + to(v - to(x - m)))
-    m = to(x + r)
-    return m, to(r - to(m - x))
-
-
-def exact_product(m: Fraction, r: Fraction, factor: float, fmt: FloatFormat) -> tuple[Fraction, Fraction]:
-    to = Exact(fmt)
-    high = to(factor)
-    low = to(Fraction(factor) - high)
-    x = to(high * m)
-    error = to(high * m - x)
-    r = to(to(low * m + to(high * r)) + error)
-    m = to(x + r)
-    return m, to(r - to(m - x))
-
-
 STORAGES = [
     *("pure_bf16", "pure_fp16", "master_bf16", "megatron_bf16", "bf16_fp32_grads", "bf16_fp32_moments"),
     *("bf16_kahan", "collage_light", "collage_plus", "weights=e6m9", "weights=fp16,update=kahan"),
@@ -208,62 +173,6 @@ def test_every_buffer_is_what_exact_arithmetic_says(text: str, optimizer: Optimi
         for name, fmt in names.items():
             ours = codec(fmt).decode(state.buffers[name])
             assert [Fraction(float(x)) for x in ours] == [kept[name] for kept in exact], name
-
-
-# ---- the compensated additions ----
-
-WORDS = st.sampled_from(["bf16", "fp16", "e6m9"]).map(get_format)
-
-
-def values_of(fmt: FloatFormat) -> st.SearchStrategy[float]:
-    """Values of a format well inside its range."""
-    return st.builds(
-        lambda sign, k, e: sign * math.ldexp(k, e),
-        st.sampled_from([-1, 1]),
-        st.integers(0, 2**fmt.precision - 1),
-        st.integers(-fmt.precision - 3, 3 - fmt.precision),
-    )
-
-
-def array(value: float) -> Array:
-    return np.array([value], np.float32)
-
-
-@given(data=st.data(), fmt=WORDS)
-def test_grow_and_kahan_round_every_operation_once(data: st.DataObject, fmt: FloatFormat) -> None:
-    """Once, into the format, and not to float32 before: that makes no difference to so few bits."""
-    m, r, v = (data.draw(values_of(fmt)) for _ in range(3))
-
-    def to(x: Fraction) -> Fraction:
-        return Fraction(reference.round_to(x, fmt))
-
-    grown = [Fraction(float(x[0])) for x in _grow(array(m), array(r), array(v), codec(fmt))]
-    assert grown == list(exact_grow(Fraction(m), Fraction(r), Fraction(v), to))
-    added = [Fraction(float(x[0])) for x in _kahan(array(m), codec(fmt).round(array(v) + array(r)), codec(fmt))]
-    y = to(Fraction(v) + Fraction(r))
-    total = to(Fraction(m) + y)
-    assert added == [total, to(y - to(total - Fraction(m)))]
-
-
-@given(data=st.data(), fmt=WORDS)
-def test_a_pair_loses_nothing_of_a_smaller_term(data: st.DataObject, fmt: FloatFormat) -> None:
-    m, v = sorted((data.draw(values_of(fmt)) for _ in range(2)), key=abs, reverse=True)
-    total, lost = (Fraction(float(x[0])) for x in _grow(array(m), array(0.0), array(v), codec(fmt)))
-    assert total == Fraction(reference.round_to(Fraction(m) + Fraction(v), fmt))
-    assert total + lost == Fraction(m) + Fraction(v)
-    kahan, compensation = (Fraction(float(x[0])) for x in _kahan(array(m), array(v), codec(fmt)))
-    assert (kahan, compensation) == (total, lost)
-
-
-@given(data=st.data(), fmt=WORDS, factor=st.sampled_from([0.999, 0.95, 0.9, 0.5]))
-def test_a_product_of_pairs(data: st.DataObject, fmt: FloatFormat, factor: float) -> None:
-    m = data.draw(values_of(fmt))
-    r = reference.round_to(Fraction(m) * Fraction(data.draw(st.floats(-1, 1))) * Fraction(fmt.unit_roundoff), fmt)
-    pair = [Fraction(float(x[0])) for x in _multiply(array(m), array(r), factor, fmt)]
-    assert pair == list(exact_product(Fraction(m), Fraction(r), factor, fmt))
-    exact = Fraction(factor) * (Fraction(m) + Fraction(r))
-    # a few roundings of the second word, each at most u * abs(second word); that is at most u * abs(exact) or so
-    assert abs(sum(pair) - exact) <= 8 * Fraction(fmt.unit_roundoff) ** 2 * abs(exact) + fmt.smallest_subnormal
 
 
 # ---- the series 1 + 1000 * bf16(.001) ----

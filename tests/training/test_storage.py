@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, NoLossScale, StaticLossScale
 from precision_lab.numerics.formats import FORMATS, get_format
-from precision_lab.training.storage import CONFIGURATIONS, FP32, UPDATES, StorageConfig
+from precision_lab.training.storage import CONFIGURATIONS, FP32, StorageConfig
+from precision_lab.training.update_rules import UPDATE_RULES
 
 BF16, FP16, FP32_FORMAT = get_format("bf16"), get_format("fp16"), get_format("fp32")
 
@@ -119,7 +120,7 @@ maybe = st.none() | formats
     sensitive=formats,
     operands=maybe,
     transient_weights=st.booleans(),
-    update=st.sampled_from(UPDATES),
+    update=st.sampled_from(list(UPDATE_RULES)),
     loss_scale=st.none() | st.sampled_from(list(SCALERS.values())) | st.just(StaticLossScale(3.5)),
 )
 def test_every_text_can_be_read_back(**answers: object) -> None:

@@ -10,12 +10,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from precision_lab.analysis.hyperparameters import HyperparameterAudit, Severity, stored_rates
 from precision_lab.experiments.hyperparameters import HyperparametersResult
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import INK, PALE, SMALL, dress, style, styled
+from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, stored_rates
 
 SEVERITY_COLORS: dict[Severity, str] = {
     Severity.OK: "#EAF2F8",

@@ -11,6 +11,9 @@ from precision_lab.experiments.memory import MemoryResult
 from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import INK, SMALL, dress, style, styled
 from precision_lab.training.memory import MemoryLedger, bytes_of
+from precision_lab.training.update_rules import UPDATE_RULES
+
+_WORD_COLORS = {"weights": "#CC79A7", "second_moment": "#E9C3D6"}  # of what completes them
 
 BUFFER_COLORS = {
     "weights": "#0072B2",
@@ -18,9 +21,7 @@ BUFFER_COLORS = {
     "master": "#56B4E9",
     "first_moment": "#009E73",
     "second_moment": "#8FCFB8",
-    "compensation": "#CC79A7",
-    "second_word": "#CC79A7",
-    "second_moment_word": "#E9C3D6",
+    **{word: _WORD_COLORS[role] for rule in UPDATE_RULES.values() for word, role in rule.words.items()},
 }
 """The colour of each buffer; moments are greens, what keeps the lost parts of numbers reds."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from precision_lab.analysis.hyperparameters import HyperparameterAudit
 from precision_lab.experiments.hyperparameters import HyperparametersResult
 from precision_lab.presentation.tables.table import (
     Table,
     only_table,
     tables_of,
 )
+from precision_lab.training.hyperparameters import HyperparameterAudit
 
 
 @only_table

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from precision_lab.analysis.hyperparameters import Severity
 from precision_lab.presentation.tables.loss_scaling import loss_scale_tables
 from precision_lab.presentation.tables.table import Table, and_more, bytes_text, number, percent, tables_of, worst
 from precision_lab.tensors.info import label_of, of_several_files
-from precision_lab.training.preflight import Candidate, PreflightReport, Standstill, Way
+from precision_lab.training.hyperparameters import Severity
+from precision_lab.training.preflight.report import Candidate, PreflightReport, Standstill, Way
 from precision_lab.training.storage import StorageConfig
 
 

@@ -17,8 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from precision_lab import FORMATS, FloatFormat, audit, get_format, neighbours
-from precision_lab.analysis import hyperparameters as module
-from precision_lab.analysis.hyperparameters import (
+from precision_lab.numerics import reference
+from precision_lab.training import hyperparameters as module
+from precision_lab.training.hyperparameters import (
     OPTIMIZERS,
     Finding,
     Severity,
@@ -27,7 +28,6 @@ from precision_lab.analysis.hyperparameters import (
     stored_rates,
     stored_value,
 )
-from precision_lab.numerics import reference
 
 V = "beta2*v + (1 - beta2)*g^2"
 M = "beta1*m + (1 - beta1)*g"

@@ -1,0 +1,207 @@
+"""What stands for the updates of a checkpoint, and which of them each way of storing a weight loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from precision_lab.analysis.frozen_weights import WeightGaps
+from precision_lab.analysis.histogram import ExponentHistogram
+from precision_lab.analysis.updates import MOVED, NO_UPDATE, update_outcomes
+from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.inputs import converted
+from precision_lab.numerics.rounding import as_carrier, round_to
+from precision_lab.support.text import shown
+from precision_lab.tensors.info import Chunks, TensorInfo, TensorSource
+from precision_lab.tensors.pairs import check_partners, in_step
+from precision_lab.tensors.reading import Tensors, list_tensors, open_tensors
+from precision_lab.tensors.walk import CHUNK_BYTES
+from precision_lab.training.hyperparameters import HyperparameterAudit
+from precision_lab.training.preflight.adam_state import adam_updates, find_adam_state
+from precision_lab.training.preflight.report import PreflightTensor, Standstill, Way
+
+Stream: TypeAlias = Iterator[tuple[TensorInfo, Chunks]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Updates of which only the size is known."""
+
+    size: float
+    words: str
+
+    def missing(self, _name: str) -> bool:
+        """Return False: a size stands for the updates of all weights."""
+        return False
+
+    def read(self, stream: Stream, ways: tuple[Way, ...]) -> Iterator[PreflightTensor]:
+        """Count the weights of each tensor that an update of this size does not move."""
+        formats = tuple(dict.fromkeys(way.format for way in ways))
+        by_way = _ByWay(ways)
+        for info, chunks in stream:
+            histogram: ExponentHistogram | None = None
+            gaps: dict[FloatFormat, WeightGaps] = {}
+            for chunk in chunks:
+                found = ExponentHistogram.of(chunk)
+                histogram = found if histogram is None else histogram + found
+                more = {fmt: WeightGaps.of(chunk, fmt) for fmt in formats}
+                gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
+            gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
+            standstill = by_way.shared(tuple(self._counts(gaps[kind.format], kind) for kind in by_way.kinds))
+            yield PreflightTensor(info, histogram or ExponentHistogram.empty(), standstill)
+
+    def _counts(self, gaps: WeightGaps, kind: _Kind) -> tuple[int, int, int]:
+        if kind.two_words and self.size <= kind.format.flush_threshold:
+            return gaps.count, gaps.count, gaps.count
+        frozen = gaps.frozen(self.size * kind.reach)
+        return frozen.count, frozen.up + frozen.down - frozen.both, frozen.both
+
+
+@dataclass(frozen=True)
+class RecordedUpdates:
+    """Updates one by one, by the names of their weights."""
+
+    find: Callable[[str], Chunks]
+    words: str
+    names: frozenset[str]
+
+    def missing(self, name: str) -> bool:
+        """Whether there are no updates of these weights."""
+        return name not in self.names
+
+    def read(self, stream: Stream, ways: tuple[Way, ...]) -> Iterator[PreflightTensor]:
+        """Count the updates of each tensor that are lost."""
+        read: list[tuple[TensorInfo, ExponentHistogram]] = []
+        losses = _Losses(ways)
+        for info, chunks in stream:
+            histogram = ExponentHistogram.empty()
+            for w, u in in_step(chunks, self.find(info.name)):
+                histogram += ExponentHistogram.of(w)
+                losses.add(len(read), w, u)
+            read.append((info, histogram))
+        losses.count()
+        nothing = dict.fromkeys(ways, Standstill())
+        for number, (info, histogram) in enumerate(read):
+            yield PreflightTensor(info, histogram, losses.found.get(number, nothing))
+
+
+class _Kind(NamedTuple):
+    """What of a `Way` decides which updates it loses."""
+
+    format: FloatFormat
+    reach: float
+    two_words: bool
+
+
+class _ByWay:
+    """What is counted once for each kind of way, as mappings by way, which tensors with the same counts share."""
+
+    def __init__(self, ways: tuple[Way, ...]) -> None:
+        self._of_way = {way: _Kind(way.format, way.reach, way.two_words) for way in ways}
+        self.kinds = tuple(dict.fromkeys(self._of_way.values()))
+        self.shared = lru_cache(maxsize=1 << 12)(self._mapping)
+
+    def _mapping(self, counts: tuple[tuple[int, int, int], ...]) -> Mapping[Way, Standstill]:
+        """Return the counts of a tensor, given those of `Standstill` for each of `kinds`."""
+        of_kind = {kind: Standstill(*some) for kind, some in zip(self.kinds, counts, strict=True)}
+        return {way: of_kind[kind] for way, kind in self._of_way.items()}
+
+
+_TOGETHER = 1 << 12  # elements of small tensors
+
+
+class _Losses:
+    """Counts the updates that are lost, for certain or in the worst case; those of small tensors together."""
+
+    def __init__(self, ways: tuple[Way, ...]) -> None:
+        self.by_way = _ByWay(ways)
+        self.size = 0
+        self.pieces: list[tuple[int, Any, Any]] = []
+        self.found: dict[int, Mapping[Way, Standstill]] = {}
+
+    def add(self, tensor: int, w: Any, u: Any) -> None:
+        """Take a chunk of a tensor and its updates; both may be overwritten afterwards."""
+        w, u = as_carrier(w), as_carrier(u)
+        self.size += w.size
+        if self.size < _TOGETHER:
+            self.pieces.append((tensor, w.copy(), u.copy()))
+        else:
+            self.pieces.append((tensor, w, u))
+            self.count()
+
+    def count(self) -> None:
+        """Count what was taken: `found` has what is known of each tensor that has elements."""
+        if not self.pieces:
+            return
+        tensors, ws, us = (list(column) for column in zip(*self.pieces, strict=True))
+        self.pieces, self.size = [], 0
+        starts = np.cumsum([0, *map(len, ws[:-1])])
+        with np.errstate(all="ignore"):  # a signalling NaN may become a float64
+            w, u = np.concatenate(ws), np.concatenate(us)
+        plain = {kind.format: update_outcomes(w, u, kind.format) for kind in self.by_way.kinds}
+        columns = []
+        for kind in self.by_way.kinds:
+            outcomes = plain[kind.format] if kind.reach == 1 else update_outcomes(w, _reached(u, kind), kind.format)
+            there, moved = (
+                np.add.reduceat(mask, starts, dtype=np.int64)
+                for mask in (plain[kind.format] != NO_UPDATE, outcomes == MOVED)
+            )
+            lost = (there - moved).tolist()
+            columns.append(zip(there.tolist(), lost, lost, strict=True))
+        for tensor, *counts in zip(tensors, *columns, strict=True):
+            found = self.by_way.shared(tuple(counts))
+            before = self.found.get(tensor)
+            self.found[tensor] = {way: before[way] + found[way] for way in found} if before else found
+
+
+def _reached(u: Any, kind: _Kind) -> Any:
+    """Return updates so much larger that ties_to_even makes of them what a kind makes of these."""
+    stored = round_to(u, kind.format) if kind.two_words else u
+    with np.errstate(all="ignore"):  # infinities and NaNs are counted as such
+        return converted(np.asarray(stored), np.float64) * kind.reach
+
+
+def find_updates(
+    weights: Tensors,
+    in_order: bool,
+    floats: Sequence[TensorInfo],
+    base: HyperparameterAudit,
+    updates: TensorSource | None,
+    optimizer_state: TensorSource | None,
+    gradients: TensorSource | None,
+    raw: FloatFormat | None,
+) -> Sizes | RecordedUpdates:
+    """Find what stands for the updates."""
+    lr = base.hyperparameters["lr"]
+    names = frozenset(info.name for info in floats)
+    if optimizer_state is not None:
+        state = find_adam_state(optimizer_state, floats, in_order=in_order, dtype=raw)
+        constants = {key: base.hyperparameters[key] for key in ("lr", "beta1", "beta2", "eps")}
+        words = f"what Adam would add now, by its moments in {_place(optimizer_state)}"
+        return RecordedUpdates(adam_updates(state, **constants), words, frozenset(state.names))
+    if updates is not None:
+        given = open_tensors(updates, dtype=raw)
+        check_partners(weights, given, floats, list_tensors(given))
+        return RecordedUpdates(given.finder(CHUNK_BYTES), f"the updates in {_place(updates)}", names)
+    if base.optimizer == "sgd":
+        given = open_tensors(gradients, dtype=raw)
+        check_partners(weights, given, floats, list_tensors(given))
+        find = given.finder(CHUNK_BYTES)
+
+        def scaled(name: str) -> Iterator[Any]:
+            for g in find(name):
+                with np.errstate(all="ignore"):  # infinities and NaNs are counted as such
+                    update = converted(g, np.float64) * -lr
+                yield update
+
+        return RecordedUpdates(scaled, f"-lr times the gradients in {given}", names)
+    return Sizes(lr, f"of size lr = {lr:g}, as Adam's are at first")
+
+
+def _place(source: TensorSource) -> str:
+    return shown(source, 4096) if isinstance(source, str | Path) else "model"

@@ -49,13 +49,14 @@ def hyperparameters(
     from precision_lab.numerics.formats import get_format
     from precision_lab.presentation.tables import hyperparameters_table
     from precision_lab.support.files import write_json
+    from precision_lab.support.plain import header
 
     formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
     audits = [audit(fmt, optimizer=optimizer, steps=steps, **asked) for fmt in formats]
     for one in audits:
         show(hyperparameters_table(one))
     if data is not None:
-        write_json({"audits": [one.to_dict() for one in audits]}, data)
+        write_json(header("hyperparameter audits") | {"audits": [one.to_dict() for one in audits]}, data)
     if figure is not None:
         from precision_lab.presentation.plots import hyperparameters_figure, save_figure
 
@@ -92,13 +93,13 @@ def memory(
     """
     from precision_lab.presentation.tables import memory_tables
     from precision_lab.support.files import write_json
-    from precision_lab.training.memory import ledgers
+    from precision_lab.training.memory import ledgers, memory_report
 
     found = ledgers(chosen, optimizer, parameters, activations)
     for table in memory_tables(found, ranks):
         show(table)
     if data is not None:
-        write_json({name: ledger.to_dict(ranks) for name, ledger in found.items()}, data)
+        write_json(memory_report(found, ranks), data)
 
 
 @command()

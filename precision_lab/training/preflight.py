@@ -51,12 +51,12 @@ from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.hyperparameters import Finding, HyperparameterAudit, Severity, audit
 from precision_lab.analysis.loss_scale_plan import TensorPlans, plan_loss_scale, plan_tensors
 from precision_lab.analysis.loss_scalers import NoLossScale, StaticLossScale
-from precision_lab.analysis.plain import whole
 from precision_lab.analysis.scan import ScanResult, scan
 from precision_lab.analysis.updates import MOVED, NO_UPDATE, update_outcomes
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.rounding import as_carrier, round_to
+from precision_lab.support.plain import whole
 from precision_lab.support.text import shown
 from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource, label_of, labels_of
 from precision_lab.tensors.pairs import check_partners, in_step

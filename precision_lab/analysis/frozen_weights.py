@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.counting import BLOCK, MOST, merged, share, take_zeros, taken
-from precision_lab.analysis.plain import finite_or_none, number_or
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, is_number
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import as_carrier, compiled_rounding
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.plain import PlainData, from_plain, number, register
 
 
 class Gaps(NamedTuple):
@@ -79,7 +79,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class WeightGaps:
+class WeightGaps(PlainData):
     """Exact counts of weights by the sizes of the gaps around them; answers every update size afterwards.
 
     Whether |u| moves w depends on half the gap on that side alone, and where |u| is exactly that, on the last bit of w:
@@ -171,26 +171,6 @@ class WeightGaps:
             raise ValueError(f"cannot add up gaps of which some are not those of {fmt}")
         return cls(fmt, sum(some.nonfinite for some in listed), merged(some.gaps for some in listed))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: of each kind of gap its four answers (infinity is None) and how many there are."""
-        return {
-            "format": self.format.name,
-            "nonfinite": self.nonfinite,
-            "gaps": [[finite_or_none(x) for x in gaps] + [n] for gaps, n in self.gaps.items()],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the counts that `to_dict` described; raises ValueError."""
-        try:
-            gaps = {
-                Gaps(number_or(up, math.inf), up_tie, number_or(down, math.inf), down_tie): n
-                for up, up_tie, down, down_tie, n in data["gaps"]
-            }
-            return cls(get_format(data["format"]), data["nonfinite"], gaps)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"these are no gaps of weights: {error!r}") from error
-
     def frozen(self, update_size: float) -> Frozen:
         """Return how many weights an update of this magnitude cannot move.
 
@@ -278,3 +258,21 @@ def frozen_fraction(weights: ArrayLike, update_sizes: ArrayLike, fmt: object) ->
         WeightGaps(get_format(fmt)).frozen(size)  # a bad one is found before the weights are read
     gaps = WeightGaps.of(weights, fmt)
     return tuple(gaps.frozen(size) for size in sizes)
+
+
+def _written(gaps: WeightGaps) -> dict[str, Any]:
+    """Return of each kind of gap its four answers and how many there are."""
+    listed = [[number(x) for x in kind] + [n] for kind, n in gaps.gaps.items()]
+    return {"format": gaps.format.name, "nonfinite": gaps.nonfinite, "gaps": listed}
+
+
+def _read(data: Any) -> WeightGaps:
+    try:
+        listed = from_plain(tuple[tuple[float, bool, float, bool, int], ...], data["gaps"])
+        gaps = {Gaps(*kind): n for *kind, n in listed}
+        return WeightGaps(get_format(data["format"]), from_plain(int, data["nonfinite"]), gaps)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not the gaps of weights: {error!r}") from error
+
+
+register(WeightGaps, _written, _read)

@@ -16,7 +16,7 @@ These 27 classes a binade answer every registered format and every power-of-two 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache, lru_cache
@@ -31,6 +31,7 @@ from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.inputs import is_integer, is_number
 from precision_lab.numerics.rounding import as_carrier
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.plain import PlainData, register
 from precision_lab.support.shown import Shown
 
 Array: TypeAlias = NDArray[Any]
@@ -111,7 +112,7 @@ class Conversion(Shown):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class ExponentHistogram(Shown):
+class ExponentHistogram(PlainData, Shown):
     """Exact counts of magnitudes by binade and by class within the binade.
 
     Make one with `of` or `of_chunks`; add histograms with ``+``, in any order and grouping.
@@ -248,7 +249,7 @@ class ExponentHistogram(Shown):
         """Compare all counts and extremes."""
         if not isinstance(other, ExponentHistogram):
             return NotImplemented
-        return self.to_dict() == other.to_dict()
+        return _written(self) == _written(other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -311,52 +312,6 @@ class ExponentHistogram(Shown):
             return self.nonzero
         return int(self.table[:row].sum()) + int(self.table[row, : place[1]].sum())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: the counts of each binade by its exponent, without trailing zeros."""
-        rows = {
-            str(e): np.trim_zeros(row, "b").tolist()
-            for e, row in zip(self.exponents, self.table, strict=True)
-            if row.any()
-        }
-        return {
-            "zero": self.zero,
-            "nonfinite": self.nonfinite,
-            "min_nonzero": self.min_nonzero,
-            "max_abs": self.max_abs,
-            "binades": rows,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the histogram that `to_dict` described.
-
-        Raises
-        ------
-        ValueError
-            The dictionary is not one of `to_dict`.
-
-        """
-        try:
-            rows = {int(e): [_count(n) for n in row] for e, row in data["binades"].items()}
-            least, largest = (_magnitude(data[key]) for key in ("min_nonzero", "max_abs"))
-            if len(rows) != len(data["binades"]) or not all(
-                0 < len(row) <= CLASSES and any(row) for row in rows.values()
-            ):
-                raise ValueError(f"a binade occurs once, with up to {CLASSES} counts")
-            if sum(map(sum, rows.values())) >= 2**63:
-                raise ValueError("counts fit in 63 bits")
-            if rows and (min(rows), max(rows)) != (_exponent(least), _exponent(largest)):
-                raise ValueError("min_nonzero and max_abs lie in the first and the last binade")
-            if not rows and not (least is None and largest in (None, 0.0)):
-                raise ValueError("without binades there is no min_nonzero, and max_abs is 0 or none")
-            first = min(rows, default=0)
-            table = np.zeros((max(rows) - first + 1 if rows else 0, CLASSES), np.int64)
-            for e, row in rows.items():
-                table[e - first, : len(row)] = row
-            return cls(_count(data["zero"]), _count(data["nonfinite"]), least, largest, first, table)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise ValueError(f"not a histogram made by ExponentHistogram.to_dict: {error!r}") from error
-
 
 @lru_cache(maxsize=1 << 12)
 def _row(counts: bytes) -> NDArray[np.int64]:
@@ -407,6 +362,48 @@ def place_of(threshold: float, *, inclusive: bool) -> tuple[int, int]:
     return exponent - 1, position
 
 
+def _written(histogram: ExponentHistogram) -> dict[str, Any]:
+    """Return the counts of each binade by its exponent, without trailing zeros."""
+    rows = {
+        str(e): np.trim_zeros(row, "b").tolist()
+        for e, row in zip(histogram.exponents, histogram.table, strict=True)
+        if row.any()
+    }
+    return {
+        "zero": histogram.zero,
+        "nonfinite": histogram.nonfinite,
+        "min_nonzero": histogram.min_nonzero,
+        "max_abs": histogram.max_abs,
+        "binades": rows,
+    }
+
+
+def _read(data: Any) -> ExponentHistogram:
+    """Return the histogram that `_written` described; no counts that no data could have."""
+    try:
+        rows = {int(e): [_count(n) for n in row] for e, row in data["binades"].items()}
+        least, largest = (_magnitude(data[key]) for key in ("min_nonzero", "max_abs"))
+        if len(rows) != len(data["binades"]) or not all(0 < len(row) <= CLASSES and any(row) for row in rows.values()):
+            raise ValueError(f"a binade occurs once, with up to {CLASSES} counts")
+        if sum(map(sum, rows.values())) >= 2**63:
+            raise ValueError("counts fit in 63 bits")
+        if rows and (min(rows), max(rows)) != (_exponent(least), _exponent(largest)):
+            raise ValueError("min_nonzero and max_abs lie in the first and the last binade")
+        if not rows and not (least is None and largest in (None, 0.0)):
+            raise ValueError("without binades there is no min_nonzero, and max_abs is 0 or none")
+        first = min(rows, default=0)
+        table = np.zeros((max(rows) - first + 1 if rows else 0, CLASSES), np.int64)
+        for e, row in rows.items():
+            table[e - first, : len(row)] = row
+        return ExponentHistogram(_count(data["zero"]), _count(data["nonfinite"]), least, largest, first, table)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        missing = isinstance(error, KeyError)
+        raise ValueError(f"not a histogram: it has no {error}" if missing else f"not a histogram: {error}") from error
+
+
+register(ExponentHistogram, _written, _read)
+
+
 def _count(value: Any) -> int:
     """Return a count, an integer that is not negative."""
     if not is_integer(value) or value < 0:
@@ -415,7 +412,7 @@ def _count(value: Any) -> int:
 
 
 def _magnitude(value: Any) -> float | None:
-    """Return a number of `to_dict` as a float."""
+    """Return an extreme as a float."""
     if value is not None and not is_number(value):
         raise ValueError(f"min_nonzero and max_abs are numbers, got {value!r}")
     return None if value is None else float(value)

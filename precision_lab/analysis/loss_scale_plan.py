@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.loss_scalers import check_integer, power_text
-from precision_lab.analysis.plain import whole
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.plain import header, whole
 from precision_lab.support.shown import Shown
 
 _LEAST, _MOST = -126, 127  # exponents of loss scales: those of fp32's normal numbers
@@ -254,6 +254,7 @@ class TensorPlans(Shown):
     def parts(self) -> dict[str, Any]:
         """Return what `to_dict` does, with an iterator in place of the list: a file is written an entry at a time."""
         return {
+            **header("loss-scale plan"),
             "total": self.total.to_dict(),
             "loss_scale": self.loss_scale,
             # of copies: a plan keeps its conversions

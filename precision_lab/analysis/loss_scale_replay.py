@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from precision_lab.analysis.loss_scalers import LossScale, scale_text
-from precision_lab.analysis.plain import finite_or_none
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.rounding import as_carrier
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.plain import number
 from precision_lab.support.reading import InputError, parse_json, read_small
 from precision_lab.support.shown import Shown
 from precision_lab.support.text import shown
@@ -130,7 +130,7 @@ class ScaleTrace(Shown):
         return told
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; an infinity or NaN becomes null."""
+        """Return plain JSON types; an infinity or NaN is text."""
         return {
             "format": self.format.name,
             "scaler": self.scaler.framework,
@@ -138,14 +138,14 @@ class ScaleTrace(Shown):
             "skipped_steps": self.skipped_steps,
             "nonfinite_steps": self.nonfinite_steps,
             "longest_skip": [self.longest_skip.start, self.longest_skip.stop],
-            "final_loss_scale": finite_or_none(self.final.loss_scale),
+            "final_loss_scale": number(self.final.loss_scale),
             "floor_from": self.floor_from,
             "unanswered": self.final.unanswered,
             "exhausted": self.exhausted,
             "ended": self.final.ended,
             "reason": self.reason,
-            "max_abs": [finite_or_none(m) for m in self.max_abs],
-            "loss_scales": [finite_or_none(s) for s in self.loss_scales],
+            "max_abs": [number(m) for m in self.max_abs],
+            "loss_scales": [number(s) for s in self.loss_scales],
             "skipped": list(self.skipped),
         }
 

@@ -8,29 +8,24 @@ become of the updates, had the weights been stored in fewer bits. `precision_lab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import ClassVar, TypeGuard
 
-from precision_lab.analysis.histogram import ExponentHistogram, _count
+from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.updates import UpdateReport
-from precision_lab.numerics.formats import get_format
-from precision_lab.numerics.modes import get_mode
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.reading import read_small
 from precision_lab.tensors.info import TensorInfo, blaming, checked_shape
 from precision_lab.tensors.reading import INDEX_SUFFIX
 from precision_lab.tensors.safetensors import json_object
 
-KIND = "precision_lab recording 1"
-"""What the JSON of a recording says it is."""
-
 _COUNTS = ("count", "nonzero", "lost", "overflowed", "nonfinite", "zero_weights")
 
 
 @dataclass(frozen=True)
-class RecordedTensor:
+class RecordedTensor(PlainData):
     """One parameter of a recorded run.
 
     Attributes
@@ -67,52 +62,16 @@ class RecordedTensor:
     unchanged: int = 0
     reports: tuple[UpdateReport, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def info(self, file: Path) -> TensorInfo:
         """Return what a header of a tensor file would say about its gradients."""
         return TensorInfo(file, self.name, self.dtype, self.shape, self.missing or None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        data: dict[str, Any] = {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "times": self.times,
-            "missing": self.missing,
-            "shared": list(self.shared),
-            "gradients": self.gradients.to_dict(),
-        }
-        if self.updates is not None and self.ratios is not None:
-            data |= {
-                "updates": self.updates.to_dict(),
-                "ratios": self.ratios.to_dict(),
-                "unchanged": self.unchanged,
-                # the sums are integers of up to 2000 bits: as text, which every reader of JSON can hold
-                "reports": [report.to_dict() | {"sums": list(map(str, report.sums))} for report in self.reports],
-            }
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the tensor that `to_dict` described; raises ValueError, TypeError or KeyError."""
-        recorded = "updates" in data
-        return cls(
-            _text(data["name"]),
-            _text(data["dtype"]),
-            checked_shape(data["shape"]),
-            ExponentHistogram.from_dict(data["gradients"]),
-            _count(data["times"]),
-            _text(data["missing"]),
-            tuple(map(_text, data["shared"])),
-            ExponentHistogram.from_dict(data["updates"]) if recorded else None,
-            ExponentHistogram.from_dict(data["ratios"]) if recorded else None,
-            _count(data["unchanged"]) if recorded else 0,
-            tuple(map(_report, data["reports"])) if recorded else (),
-        )
-
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(PlainData):
     """What was recorded of a training run.
 
     Attributes
@@ -132,6 +91,8 @@ class Recording:
 
     """
 
+    layout: ClassVar = Layout("recording")
+
     model: str
     tensors: tuple[RecordedTensor, ...]
     steps: int = 0
@@ -139,40 +100,11 @@ class Recording:
     recorded_steps: int = 0
     every: int = 1
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, which `read_recording` reads back from a file."""
-        return {
-            "kind": KIND,
-            "model": self.model,
-            "steps": self.steps,
-            "skipped_steps": self.skipped_steps,
-            "recorded_steps": self.recorded_steps,
-            "every": self.every,
-            "tensors": [tensor.to_dict() for tensor in self.tensors],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the recording that `to_dict` described.
-
-        Raises
-        ------
-        ValueError
-            The dictionary is not one of `to_dict`.
-
-        """
-        if not isinstance(data, Mapping) or data.get("kind") != KIND:
-            found = data.get("kind") if isinstance(data, Mapping) else data
-            raise ValueError(f"its kind must be {KIND!r}, as GradientRecorder.save writes it; got {found!r}")
-        try:
-            counts = [_count(data[key]) for key in ("steps", "skipped_steps", "recorded_steps", "every")]
-            tensors = tuple(map(RecordedTensor.from_dict, data["tensors"]))
-            if len({tuple(r.format for r in tensor.reports) for tensor in tensors if tensor.reports}) > 1:
-                raise ValueError("the update reports of all tensors are on the same formats")
-            return cls(_text(data["model"]), tensors, *counts)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            missing = isinstance(error, KeyError)
-            raise ValueError(f"not a recording: {f'it has no {error}' if missing else error}") from error
+    def __post_init__(self) -> None:
+        if min(self.steps, self.skipped_steps, self.recorded_steps, self.every) < 0:
+            raise ValueError("steps are not negative")
+        if len({tuple(r.format for r in tensor.reports) for tensor in self.tensors if tensor.reports}) > 1:
+            raise ValueError("the update reports of all tensors are on the same formats")
 
 
 def is_recording(path: object) -> TypeGuard[str | Path]:
@@ -200,27 +132,17 @@ def read_recording(path: str | Path) -> Recording:
         return Recording.from_dict(json_object(read_small(path)))
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"names are text, got {value!r}")
-    return value
-
-
-def _report(data: Mapping[str, Any]) -> UpdateReport:
-    """Return the report that `UpdateReport.to_dict` described, with its sums."""
-    counts = {name: _count(data[name]) for name in _COUNTS}
-    ratios, lost = ({int(e): _count(n) for e, n in data[key].items()} for key in ("log2_ratios", "lost_log2_ratios"))
-    first, second, third = map(int, data["sums"])
-    report = UpdateReport(
-        get_format(data["format"]),
-        get_mode(data["mode"]),
-        **counts,
-        ratios=ratios,
-        lost_ratios=lost,
-        sums=(first, second, third),
-    )
-    if min(first, second) < 0:
+def _check(tensor: RecordedTensor) -> None:
+    """Raise a ValueError for what no recorder writes."""
+    checked_shape(tensor.shape)
+    reports = tensor.reports
+    counts = [tensor.times, tensor.unchanged, *(getattr(report, name) for report in reports for name in _COUNTS)]
+    counts += [n for report in reports for part in (report.ratios, report.lost_ratios) for n in part.values()]
+    if min(counts) < 0:
+        raise ValueError("counts are not negative")
+    if any(min(report.sums[:2]) < 0 for report in reports):
         raise ValueError("a sum of squares is not negative")
-    if sum(ratios.values()) + report.zero_weights != report.nonzero or sum(lost.values()) > report.lost:
+    if any(
+        sum(r.ratios.values()) + r.zero_weights != r.nonzero or sum(r.lost_ratios.values()) > r.lost for r in reports
+    ):
         raise ValueError("the counts of an update report do not add up")
-    return report

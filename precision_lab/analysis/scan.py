@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
-from precision_lab.analysis.plain import whole
 from precision_lab.analysis.recording import Recording, is_recording, read_recording
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.spread import completed
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.plain import header, whole
 from precision_lab.support.shown import Shown
 from precision_lab.support.text import shown
 from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource, labels_of, names_of
@@ -81,22 +81,11 @@ class ScanResult(Shown):
     def parts(self) -> dict[str, Any]:
         """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         return {
-            "tensors": (
-                {
-                    "file": str(tensor.info.file),
-                    "name": tensor.info.name,
-                    "dtype": tensor.info.dtype,
-                    "shape": list(tensor.info.shape),
-                    **self._counts(tensor.histogram),
-                }
-                for tensor in self.tensors
-            ),
+            **header("scan"),
+            "tensors": (tensor.info.described() | self._counts(tensor.histogram) for tensor in self.tensors),
             "total": self._counts(self.total),
             "loss_scale": self.loss_scale,
-            "skipped": (
-                {"file": str(info.file), "name": info.name, "dtype": info.dtype, "reason": info.skipped}
-                for info in self.skipped
-            ),
+            "skipped": (info.described() for info in self.skipped),
         }
 
     def _counts(self, histogram: ExponentHistogram) -> dict[str, Any]:

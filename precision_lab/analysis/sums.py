@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from precision_lab.analysis.plain import finite_or_none, whole
 from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum, Terms, accumulate, rounded_sum
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
+from precision_lab.support.plain import header, number, whole
 from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo
 from precision_lab.tensors.walk import Walk
@@ -142,34 +142,31 @@ class SumsResult(Shown):
     squares: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; None stands for infinity and NaN."""
+        """Return plain JSON types; an infinity or NaN is text."""
         return whole(self.parts())
 
     def parts(self) -> dict[str, Any]:
         """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         return {
+            **header("accumulation"),
             "format": self.format.name,
             "squares": self.squares,
             "tensors": (
                 {
-                    "file": str(tensor.info.file),
-                    "name": tensor.info.name,
+                    **tensor.info.described(),
                     "terms": tensor.terms,
-                    "exact": finite_or_none(tensor.exact_sum),
+                    "exact": number(tensor.exact_sum),
                     "sums": {
                         name: {
-                            "result": finite_or_none(found.result),
-                            "relative_error": finite_or_none(found.relative_error),
+                            "result": number(found.result),
+                            "relative_error": number(found.relative_error),
                         }
                         for name, found in tensor.sums.items()
                     },
                 }
                 for tensor in self.tensors
             ),
-            "skipped": (
-                {"file": str(info.file), "name": info.name, "dtype": info.dtype, "reason": info.skipped}
-                for info in self.skipped
-            ),
+            "skipped": (info.described() for info in self.skipped),
         }
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.analysis.frozen_weights import WeightGaps
-from precision_lab.analysis.plain import whole
 from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
+from precision_lab.support.plain import header, whole
 from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo, TensorSource
 from precision_lab.tensors.pairs import check_partners, in_step
@@ -55,10 +55,11 @@ class FrozenScan(Shown):
     def parts(self) -> dict[str, Any]:
         """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         return {
+            **header("frozen weights"),
             "update_sizes": list(self.update_sizes),
-            "tensors": (_described(info) | {"formats": self._counts(gaps)} for info, gaps in self.tensors),
+            "tensors": (info.described() | {"formats": self._counts(gaps)} for info, gaps in self.tensors),
             "total": {"formats": self._counts(self.total)},
-            "skipped": (_described(info) | {"reason": info.skipped} for info in self.skipped),
+            "skipped": (info.described() for info in self.skipped),
         }
 
     def _counts(self, gaps: Sequence[WeightGaps]) -> dict[str, Any]:
@@ -105,14 +106,11 @@ class UpdateScan(Shown):
     def parts(self) -> dict[str, Any]:
         """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
         return {
-            "tensors": (_described(info) | {"formats": _by_format(reports)} for info, reports in self.tensors),
+            **header("updates"),
+            "tensors": (info.described() | {"formats": _by_format(reports)} for info, reports in self.tensors),
             "total": {"formats": _by_format(self.total)},
-            "skipped": (_described(info) | {"reason": info.skipped} for info in self.skipped),
+            "skipped": (info.described() for info in self.skipped),
         }
-
-
-def _described(info: TensorInfo) -> dict[str, Any]:
-    return {"file": str(info.file), "name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
 
 
 def _by_format(reports: Sequence[UpdateReport]) -> dict[str, Any]:

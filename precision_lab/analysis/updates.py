@@ -23,16 +23,15 @@ its values already. Then w + u, with u exactly as given, is rounded once, in the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.counting import BLOCK, MOST, give_back, merged, share, take_zeros, taken
-from precision_lab.analysis.plain import finite_or_none
 from precision_lab.numerics.accumulation import nonzero_cells
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
@@ -40,17 +39,19 @@ from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.plain import HEXADECIMAL, Layout, PlainData
 from precision_lab.support.shown import Shown
 
 Array: TypeAlias = NDArray[Any]
 _UNITS = 2**1074  # of the sums, in 1
+_Sum: TypeAlias = Annotated[int, HEXADECIMAL]
 
 NO_UPDATE, LOST, MOVED = 0, 1, 2
 """What `update_outcomes` returns: the words of kernels/updates.py, which is not loaded at import."""
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateReport(Shown):
+class UpdateReport(PlainData, Shown):
     """What became of updates; exact counts. Make one with `update_report`, add those of chunks with ``+``.
 
     With w the stored weight, u the update and R the rounding, d = R(w + u) - w is the *effective update*.
@@ -84,6 +85,11 @@ class UpdateReport(Shown):
 
     """
 
+    layout: ClassVar = Layout(
+        derived=("lost_of_nonzero", "imprecision", "edq", "edq_ratio", "raw_update_norm", "effective_update_norm"),
+        names={"ratios": "log2_ratios", "lost_ratios": "lost_log2_ratios"},
+    )
+
     format: FloatFormat
     mode: RoundingMode
     count: int
@@ -94,7 +100,7 @@ class UpdateReport(Shown):
     zero_weights: int
     ratios: dict[int, int]
     lost_ratios: dict[int, int]
-    sums: tuple[int, int, int]
+    sums: tuple[_Sum, _Sum, _Sum]
 
     @classmethod
     def empty(cls, fmt: object, mode: str = "ties_to_even") -> Self:
@@ -164,48 +170,8 @@ class UpdateReport(Shown):
             sums=(uu, dd, du),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; shares and norms that are not numbers become None."""
-        floats = ("lost_of_nonzero", "imprecision", "edq", "edq_ratio", "raw_update_norm", "effective_update_norm")
-        return {
-            "format": self.format.name,
-            "mode": self.mode.value,
-            **{name: getattr(self, name) for name in _COUNTS},
-            **{name: finite_or_none(getattr(self, name)) for name in floats},
-            "log2_ratios": {str(e): n for e, n in self.ratios.items()},
-            "lost_log2_ratios": {str(e): n for e, n in self.lost_ratios.items()},
-            "sums": [_hexadecimal(value) for value in self.sums],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the report that `to_dict` described; raises ValueError."""
-        try:
-            uu, dd, du = map(_from_hexadecimal, data["sums"])
-            return cls(
-                get_format(data["format"]),
-                get_mode(data["mode"]),
-                **{name: data[name] for name in _COUNTS},
-                ratios={int(e): n for e, n in data["log2_ratios"].items()},
-                lost_ratios={int(e): n for e, n in data["lost_log2_ratios"].items()},
-                sums=(uu, dd, du),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no report on updates: {error!r}") from error
-
 
 _COUNTS = ("count", "nonzero", "lost", "overflowed", "nonfinite", "zero_weights")
-
-
-def _hexadecimal(value: int) -> str:
-    """Write an integer without the zeros at its end: 0x1p3 is 8."""
-    zeros = (value & -value).bit_length() - 1 if value else 0
-    return f"{value >> zeros:#x}p{zeros}"
-
-
-def _from_hexadecimal(text: str) -> int:
-    mantissa, _, zeros = text.partition("p")
-    return int(mantissa, 16) << int(zeros)
 
 
 def update_report(

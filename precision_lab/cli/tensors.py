@@ -164,6 +164,7 @@ def _replay_loss_scale(
     from precision_lab.analysis.loss_scalers import SCALERS, get_scaler
     from precision_lab.presentation.tables.loss_scaling import scale_trace_tables
     from precision_lab.support.files import write_json
+    from precision_lab.support.plain import header
 
     scalers = [s for name in names for s in (SCALERS.values() if name == "all" else [get_scaler(name)])]
     max_abs = read_trace(recorded)
@@ -171,7 +172,7 @@ def _replay_loss_scale(
     for table in scale_trace_tables(traces):
         show(table)
     if data is not None:
-        write_json((trace.to_dict() for trace in traces), data)
+        write_json(header("loss-scale replays") | {"traces": (trace.to_dict() for trace in traces)}, data)
     if figure is not None:
         from precision_lab.presentation.plots.loss_scaling import scale_trace_figure
         from precision_lab.presentation.plots.style import save_figure

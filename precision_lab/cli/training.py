@@ -48,6 +48,7 @@ def hyperparameters(
     from precision_lab.numerics.formats import get_format
     from precision_lab.presentation.tables.hyperparameters import hyperparameters_table
     from precision_lab.support.files import write_json
+    from precision_lab.support.plain import header
     from precision_lab.training.hyperparameters import audit
 
     formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
@@ -55,7 +56,7 @@ def hyperparameters(
     for one in audits:
         show(hyperparameters_table(one))
     if data is not None:
-        write_json({"audits": [one.to_dict() for one in audits]}, data)
+        write_json(header("hyperparameter audits") | {"audits": [one.to_dict() for one in audits]}, data)
     if figure is not None:
         from precision_lab.presentation.plots.hyperparameters import hyperparameters_figure
         from precision_lab.presentation.plots.style import save_figure
@@ -93,13 +94,13 @@ def memory(
     """
     from precision_lab.presentation.tables.memory import memory_tables
     from precision_lab.support.files import write_json
-    from precision_lab.training.memory import ledgers
+    from precision_lab.training.memory import ledgers, memory_report
 
     found = ledgers(chosen, optimizer, parameters, activations)
     for table in memory_tables(found, ranks):
         show(table)
     if data is not None:
-        write_json({name: ledger.to_dict(ranks) for name, ledger in found.items()}, data)
+        write_json(memory_report(found, ranks), data)
 
 
 @command()

@@ -26,27 +26,27 @@ matters little beside it. With a float32 accumulator what remains is the roundin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.analysis.sums import WAYS, sum_every_way
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.products import matmul
 from precision_lab.numerics.rounding import round_to
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.datasets import digits, split
 from precision_lab.training.models import MLP, Array
 
 
 @dataclass(frozen=True)
-class AccumulationConfig:
+class AccumulationConfig(PlainData):
     """What to add up.
 
     Attributes
@@ -92,11 +92,6 @@ class AccumulationConfig:
     def quick(cls) -> Self:
         """Return a smaller configuration that asks the same."""
         return cls(exponents=tuple(range(2, 17, 2)), seeds=3)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `plain` described."""
-        return cls(**{key: tuples(value) for key, value in data.items()})
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -156,6 +151,8 @@ class SumErrors:
 
     """
 
+    layout: ClassVar = Layout(derived=("median",))
+
     count: int
     errors: tuple[float, ...]
     worst_case: float
@@ -194,7 +191,7 @@ class ProductError:
 
 
 @dataclass(frozen=True, eq=False)
-class AccumulationResult(Shown):
+class AccumulationResult(PlainData, Shown):
     """What the experiment found.
 
     Attributes
@@ -211,6 +208,8 @@ class AccumulationResult(Shown):
         The matrix products.
 
     """
+
+    layout: ClassVar = Layout("experiment accumulation")
 
     config: AccumulationConfig
     running: dict[str, RunningSum]
@@ -232,72 +231,6 @@ class AccumulationResult(Shown):
         text += f" instead of {stops.exact:,.0f}"
         errors = ", ".join(f"{way} {self.errors[way][-1].median:.2g}" for way in _NAMED)
         return f"{text}; relative errors of sums of 2^{most}: {errors}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; None stands for infinity and NaN."""
-        return {
-            "experiment": "accumulation",
-            "config": plain(self.config),
-            "counts": list(self.config.counts),
-            "exact": list(self.exact),
-            "running": {
-                name: {
-                    "result": finite_or_none(running.result),
-                    "exact": finite_or_none(running.exact),
-                    "relative_error": finite_or_none(running.relative_error),
-                    "stagnates_after": running.stagnates_after,
-                    "values": [finite_or_none(value) for value in running.values],
-                }
-                for name, running in self.running.items()
-            },
-            "errors": {
-                name: [
-                    {
-                        "count": at.count,
-                        "errors": [finite_or_none(error) for error in at.errors],
-                        "worst_case": finite_or_none(at.worst_case),
-                        "probabilistic": finite_or_none(at.probabilistic),
-                    }
-                    for at in errors
-                ]
-                for name, errors in self.errors.items()
-            },
-            "products": [asdict(product) for product in self.products],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described (None is read as infinity); raises ValueError."""
-        try:
-            return cls(
-                AccumulationConfig.from_dict(data["config"]),
-                {
-                    name: RunningSum(
-                        number_or(found["result"], math.inf),
-                        number_or(found["exact"], math.inf),
-                        number_or(found["relative_error"], math.inf),
-                        found["stagnates_after"],
-                        tuple(number_or(value, math.inf) for value in found["values"]),
-                    )
-                    for name, found in data["running"].items()
-                },
-                tuple(data["exact"]),
-                {
-                    name: tuple(
-                        SumErrors(
-                            at["count"],
-                            tuple(number_or(error, math.inf) for error in at["errors"]),
-                            number_or(at["worst_case"], math.inf),
-                            number_or(at["probabilistic"], math.inf),
-                        )
-                        for at in found
-                    )
-                    for name, found in data["errors"].items()
-                },
-                tuple(ProductError(**product) for product in data["products"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no result of the accumulation experiment: {error!r}") from error
 
 
 _NAMED = ("sequential", "kahan", "pairwise", "fp32 accumulator")  # in the one-line answer

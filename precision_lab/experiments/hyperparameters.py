@@ -15,12 +15,12 @@ large language models use, is stored as 0.949 and does its work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from precision_lab.analysis.plain import plain, tuples
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.hyperparameters import OPTIMIZERS, HyperparameterAudit, Severity, audit
 
@@ -54,7 +54,7 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
-class HyperparametersConfig:
+class HyperparametersConfig(PlainData):
     """What to audit.
 
     Attributes
@@ -86,15 +86,9 @@ class HyperparametersConfig:
         """Return the same: it takes no time."""
         return cls()
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `plain` described."""
-        settings = tuple(UsualSetting(**{k: tuples(v) for k, v in s.items()}) for s in data["settings"])
-        return cls(tuples(data["formats"]), settings, data["steps"])
-
 
 @dataclass(frozen=True)
-class HyperparametersResult(Shown):
+class HyperparametersResult(PlainData, Shown):
     """What the experiment found.
 
     Attributes
@@ -105,6 +99,8 @@ class HyperparametersResult(Shown):
         Per setting one for each format.
 
     """
+
+    layout: ClassVar = Layout("experiment hyperparameters")
 
     config: HyperparametersConfig
     audits: dict[str, tuple[HyperparameterAudit, ...]]
@@ -127,23 +123,6 @@ class HyperparametersResult(Shown):
             f"{len(self.fatal(first, a.format.name))} of {len(a.findings)} in {a.format}" for a in self.audits[first]
         )
         return f"{first}: fatal numbers {', '.join(counts)} ({'; '.join(said)})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "experiment": "hyperparameters",
-            "config": plain(self.config),
-            "audits": {name: [a.to_dict() for a in audits] for name, audits in self.audits.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described; raises ValueError."""
-        try:
-            audits = {name: tuple(map(HyperparameterAudit.from_dict, rows)) for name, rows in data["audits"].items()}
-            return cls(HyperparametersConfig.from_dict(data["config"]), audits)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no result of the hyperparameters experiment: {error!r}") from error
 
 
 def _itself(finding: Any) -> bool:

@@ -27,16 +27,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
-from precision_lab.analysis.plain import counted, finite_or_none, number_or, plain, ranges, tuples, uncounted
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.plain import COUNTED, Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.datasets import Dataset, digits, split
@@ -85,7 +85,7 @@ class Accident:
 
 
 @dataclass(frozen=True)
-class LossScalingConfig:
+class LossScalingConfig(PlainData):
     """What to train and what to do to it.
 
     Attributes
@@ -160,12 +160,6 @@ class LossScalingConfig:
         """Return a smaller configuration that asks the same."""
         return cls(steps=250, factors=(-20, 0), products=tuple(range(-24, 25, 4)), accident_steps=450)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `plain` described."""
-        found = {key: tuples(value) for key, value in data.items()}
-        return cls(**{**found, "accidents": tuple(Accident(**accident) for accident in data["accidents"])})
-
     @property
     def accident_at(self) -> int:
         """The first step of an accident."""
@@ -198,16 +192,22 @@ class ScaledRun:
 
     """
 
+    layout: ClassVar = Layout(derived=("outcome",), omitted=("losses", "max_abs"))
+
     name: str
     factor: float
-    losses: NDArray[np.float64]
-    loss_scales: NDArray[np.float64]
-    max_abs: NDArray[np.float64]
-    skipped: NDArray[np.bool_]
+    loss_scales: Annotated[NDArray[np.float64], COUNTED]
+    skipped: Annotated[NDArray[np.bool_], COUNTED]
     initial_loss: float
     final_loss: float
     test_accuracy: float
     stopped: str
+    losses: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    max_abs: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        if self.loss_scales.shape != self.skipped.shape:
+            raise ValueError("loss scales and skipped steps are as many as there were steps")
 
     @property
     def outcome(self) -> str:
@@ -225,45 +225,9 @@ class ScaledRun:
             return "stuck"
         return "ruined" if self.final_loss > self.initial_loss else "trains"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; None stands for infinity and NaN."""
-        return {
-            "name": self.name,
-            "factor": self.factor,
-            "steps": self.skipped.size,
-            "loss_scales": counted(self.loss_scales.tolist()),
-            "skipped_count": int(self.skipped.sum()),
-            "skipped_ranges": ranges(np.flatnonzero(self.skipped).tolist()),
-            "initial_loss": finite_or_none(self.initial_loss),
-            "final_loss": finite_or_none(self.final_loss),
-            "test_accuracy": self.test_accuracy,
-            "outcome": self.outcome,
-            "stopped": self.stopped,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the run that `to_dict` described, without `losses` and `max_abs`."""
-        skipped = np.zeros(data["steps"], bool)
-        for first, end in data["skipped_ranges"]:
-            skipped[first:end] = True
-        nothing = np.empty(0)
-        return cls(
-            data["name"],
-            data["factor"],
-            nothing,
-            np.array(uncounted(data["loss_scales"], skipped.size), np.float64),
-            nothing,
-            skipped,
-            number_or(data["initial_loss"], math.nan),
-            number_or(data["final_loss"], math.nan),
-            data["test_accuracy"],
-            data["stopped"],
-        )
-
 
 @dataclass(frozen=True, eq=False)
-class LossScalingResult(Shown):
+class LossScalingResult(PlainData, Shown):
     """What the experiment found.
 
     Attributes
@@ -282,6 +246,8 @@ class LossScalingResult(Shown):
         Per accident a run in float32, then one for each of `RULES`.
 
     """
+
+    layout: ClassVar = Layout("experiment loss_scaling")
 
     config: LossScalingConfig
     float32: dict[int, ScaledRun]
@@ -312,34 +278,6 @@ class LossScalingResult(Shown):
             f"2^{found[1]}{said}; a dynamic scale finds it: {min(dynamic):.2g} to {max(dynamic):.2g} from S = "
             f"2^{min(self.dynamic)} to 2^{max(self.dynamic)}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "experiment": "loss_scaling",
-            "config": plain(self.config),
-            "float32": {str(k): run.to_dict() for k, run in self.float32.items()},
-            "static": {str(c): {str(k): run.to_dict() for k, run in runs.items()} for c, runs in self.static.items()},
-            "dynamic": {str(k): run.to_dict() for k, run in self.dynamic.items()},
-            "calm": self.calm.to_dict(),
-            "accidents": {name: [run.to_dict() for run in runs] for name, runs in self.accidents.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described; raises ValueError."""
-        read = ScaledRun.from_dict
-        try:
-            return cls(
-                LossScalingConfig.from_dict(data["config"]),
-                {int(k): read(run) for k, run in data["float32"].items()},
-                {int(c): {int(k): read(run) for k, run in runs.items()} for c, runs in data["static"].items()},
-                {int(k): read(run) for k, run in data["dynamic"].items()},
-                read(data["calm"]),
-                {name: tuple(map(read, runs)) for name, runs in data["accidents"].items()},
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no result of the loss-scaling experiment: {error!r}") from error
 
 
 @dataclass(frozen=True)

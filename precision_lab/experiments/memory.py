@@ -16,18 +16,18 @@ it costs is traffic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import ClassVar, Self
 
-from precision_lab.analysis.plain import plain, tuples
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.memory import MemoryLedger, ledgers
 from precision_lab.training.storage import CONFIGURATIONS
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(PlainData):
     """Which models, and how they are trained.
 
     Attributes
@@ -63,14 +63,9 @@ class MemoryConfig:
         """Return the same: it takes no time."""
         return cls()
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `plain` described."""
-        return cls(**{key: tuples(value) for key, value in data.items()})
-
 
 @dataclass(frozen=True)
-class MemoryResult(Shown):
+class MemoryResult(PlainData, Shown):
     """What the experiment found.
 
     Attributes
@@ -81,6 +76,8 @@ class MemoryResult(Shown):
         Per size and configuration.
 
     """
+
+    layout: ClassVar = Layout("experiment memory")
 
     config: MemoryConfig
     ledgers: dict[str, dict[str, MemoryLedger]]
@@ -105,29 +102,6 @@ class MemoryResult(Shown):
             f"{size} parameters with {self.config.optimizer}: {each}; ZeRO-3 leaves {share:.0f} GiB of {name} "
             f"on each of {ranks} ranks"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "experiment": "memory",
-            "config": plain(self.config),
-            "ledgers": {
-                size: {name: ledger.to_dict(self.config.ranks) for name, ledger in found.items()}
-                for size, found in self.ledgers.items()
-            },
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described; raises ValueError."""
-        try:
-            found = {
-                size: {name: MemoryLedger.from_dict(ledger) for name, ledger in rows.items()}
-                for size, rows in data["ledgers"].items()
-            }
-            return cls(MemoryConfig.from_dict(data["config"]), found)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no result of the memory experiment: {error!r}") from error
 
 
 def run(config: MemoryConfig | None = None, *, progress: Callable[[int, int], None] | None = None) -> MemoryResult:

@@ -31,11 +31,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.hyperparameters import stored_value
@@ -62,7 +62,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class StorageExperimentConfig:
+class StorageExperimentConfig(PlainData):
     """What to train.
 
     Attributes
@@ -115,12 +115,6 @@ class StorageExperimentConfig:
         """Return a smaller configuration that asks the same: fewer ways of storing, one seed."""
         names = ("master_bf16", "master_fp16", "pure_bf16", "pure_fp16", "bf16_stochastic", "bf16_kahan")
         return cls(configurations=(*names, "collage_light", "collage_plus"), seeds=1, steps=2000, section_steps=500)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `plain` described."""
-        settings = tuple(Setting(**setting) for setting in data["settings"])
-        return cls(**{**{key: tuples(value) for key, value in data.items()}, "settings": settings})
 
     def training(self, setting: Setting, storage: str, seed: int) -> TrainingConfig:
         """Return the configuration of one run; raises its ValueErrors."""
@@ -292,49 +286,6 @@ class Run:
         """The middle of each block, as a step."""
         return [(start + min(start + self.block, self.steps)) / 2 for start in range(0, self.steps, self.block)]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; None stands for infinity and NaN."""
-        return {
-            "config": self.config.to_dict(),
-            "steps": self.steps,
-            "initial_loss": finite_or_none(self.initial_loss),
-            "final_loss": finite_or_none(self.final_loss),
-            "test_accuracy": self.test_accuracy,
-            "updates": {k: finite_or_none(v) if k != "ratios" else v for k, v in self.updates.to_dict().items()},
-            "lost_of_nonzero": self.updates.lost_of_nonzero,
-            "imprecision": self.updates.imprecision,
-            "edq_ratio": finite_or_none(self.updates.edq_ratio),
-            "bytes_per_parameter": self.bytes_per_parameter,
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-            "diverged": self.diverged,
-            "skipped": self.skipped,
-            "block": self.block,
-            "losses": [finite_or_none(x) for x in self.losses],
-            "edq_ratios": [finite_or_none(x) for x in self.edq_ratios],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the run that `to_dict` described; None is read as NaN."""
-        updates = {k: number_or(v, math.nan) if k != "ratios" else v for k, v in data["updates"].items()}
-        return cls(
-            TrainingConfig.from_dict(data["config"]),
-            data["steps"],
-            number_or(data["initial_loss"], math.nan),
-            number_or(data["final_loss"], math.nan),
-            data["test_accuracy"],
-            UpdateStatistics.from_dict(updates),
-            data["bytes_per_parameter"],
-            data["seconds"],
-            data["stopped"],
-            data["diverged"],
-            data["skipped"],
-            data["block"],
-            tuple(number_or(x, math.nan) for x in data["losses"]),
-            tuple(number_or(x, math.nan) for x in data["edq_ratios"]),
-        )
-
 
 def _edq_ratio(steps: list[StepUpdates]) -> float:
     intended = sum(step.intended for step in steps)
@@ -350,13 +301,27 @@ class Outcome:
     label : str
         Its name.
     runs, controls : tuple of Run
-        One a seed; the float32 runs of the same seeds.
+        One a seed; those of the control with the same seeds, which `StorageResult` adds.
 
     """
 
+    layout: ClassVar = Layout(
+        derived=(
+            *("storage", "sentence", "keeps", "bytes_per_parameter", "final_loss", "spread", "ratio", "accuracy"),
+            *("lost", "imprecision", "edq_ratio", "skipped"),
+        ),
+        omitted=("controls",),
+        names={"lost": "lost_of_nonzero"},
+    )
+
     label: str
     runs: tuple[Run, ...]
-    controls: tuple[Run, ...]
+    controls: tuple[Run, ...] = ()
+
+    @property
+    def storage(self) -> str:
+        """The text of the configuration."""
+        return str(self.runs[0].config.storage)
 
     @property
     def final_loss(self) -> float:
@@ -442,25 +407,6 @@ class Outcome:
             reasons.append(f"{self.skipped:,.0f} of {config.steps:,} steps are skipped")
         return f"; why: {'; '.join(reasons)}" if reasons else ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, the means over the seeds among them."""
-        return {
-            "label": self.label,
-            "storage": str(self.runs[0].config.storage),
-            "sentence": self.sentence,
-            "keeps": bool(self.keeps),
-            "bytes_per_parameter": self.bytes_per_parameter,
-            "final_loss": finite_or_none(self.final_loss),
-            "spread": finite_or_none(self.spread),
-            "ratio": finite_or_none(self.ratio),
-            "accuracy": self.accuracy,
-            "lost_of_nonzero": self.lost,
-            "imprecision": self.imprecision,
-            "edq_ratio": finite_or_none(self.edq_ratio),
-            "skipped": self.skipped,
-            "runs": [run.to_dict() for run in self.runs],
-        }
-
 
 def times(ratio: float) -> str:
     """Write how many times something is.
@@ -476,7 +422,7 @@ def _mean(values: Iterator[float] | list[float]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class StorageResult(Shown):
+class StorageResult(PlainData, Shown):
     """What the experiment found.
 
     Attributes
@@ -490,9 +436,20 @@ class StorageResult(Shown):
 
     """
 
+    layout: ClassVar = Layout("experiment storage")
+
     config: StorageExperimentConfig
     outcomes: dict[str, tuple[Outcome, ...]]
     sections: dict[str, tuple[Outcome, ...]]
+
+    def __post_init__(self) -> None:
+        for groups in (self.outcomes, self.sections):  # the first of each is the control of all
+            if not all(groups.values()):
+                raise ValueError("a setting or section has at least one configuration")
+            controlled = {
+                name: tuple(replace(o, controls=found[0].runs) for o in found) for name, found in groups.items()
+            }
+            object.__setattr__(self, "outcomes" if groups is self.outcomes else "sections", controlled)
 
     @property
     def answer(self) -> str:
@@ -509,31 +466,6 @@ class StorageResult(Shown):
                 f"({cheapest.bytes_per_parameter:g} bytes)"
             )
         return ". ".join(said)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "experiment": "storage",
-            "config": plain(self.config),
-            "outcomes": {name: [o.to_dict() for o in outcomes] for name, outcomes in self.outcomes.items()},
-            "sections": {name: [o.to_dict() for o in outcomes] for name, outcomes in self.sections.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described; raises ValueError."""
-        try:
-            config = StorageExperimentConfig.from_dict(data["config"])
-            groups = [{name: _read(rows) for name, rows in data[key].items()} for key in ("outcomes", "sections")]
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"this is no result of the storage experiment: {error!r}") from error
-        return cls(config, *groups)
-
-
-def _read(rows: list[Mapping[str, Any]]) -> tuple[Outcome, ...]:
-    """Return the outcomes of a setting or a section; the first is the control of all."""
-    runs = [tuple(map(Run.from_dict, row["runs"])) for row in rows]
-    return tuple(Outcome(row["label"], found, runs[0]) for row, found in zip(rows, runs, strict=True))
 
 
 def run(
@@ -578,7 +510,7 @@ def run(
         results = {
             label: tuple(Run.of(found[replace(t, seed=seed)]) for seed in seeds) for label, t in trainings.items()
         }
-        return tuple(Outcome(label, runs, next(iter(results.values()))) for label, runs in results.items())
+        return tuple(Outcome(label, runs) for label, runs in results.items())
 
     return StorageResult(
         config,

@@ -23,19 +23,18 @@ they stop where a term is half a gap. Stochastic rounding goes on, but even it s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 
-from precision_lab.analysis.frozen_weights import WeightGaps
-from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
+from precision_lab.analysis.frozen_weights import Frozen, WeightGaps
 from precision_lab.analysis.stagnation import MOST_TERMS, Series, Stagnation, counting, harmonic, stagnation
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
-from precision_lab.numerics.modes import get_mode
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
@@ -47,7 +46,7 @@ MODES = ("ties_to_even", "stochastic")
 
 
 @dataclass(frozen=True)
-class SwampingConfig:
+class SwampingConfig(PlainData):
     """What to train, when to look, and what to add up.
 
     Attributes
@@ -89,11 +88,6 @@ class SwampingConfig:
     def quick(cls) -> Self:
         """Return a smaller configuration that asks the same."""
         return cls(steps=1500, most_terms=2**22)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `plain` described."""
-        return cls(**{key: tuples(value) for key, value in data.items()})
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 3:
@@ -189,7 +183,7 @@ class RunningSum:
 
 
 @dataclass(frozen=True)
-class SwampingResult(Shown):
+class SwampingResult(PlainData, Shown):
     """What the experiment found.
 
     Attributes
@@ -202,6 +196,8 @@ class SwampingResult(Shown):
         Counting by one, and the harmonic series, in each format and mode of ``config.sums``.
 
     """
+
+    layout: ClassVar = Layout("experiment swamping", derived=("frozen",))
 
     config: SwampingConfig
     looks: tuple[Look, ...]
@@ -221,85 +217,15 @@ class SwampingResult(Shown):
             f"{first} is {even:.0%} of the one intended, {random:.0%} with stochastic rounding"
         )
 
+    @property
+    def frozen(self) -> tuple[dict[str, tuple[Frozen, ...]], ...]:
+        """What each look's weights say, per format, of updates of each of the sizes that the configuration asks for."""
+        sizes = [2.0**k for k in self.config.update_exponents]
+        return tuple({fmt: tuple(map(gaps.frozen, sizes)) for fmt, gaps in look.gaps.items()} for look in self.looks)
+
     def look(self, optimizer: str, stage: str) -> Look:
         """Return the look at a stage of a run."""
         return next(look for look in self.looks if (look.optimizer, look.stage) == (optimizer, stage))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        sizes = [2.0**k for k in self.config.update_exponents]
-        return {
-            "experiment": "swamping",
-            "config": plain(self.config),
-            "looks": [
-                {
-                    "optimizer": look.optimizer,
-                    "learning_rate": look.learning_rate,
-                    "stage": look.stage,
-                    "steps": [look.steps.start, look.steps.stop],
-                    "loss": finite_or_none(look.loss),
-                    "formats": {
-                        fmt: {
-                            "reports": {mode: report.to_dict() for mode, report in look.reports[fmt].items()},
-                            "tensors": {name: report.to_dict() for name, report in look.tensors[fmt].items()},
-                            "gaps": look.gaps[fmt].to_dict(),
-                            "frozen": [asdict(look.gaps[fmt].frozen(size)) for size in sizes],
-                        }
-                        for fmt in self.config.formats
-                    },
-                }
-                for look in self.looks
-            ],
-            "sums": [
-                {
-                    "series": s.end.series,
-                    "format": s.end.format.name,
-                    "mode": s.end.mode.value,
-                    "value": None if s.end.overflowed else s.end.value,
-                    "terms": s.end.terms,
-                    "stopped": s.end.stopped,
-                    "points": [[n, finite_or_none(value)] for n, value in zip(s.terms, s.values, strict=True)],
-                }
-                for s in self.sums
-            ],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described; raises ValueError."""
-        try:
-            return cls(
-                SwampingConfig.from_dict(data["config"]),
-                tuple(map(_read_look, data["looks"])),
-                tuple(map(_read_sum, data["sums"])),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no result of the swamping experiment: {error!r}") from error
-
-
-def _read_look(data: Mapping[str, Any]) -> Look:
-    def reports(of_format: Mapping[str, Any], which: str) -> dict[str, UpdateReport]:
-        return {name: UpdateReport.from_dict(report) for name, report in of_format[which].items()}
-
-    return Look(
-        data["optimizer"],
-        data["learning_rate"],
-        data["stage"],
-        range(*data["steps"]),
-        number_or(data["loss"], math.nan),
-        {fmt: reports(found, "reports") for fmt, found in data["formats"].items()},
-        {fmt: reports(found, "tensors") for fmt, found in data["formats"].items()},
-        {fmt: WeightGaps.from_dict(found["gaps"]) for fmt, found in data["formats"].items()},
-    )
-
-
-def _read_sum(data: Mapping[str, Any]) -> RunningSum:
-    fmt, mode, value = get_format(data["format"]), get_mode(data["mode"]), number_or(data["value"], math.inf)
-    return RunningSum(
-        tuple(n for n, _ in data["points"]),
-        tuple(number_or(x, math.inf) for _, x in data["points"]),
-        Stagnation(fmt, mode, data["series"], value, data["terms"], data["stopped"]),
-    )
 
 
 def run(config: SwampingConfig | None = None, *, progress: Callable[[int, int], None] | None = None) -> SwampingResult:

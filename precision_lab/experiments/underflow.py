@@ -21,15 +21,14 @@ changes anything about those.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import ClassVar, Self
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.plain import finite_or_none, number_or, plain, tuples
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
@@ -39,7 +38,7 @@ GROUPS = ("weight gradients", "activation gradients")
 
 
 @dataclass(frozen=True)
-class UnderflowConfig:
+class UnderflowConfig(PlainData):
     """What to train, when to look, and what to ask.
 
     Attributes
@@ -72,11 +71,6 @@ class UnderflowConfig:
     def quick(cls) -> Self:
         """Return a smaller configuration that asks the same."""
         return cls(steps=2000, transformer_steps=60)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `plain` described."""
-        return cls(**{key: tuples(value) for key, value in data.items()})
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 3:
@@ -169,7 +163,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class UnderflowResult(Shown):
+class UnderflowResult(PlainData, Shown):
     """What the experiment found.
 
     Attributes
@@ -186,6 +180,8 @@ class UnderflowResult(Shown):
         The activation gradients of a transformer with ReLU, ten steps of its training and all tensors pooled.
 
     """
+
+    layout: ClassVar = Layout("experiment underflow")
 
     config: UnderflowConfig
     stages: tuple[Stage, ...]
@@ -214,89 +210,6 @@ class UnderflowResult(Shown):
     def best_loss_scale(self, stage: str, group: str, fmt: str) -> Conversion:
         """Return the conversion of the smallest loss scale that flushes and overflows the fewest elements."""
         return min(self.conversions[stage][group][fmt], key=lambda c: (c.flushed + c.overflowed, c.loss_scale))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "experiment": "underflow",
-            "config": plain(self.config),
-            "final_loss": finite_or_none(self.final_loss),
-            "test_accuracy": self.test_accuracy,
-            "stages": [
-                {
-                    "name": stage.name,
-                    "steps": [stage.steps.start, stage.steps.stop],
-                    "loss": finite_or_none(stage.loss),
-                    "groups": {
-                        group: {
-                            "histogram": stage.histogram(group).to_dict(),
-                            "tensors": {name: histogram.to_dict() for name, histogram in tensors.items()},
-                            "formats": {
-                                fmt: [
-                                    {
-                                        "loss_scale": c.loss_scale,
-                                        "flushed": c.flushed,
-                                        "subnormal": c.subnormal,
-                                        "overflowed": c.overflowed,
-                                        "nonzero": c.nonzero,
-                                    }
-                                    for c in conversions
-                                ]
-                                for fmt, conversions in self.conversions[stage.name][group].items()
-                            },
-                        }
-                        for group, tensors in stage.tensors.items()
-                    },
-                }
-                for stage in self.stages
-            ],
-            "transformer": self.transformer.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described; raises ValueError."""
-        try:
-            stages = tuple(
-                Stage(
-                    stage["name"],
-                    range(*stage["steps"]),
-                    number_or(stage["loss"], math.nan),
-                    {
-                        group: {name: ExponentHistogram.from_dict(h) for name, h in found["tensors"].items()}
-                        for group, found in stage["groups"].items()
-                    },
-                )
-                for stage in data["stages"]
-            )
-            rows = {
-                stage["name"]: {group: found["formats"] for group, found in stage["groups"].items()}
-                for stage in data["stages"]
-            }
-            return cls(
-                UnderflowConfig.from_dict(data["config"]),
-                stages,
-                number_or(data["final_loss"], math.nan),
-                data["test_accuracy"],
-                {
-                    stage.name: {
-                        group: {
-                            fmt: tuple(_conversion(fmt, row, stage.histogram(group)) for row in of_format)
-                            for fmt, of_format in found.items()
-                        }
-                        for group, found in rows[stage.name].items()
-                    }
-                    for stage in stages
-                },
-                ExponentHistogram.from_dict(data["transformer"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no result of the underflow experiment: {error!r}") from error
-
-
-def _conversion(fmt: str, row: Mapping[str, Any], of: ExponentHistogram) -> Conversion:
-    counts = (row["flushed"], row["subnormal"], row["overflowed"])
-    return Conversion(get_format(fmt), row["loss_scale"], of.count, of.zero, of.nonfinite, *counts)
 
 
 def run(

@@ -28,6 +28,7 @@ from typing import Any, Literal, TypeAlias
 import ml_dtypes
 import numpy as np
 
+from precision_lab.support.plain import register
 from precision_lab.support.shown import Shown
 
 Specials: TypeAlias = Literal["ieee", "fn", "fnuz", "finite"]
@@ -283,6 +284,8 @@ FORMATS: dict[str, FloatFormat] = {
         FloatFormat("fp4_e2m1fn", 2, 1, 1, "finite", f"{_MX} (FP4 E2M1)", _dtype("float4_e2m1fn")),
     )
 }
+
+register(FloatFormat, str, lambda name: get_format(name))
 
 ALIASES: dict[str, str] = {
     **dict.fromkeys(("float32", "binary32", "single", "f32"), "fp32"),

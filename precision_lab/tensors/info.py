@@ -82,6 +82,11 @@ class TensorInfo:
         """Number of elements."""
         return math.prod(self.shape)
 
+    def described(self) -> dict[str, Any]:
+        """Return plain JSON types: where the tensor is, what it is, and why it was skipped if it was."""
+        place = {"file": str(self.file), "name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        return place | {"reason": self.skipped} if self.skipped else place
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import ClassVar
+
+from precision_lab.support.plain import Layout, PlainData
 
 _NO_LIMIT = "the cast ran in this process, without a time limit; a crash would have ended it"
 
@@ -62,7 +64,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class CastReport:
+class CastReport(PlainData):
     """What a check of a cast found.
 
     Attributes
@@ -91,6 +93,8 @@ class CastReport:
         Whether the cast ran in a process of its own, with a time limit.
 
     """
+
+    layout: ClassVar = Layout("cast report", derived=("ok",))
 
     source: str
     target: str
@@ -131,12 +135,6 @@ class CastReport:
             return f"nothing wrong; {compared}"
         kinds = f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)}"
         return f"{kinds}; {self.wrong:,} wrong of {compared}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON-ready data."""
-        from dataclasses import asdict
-
-        return asdict(self) | {"ok": self.ok}
 
 
 def exact_text(value: float) -> str:

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from precision_lab.analysis.plain import finite_or_none
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import round_to, spacing
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.models.interface import Array, Labels, Parameters
@@ -77,7 +77,7 @@ class Difference:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingComparison(Shown):
+class TrainingComparison(PlainData, Shown):
     """A training here and the same training elsewhere.
 
     Attributes
@@ -100,6 +100,8 @@ class TrainingComparison(Shown):
         Shares of the test part that are right after the last step.
 
     """
+
+    layout: ClassVar = Layout("training comparison")
 
     config: TrainingConfig
     other: str
@@ -124,22 +126,6 @@ class TrainingComparison(Shown):
         The weights themselves may stay the same for many steps more: it may be lost on the way.
         """
         return next((d for d in self.differences if d.value != LOSS), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; infinities and NaN become None."""
-        plain = {name: getattr(self, name) for name in ("other", "test_accuracy", "other_test_accuracy")}
-        curves = {
-            name: [finite_or_none(x) for x in getattr(self, name).tolist()]
-            for name in ("losses", "other_losses", "distances")
-        }
-        differences = [
-            asdict(d)
-            | {"format": d.format.name, "index": list(d.index)}
-            | {name: finite_or_none(getattr(d, name)) for name in ("ours", "theirs", "ulps")}
-            for d in self.differences
-        ]
-        skipped = {name: list(getattr(self, name)) for name in ("skipped", "other_skipped")}
-        return {"config": self.config.to_dict(), **plain, **curves, **skipped, "differences": differences}
 
 
 @dataclass(frozen=True, eq=False)

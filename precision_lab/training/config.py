@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 
 from precision_lab.numerics.inputs import is_integer
+from precision_lab.support.plain import PlainData
 from precision_lab.support.reading import read_small
 from precision_lab.support.text import shown
 from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
@@ -38,7 +38,7 @@ _SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(PlainData):
     """What to train, where its values are stored, and when to look.
 
     Attributes
@@ -184,20 +184,6 @@ class TrainingConfig:
                 activation=self.activation,
             )
         return MLP((data.inputs.shape[1], *self.hidden, int(data.labels.max()) + 1), self.activation)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, the storage as its text."""
-        plain = {**asdict(replace(self, storage=FP32)), "storage": str(self.storage)}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `to_dict` described; raises ValueError."""
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        try:
-            return cls(**arguments)
-        except (TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"this is no training configuration: {error}") from error
 
 
 def load_data(config: TrainingConfig) -> tuple[Dataset, Dataset]:

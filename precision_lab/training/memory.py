@@ -18,10 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar
 
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import code_dtype
+from precision_lab.support.plain import Layout, PlainData, header
 from precision_lab.support.shown import Shown
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, buffers
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
@@ -52,6 +53,8 @@ class Buffer:
 
     """
 
+    layout: ClassVar = Layout(derived=("bytes",))
+
     name: str
     format: FloatFormat
     elements: int
@@ -64,7 +67,7 @@ class Buffer:
 
 
 @dataclass(frozen=True)
-class MemoryLedger(Shown):
+class MemoryLedger(PlainData, Shown):
     """The bytes of a run.
 
     Attributes
@@ -81,6 +84,8 @@ class MemoryLedger(Shown):
         What lives within a step only: cast weights, activations.
 
     """
+
+    layout: ClassVar = Layout(derived=("bytes_per_parameter", "total"))
 
     storage: StorageConfig
     optimizer: str
@@ -137,49 +142,6 @@ class MemoryLedger(Shown):
             "FSDP reduce-scatter": share * gradients,
         }
 
-    def to_dict(self, ranks: int = 1) -> dict[str, Any]:
-        """Return plain JSON types, with what each of `ranks` holds and sends."""
-        return {
-            "ranks": ranks,
-            "per_rank": {f"ZeRO-{stage}": self.per_rank(ranks, stage) for stage in ZERO_STAGES},
-            "traffic": self.traffic(ranks),
-            "storage": str(self.storage),
-            "optimizer": self.optimizer,
-            "parameters": self.parameters,
-            "bytes_per_parameter": self.bytes_per_parameter,
-            "total": self.total,
-            "buffers": [_row(buffer) for buffer in self.buffers],
-            "transient": [_row(buffer) for buffer in self.transient],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the ledger that `to_dict` described; raises ValueError."""
-        try:
-            return cls(
-                StorageConfig.parse(data["storage"]),
-                data["optimizer"],
-                data["parameters"],
-                tuple(map(_buffer, data["buffers"])),
-                tuple(map(_buffer, data["transient"])),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this is no ledger: {error!r}") from error
-
-
-def _row(buffer: Buffer) -> dict[str, Any]:
-    return {
-        "name": buffer.name,
-        "format": buffer.format.name,
-        "elements": buffer.elements,
-        "bytes": buffer.bytes,
-        "divided_from": buffer.divided_from,
-    }
-
-
-def _buffer(row: Mapping[str, Any]) -> Buffer:
-    return Buffer(row["name"], get_format(row["format"]), row["elements"], row["divided_from"])
-
 
 def _check_ranks(ranks: int) -> None:
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
@@ -218,6 +180,20 @@ def memory(storage: StorageConfig, optimizer: Optimizer, parameters: int, *, act
     if activations:
         transient.append(Buffer("activations", storage.activations, activations))
     return MemoryLedger(storage, type(optimizer).__name__.lower(), parameters, rows, tuple(transient))
+
+
+def memory_report(found: Mapping[str, MemoryLedger], ranks: int) -> dict[str, Any]:
+    """Return ledgers by name as plain JSON types, and what each of `ranks` holds and sends."""
+    return {
+        **header("memory"),
+        "ranks": ranks,
+        "ledgers": {name: ledger.to_dict() for name, ledger in found.items()},
+        "per_rank": {
+            name: {f"ZeRO-{stage}": ledger.per_rank(ranks, stage) for stage in ZERO_STAGES}
+            for name, ledger in found.items()
+        },
+        "traffic": {name: ledger.traffic(ranks) for name, ledger in found.items()},
+    }
 
 
 NAMED_OPTIMIZERS: Mapping[str, Optimizer] = {

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.plain import counted, uncounted
+from precision_lab.support.plain import COUNTED, Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.models import Array
@@ -49,7 +48,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, eq=False)
-class UpdateStatistics:
+class UpdateStatistics(PlainData):
     """What became of the updates of some steps, measured on the arrays of the run.
 
     With u the update that was intended and d the one that took effect: the difference of the parameters, second words
@@ -71,6 +70,8 @@ class UpdateStatistics:
         Of |u/w| where neither is zero.
 
     """
+
+    layout: ClassVar = Layout(derived=("lost_of_nonzero", "imprecision", "edq_ratio"))
 
     count: int
     nonzero: int
@@ -101,15 +102,6 @@ class UpdateStatistics:
         """<d, u> / ||u||^2: 1 is perfect, 0 is standstill; 0 without updates."""
         return self.product / self.intended if self.intended else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {**{f: getattr(self, f) for f in STATISTICS}, "ratios": self.ratios.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the statistics that `to_dict` described."""
-        return cls(**{f: data[f] for f in STATISTICS}, ratios=ExponentHistogram.from_dict(data["ratios"]))
-
 
 class StepUpdates(NamedTuple):
     """What became of the updates of one step: as in `UpdateStatistics`.
@@ -132,7 +124,7 @@ STATISTICS = ("count", "nonzero", "lost", "unchanged", "intended", "effective", 
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingResult(Shown):
+class TrainingResult(PlainData, Shown):
     """What a run came to.
 
     Attributes
@@ -170,10 +162,12 @@ class TrainingResult(Shown):
 
     """
 
+    layout: ClassVar = Layout("training result", omitted=("snapshots", "parameters"))
+
     config: TrainingConfig
     losses: npt.NDArray[np.float64]
-    loss_scales: npt.NDArray[np.float64]
-    skipped: npt.NDArray[np.bool_]
+    loss_scales: Annotated[npt.NDArray[np.float64], COUNTED]
+    skipped: Annotated[npt.NDArray[np.bool_], COUNTED]
     initial_loss: float
     final_loss: float
     test_accuracy: float | None
@@ -186,6 +180,10 @@ class TrainingResult(Shown):
     snapshots: tuple[Snapshot, ...] = ()
     parameters: dict[str, Array] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.losses.shape == self.loss_scales.shape == self.skipped.shape:
+            raise ValueError("losses, loss scales and skipped steps are as many as there were steps")
+
     @property
     def diverged(self) -> bool:
         """Whether the final loss is not finite or exceeds `DIVERGENCE_FACTOR` times the initial loss.
@@ -195,68 +193,3 @@ class TrainingResult(Shown):
         """
         # written so that a final loss of NaN counts
         return not self.final_loss <= DIVERGENCE_FACTOR * self.initial_loss
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; infinities and NaN as text."""
-        return {
-            "config": self.config.to_dict(),
-            "losses": [_json(x) for x in self.losses.tolist()],
-            "loss_scales": [_json(x) for x in counted(self.loss_scales.tolist())],
-            "skipped": np.flatnonzero(self.skipped).tolist(),
-            "initial_loss": _json(self.initial_loss),
-            "final_loss": _json(self.final_loss),
-            "test_accuracy": self.test_accuracy,
-            "updates": {key: _json(value) for key, value in self.updates.to_dict().items()},
-            "by_step": [[_json(x) for x in step] for step in self.by_step],
-            "histograms": {
-                str(step): {name: histogram.to_dict() for name, histogram in of_step.items()}
-                for step, of_step in self.histograms.items()
-            },
-            "bytes_per_parameter": self.bytes_per_parameter,
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described, without snapshots and parameters; raises ValueError."""
-        try:
-            losses = np.array([_unjson(x) for x in data["losses"]], np.float64)
-            scales = np.array([_unjson(x) for x in uncounted(data["loss_scales"], losses.size)], np.float64)
-            skipped = np.zeros(losses.size, bool)
-            skipped[data["skipped"]] = True
-            return cls(
-                config=TrainingConfig.from_dict(data["config"]),
-                losses=losses,
-                loss_scales=scales,
-                skipped=skipped,
-                initial_loss=_unjson(data["initial_loss"]),
-                final_loss=_unjson(data["final_loss"]),
-                test_accuracy=None if data["test_accuracy"] is None else _unjson(data["test_accuracy"]),
-                updates=UpdateStatistics.from_dict(
-                    {k: v if k == "ratios" else _unjson(v) for k, v in data["updates"].items()}
-                ),
-                histograms={
-                    int(step): {name: ExponentHistogram.from_dict(h) for name, h in of_step.items()}
-                    for step, of_step in data["histograms"].items()
-                },
-                bytes_per_parameter=_unjson(data["bytes_per_parameter"]),
-                seconds=_unjson(data["seconds"]),
-                stopped=str(data["stopped"]),
-                by_step=tuple(StepUpdates(*map(_unjson, step)) for step in data["by_step"]),
-            )
-        except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
-            raise ValueError(f"this is no training result: {error!r}") from error
-
-
-def _json(x: Any) -> Any:
-    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
-
-
-def _unjson(x: Any) -> Any:
-    """Return the number that `_json` wrote, no other value, and none that a float64 cannot be divided by."""
-    if isinstance(x, str):
-        return float(x)
-    if type(x) not in (int, float) or (abs(x) >= 2**63 and type(x) is int):
-        raise TypeError(f"no number: {str(x)[:40]}")
-    return x

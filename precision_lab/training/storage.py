@@ -32,6 +32,7 @@ from typing import Any
 
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.support.plain import register
 from precision_lab.support.shown import Shown
 from precision_lab.training.update_rules import UPDATE_RULES
 
@@ -167,6 +168,9 @@ class StorageConfig(Shown):
         if "first_moment" in given and self.first_moment == self.second_moment:
             given = {"moments" if k == "first_moment" else k: v for k, v in given.items() if k != "second_moment"}
         return ",".join(f"{key}={_text(value)}" for key, value in given.items())
+
+
+register(StorageConfig, str, StorageConfig.parse)
 
 
 _KEYS = (*(f.name for f in fields(StorageConfig)), "moments")

@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, TrainingResult]:
     return found
 
 
-_BEGINNING = b'{"config": {'
+_BEGINNING = b'{"kind": "precision_lab training result"'
 
 
 def _result(path: Path, number: int, line: bytes) -> TrainingResult | None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from precision_lab import ExponentHistogram, TensorFileError, UpdateReport, scan, update_report
-from precision_lab.analysis.recording import KIND, RecordedTensor, Recording, is_recording, read_recording
+from precision_lab.analysis.recording import RecordedTensor, Recording, is_recording, read_recording
 from precision_lab.analysis.scan import scan_recording
 from precision_lab.analysis.swamping_scan import recorded_updates
 from precision_lab.presentation.tables.histograms import recording_text
@@ -112,15 +112,17 @@ def broken() -> dict[str, Any]:
         "got 'other'": changed(kind="other"),
         "it has no 'steps'": {k: v for k, v in good.items() if k != "steps"},
         "not negative": changed(steps=-1),
-        "names are text": changed(model=3),
-        "not a recording": changed(tensors=3),
-        "not a recording: ": changed(tensors=[3]),
-        "whole numbers": of_tensor(shape=[1.5]),
-        "ExponentHistogram.to_dict": of_tensor(gradients={}),
-        "names are text, got 1": of_tensor(shared=[1]),
+        "Recording.model: expected text, got 3": changed(model=3),
+        "Recording.tensors: expected a list, got 3": changed(tensors=3),
+        "Recording.tensors[0]: an object is needed": changed(tensors=[3]),
+        "Recording.tensors[0].shape[0]: expected an integer": of_tensor(shape=[1.5]),
+        "Recording.tensors[0].gradients: not a histogram": of_tensor(gradients={}),
+        "shared[0]: expected text, got 1": of_tensor(shared=[1]),
         "bf17": of_tensor(reports=[report | {"format": "bf17"}]),
         "do not add up": of_tensor(reports=[report | {"nonzero": 1}]),
-        "not a recording: 'invalid literal": of_tensor(reports=[report | {"sums": ["1", "2", "x"]}]),
+        "reports[0].sums[2]: expected hexadecimal text": of_tensor(
+            reports=[report | {"sums": ["0x1p0", "0x1p0", "x"]}]
+        ),
         "same formats": good | {"tensors": [good["tensors"][0], good["tensors"][0] | {"reports": [report]}]},
     }
 
@@ -128,10 +130,9 @@ def broken() -> dict[str, Any]:
 @pytest.mark.parametrize("words", broken())
 def test_what_is_no_recording_gives_one_line(words: str, path: Path, command_line: CommandLine) -> None:
     written(broken()[words], path)
-    expected = words.replace("'invalid", "invalid")
     with pytest.raises(TensorFileError) as caught:
         read_recording(path)
-    assert expected in str(caught.value)
+    assert words in str(caught.value)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 800
     finished = command_line("scan", path)
@@ -167,10 +168,10 @@ def test_a_recording_in_a_line() -> None:
     )
     plain = replace(recording, skipped_steps=0, tensors=())
     assert recording_text(plain) == "3 steps of Net, the gradients of 2 are counted."
-    assert KIND.endswith("1")
 
 
 def test_a_recording_of_nothing() -> None:
     """Nothing was made or left out unless it is said, and every step was to be counted."""
-    expected = {"kind": KIND, "model": "Net", "steps": 0, "skipped_steps": 0, "recorded_steps": 0, "every": 1}
+    header = {"kind": "precision_lab recording", "version": 1}
+    expected = {**header, "model": "Net", "steps": 0, "skipped_steps": 0, "recorded_steps": 0, "every": 1}
     assert Recording("Net", ()).to_dict() == expected | {"tensors": []}

@@ -269,7 +269,7 @@ def _written(gaps: WeightGaps) -> dict[str, Any]:
 def _read(data: Any) -> WeightGaps:
     try:
         listed = from_plain(tuple[tuple[float, bool, float, bool, int], ...], data["gaps"])
-        gaps = {Gaps(*kind): n for *kind, n in listed}
+        gaps = {Gaps(up, up_tie, down, down_tie): n for up, up_tie, down, down_tie, n in listed}
         return WeightGaps(get_format(data["format"]), from_plain(int, data["nonfinite"]), gaps)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not the gaps of weights: {error!r}") from error

@@ -396,7 +396,7 @@ def _read(data: Any) -> ExponentHistogram:
         for e, row in rows.items():
             table[e - first, : len(row)] = row
         return ExponentHistogram(_count(data["zero"]), _count(data["nonfinite"]), least, largest, first, table)
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         missing = isinstance(error, KeyError)
         raise ValueError(f"not a histogram: it has no {error}" if missing else f"not a histogram: {error}") from error
 

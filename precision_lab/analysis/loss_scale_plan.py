@@ -12,7 +12,7 @@ from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2
 from precision_lab.analysis.loss_scalers import check_integer, power_text
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.support.environment import require_gradual_underflow
-from precision_lab.support.plain import header, whole
+from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
 
 _LEAST, _MOST = -126, 127  # exponents of loss scales: those of fp32's normal numbers
@@ -228,7 +228,7 @@ def plan_loss_scale(histogram: ExponentHistogram, fmt: object, *, margin: int = 
 
 
 @dataclass(frozen=True)
-class TensorPlans(Shown):
+class TensorPlans(PlainReport, Shown):
     """One loss scale for several tensors, and what it does to each; made by `plan_tensors`.
 
     Attributes
@@ -246,10 +246,6 @@ class TensorPlans(Shown):
     total: LossScalePlan
     loss_scale: float
     tensors: tuple[tuple[str, LossScalePlan], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: ``total``, ``loss_scale``, ``tensors``."""
-        return whole(self.parts())
 
     def parts(self) -> dict[str, Any]:
         """Return what `to_dict` does, with an iterator in place of the list: a file is written an entry at a time."""

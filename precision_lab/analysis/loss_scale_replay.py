@@ -230,14 +230,17 @@ def _overflows(scale: float, magnitude: float, fmt: FloatFormat) -> bool:
     return exact >= threshold if fmt.overflow_inclusive else exact > threshold
 
 
+_OVERFLOWS = (None, "nan", "inf")  # as JSON may say it
+
+
 def read_trace(path: str | Path) -> tuple[float, ...]:
     """Read the largest gradient of each step from a file, for `replay`.
 
     Parameters
     ----------
     path : path-like
-        JSON: a list of numbers, or an object with such a list as ``max_abs``; the tokens NaN and Infinity and null
-        stand for an overflow. Or ``.npy``: one dimension, floats or integers.
+        JSON: a list of numbers, or an object with such a list as ``max_abs``; NaN, Infinity, null and the texts "nan"
+        and "inf" stand for an overflow. Or ``.npy``: one dimension, floats or integers.
 
     Raises
     ------
@@ -257,7 +260,9 @@ def read_trace(path: str | Path) -> tuple[float, ...]:
             data = parse_json(content, constants=True)
             if isinstance(data, dict):
                 data = data["max_abs"]
-            if not isinstance(data, list) or not all(v is None or type(v) in (int, float) for v in data):
+            if not isinstance(data, list) or not all(
+                v in (None, "nan", "inf") or type(v) in (int, float) for v in data
+            ):
                 raise ValueError("no list of numbers")
             data = [math.nan if v is None else float(v) for v in data]
     except InputError:

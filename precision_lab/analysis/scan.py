@@ -18,7 +18,7 @@ from precision_lab.analysis.recording import Recording, is_recording, read_recor
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.spread import completed
 from precision_lab.support.environment import require_gradual_underflow
-from precision_lab.support.plain import header, whole
+from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
 from precision_lab.support.text import shown
 from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource, labels_of, names_of
@@ -38,7 +38,7 @@ class ScannedTensor:
 
 
 @dataclass(frozen=True)
-class ScanResult(Shown):
+class ScanResult(PlainReport, Shown):
     """All tensors of some files.
 
     Attributes
@@ -74,12 +74,8 @@ class ScanResult(Shown):
         """The same names as they are in the files."""
         return names_of(tensor.info for tensor in self.tensors)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: ``tensors``, ``total``, ``loss_scale`` and ``skipped``."""
-        return whole(self.parts())
-
     def parts(self) -> dict[str, Any]:
-        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
+        """Return what `to_dict` does, with iterators for its long lists."""
         return {
             **header("scan"),
             "tensors": (tensor.info.described() | self._counts(tensor.histogram) for tensor in self.tensors),

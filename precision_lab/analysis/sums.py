@@ -26,7 +26,7 @@ from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum, T
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
-from precision_lab.support.plain import header, number, whole
+from precision_lab.support.plain import PlainReport, header, number
 from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo
 from precision_lab.tensors.walk import Walk
@@ -120,7 +120,7 @@ class SummedTensor:
 
 
 @dataclass(frozen=True, eq=False)
-class SumsResult(Shown):
+class SumsResult(PlainReport, Shown):
     """The sums of all tensors of some files.
 
     Attributes
@@ -141,12 +141,8 @@ class SumsResult(Shown):
     format: FloatFormat
     squares: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; an infinity or NaN is text."""
-        return whole(self.parts())
-
     def parts(self) -> dict[str, Any]:
-        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
+        """Return what `to_dict` does, with iterators for its long lists."""
         return {
             **header("accumulation"),
             "format": self.format.name,

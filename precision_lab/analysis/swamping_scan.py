@@ -13,7 +13,7 @@ from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.support.plain import header, whole
+from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo, TensorSource
 from precision_lab.tensors.pairs import check_partners, in_step
@@ -22,7 +22,7 @@ from precision_lab.tensors.walk import CHUNK_BYTES, Progress, Walk
 
 
 @dataclass(frozen=True)
-class FrozenScan(Shown):
+class FrozenScan(PlainReport, Shown):
     """Tensors of weights and how far they can be pushed without moving.
 
     Attributes
@@ -48,12 +48,8 @@ class FrozenScan(Shown):
         """The gaps of all weights together, in each format."""
         return tuple(WeightGaps.total((gaps[i] for _, gaps in self.tensors), fmt) for i, fmt in enumerate(self.formats))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: ``tensors``, worst first, ``total`` and ``skipped``."""
-        return whole(self.parts())
-
     def parts(self) -> dict[str, Any]:
-        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
+        """Return what `to_dict` does, with iterators for its long lists."""
         return {
             **header("frozen weights"),
             "update_sizes": list(self.update_sizes),
@@ -73,7 +69,7 @@ class FrozenScan(Shown):
 
 
 @dataclass(frozen=True)
-class UpdateScan(Shown):
+class UpdateScan(PlainReport, Shown):
     """Tensors of weights and what would become of their updates.
 
     Attributes
@@ -99,12 +95,8 @@ class UpdateScan(Shown):
             for i, fmt in enumerate(self.formats)
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: ``tensors``, worst first, ``total`` and ``skipped``."""
-        return whole(self.parts())
-
     def parts(self) -> dict[str, Any]:
-        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
+        """Return what `to_dict` does, with iterators for its long lists."""
         return {
             **header("updates"),
             "tensors": (info.described() | {"formats": _by_format(reports)} for info, reports in self.tensors),

@@ -21,10 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from precision_lab.analysis.plain import plain
 from precision_lab.experiments.registry import EXPERIMENTS, Experiment
 from precision_lab.support.files import write_json
 from precision_lab.support.jsontext import digest_of
+from precision_lab.support.plain import header, to_plain
 from precision_lab.support.reading import parse_json, read_small
 
 COMPUTING = ("numpy", "ml_dtypes", "numba")
@@ -117,7 +117,7 @@ def digest(experiment: Experiment, config: Any) -> str:
     """Return a digest of everything that the result depends on."""
     used = {key: value for key, value in machine().items() if key != "cores"}
     computing = {key: value for key, value in versions().items() if key != "precision_lab"}
-    text = json.dumps([experiment.module, plain(config), computing, used], sort_keys=True)
+    text = json.dumps([experiment.module, to_plain(config), computing, used], sort_keys=True)
     state = hashlib.sha256(text.encode())
     for file in sources(experiment.module):
         content = file.read_bytes()
@@ -179,6 +179,11 @@ def keep(name: str, folder: Path, state: str, data: dict[str, Any], seconds: flo
     """Write what was just run beside the digest of what it depended on, and read it."""
     data = json.loads(json.dumps(data, allow_nan=False))
     finished = _finished(name, data, seconds, reused=False)
-    written = {"digest": state, "result_digest": digest_of(data), "seconds": seconds, "result": data}
+    written = header("kept result") | {
+        "digest": state,
+        "result_digest": digest_of(data),
+        "seconds": seconds,
+        "result": data,
+    }
     write_json(written, folder / f"{name}.json", indent=None)
     return finished

@@ -11,6 +11,7 @@ from typing import Any
 
 from precision_lab.experiments.kept import Finished, digest, keep, machine, versions
 from precision_lab.experiments.registry import EXPERIMENTS
+from precision_lab.support.plain import header
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of an experiment, what of it is done, and all of it."""
@@ -118,6 +119,7 @@ def results(finished: Sequence[Finished], *, quick: bool) -> dict[str, Any]:
         Plain JSON types::
 
             {
+              "kind": "precision_lab report", "version": 1,
               "experiments": {name: the result's to_dict()},   # configuration and seeds among it, under "config"
               "configs": {name: its configuration},
               "answers": {name: what came out, in a line},
@@ -127,12 +129,13 @@ def results(finished: Sequence[Finished], *, quick: bool) -> dict[str, Any]:
               "quick": whether these are the quick configurations,
             }
 
-        Names in the order of `EXPERIMENTS`. None stands for infinity and NaN; no host name, no path.
+        Names in the order of `EXPERIMENTS`. An infinity or NaN is text; no host name, no path.
 
     """
     by_name = {one.name: one for one in finished}
     ordered = [by_name[name] for name in EXPERIMENTS if name in by_name]
     return {
+        **header("report"),
         "experiments": {one.name: one.data for one in ordered},
         "configs": {one.name: one.data["config"] for one in ordered},
         "answers": {one.name: one.answer for one in ordered},

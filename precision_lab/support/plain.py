@@ -105,6 +105,20 @@ class PlainData:
         return from_plain(cls, data)
 
 
+class PlainReport:
+    """Gives `to_dict` to what is written for people and other programs, an entry at a time, and never read back."""
+
+    __slots__ = ()
+
+    def parts(self) -> dict[str, Any]:
+        """Return JSON types, with iterators for long lists."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types; an infinity or NaN is text."""
+        return {key: list(value) if isinstance(value, Iterator) else value for key, value in self.parts().items()}
+
+
 def number(x: float) -> float | str:
     """Return what JSON can hold of a number: an infinity or NaN is text.
 
@@ -112,11 +126,6 @@ def number(x: float) -> float | str:
     (0.5, '-inf')
     """
     return x if math.isfinite(x) else str(float(x))
-
-
-def whole(parts: dict[str, Any]) -> dict[str, Any]:
-    """Return a result whose iterators have become lists; a file is written from the iterators, an entry at a time."""
-    return {key: list(value) if isinstance(value, Iterator) else value for key, value in parts.items()}
 
 
 # --- types of their own form ---
@@ -364,7 +373,7 @@ def _tuple_reader(converter: Converter, kind: Any) -> Callable[[Any, Any], tuple
 
 
 def _named_tuple_reader(converter: Converter, kind: Any) -> Callable[[Any, Any], Any]:
-    read = _tuple_reader(converter, tuple[tuple(get_type_hints(kind).values())])
+    read = _tuple_reader(converter, tuple[tuple(get_type_hints(kind).values())])  # type: ignore[misc]
     return lambda data, of: kind(*read(data, of))
 
 

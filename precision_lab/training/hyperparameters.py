@@ -34,12 +34,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any, Self
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +48,7 @@ from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.inspection import to_double_by_odd
 from precision_lab.numerics.rounding import as_carrier, decode, encode, neighbours, round_to
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 
 OPTIMIZERS: dict[str, dict[str, float]] = {
@@ -101,7 +102,7 @@ def severity_of(effect_error: float) -> Severity:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(PlainData):
     """What becomes of one number of an optimizer.
 
     Attributes
@@ -142,19 +143,9 @@ class Finding:
     survives: float | None
     advice: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; what is infinite or NaN is a string."""
-        return {key: _json(value) for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the finding that `to_dict` described."""
-        numbers = {key: float(data[key]) for key in ("exact", "stored", "relative_error", "effect_error")}
-        return cls(**{**data, **numbers, "severity": Severity(data["severity"])})
-
 
 @dataclass(frozen=True)
-class HyperparameterAudit(Shown):
+class HyperparameterAudit(PlainData, Shown):
     """All numbers of an optimizer in one format.
 
     Attributes
@@ -171,6 +162,8 @@ class HyperparameterAudit(Shown):
         In the order in which a step of the optimizer uses them.
 
     """
+
+    layout: ClassVar = Layout(derived=("worst",))
 
     format: FloatFormat
     optimizer: str
@@ -189,37 +182,6 @@ class HyperparameterAudit(Shown):
     def worst(self) -> Severity:
         """The highest severity of all."""
         return max((finding.severity for finding in self.findings), key=list(Severity).index)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "format": self.format.name,
-            "optimizer": self.optimizer,
-            "hyperparameters": self.hyperparameters,
-            "steps": self.steps,
-            "worst": str(self.worst),
-            "findings": [finding.to_dict() for finding in self.findings],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the audit that `to_dict` described; raises ValueError."""
-        try:
-            return cls(
-                get_format(data["format"]),
-                data["optimizer"],
-                dict(data["hyperparameters"]),
-                data["steps"],
-                tuple(map(Finding.from_dict, data["findings"])),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this is no audit: {error!r}") from error
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return str(value) if isinstance(value, StrEnum) else value
 
 
 def audit(

@@ -807,7 +807,7 @@ BAD: list[Any] = [
 
 @pytest.mark.parametrize("data", BAD, ids=repr)
 def test_other_dictionaries_are_refused(data: Any) -> None:
-    with pytest.raises(ValueError, match=r"not a histogram made by ExponentHistogram\.to_dict") as caught:
+    with pytest.raises(ValueError, match="ExponentHistogram: not a histogram") as caught:
         ExponentHistogram.from_dict(data)
     one_line(caught)
 

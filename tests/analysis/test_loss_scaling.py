@@ -795,7 +795,7 @@ def test_a_replay_stops_before_a_scale_is_used_that_cannot_be_undone() -> None:
     assert trace.steps == 144
     infinite = replay(DynamicLossScale.megatron(2.0**127, window=1), [0.0] * 5, "fp16")
     assert infinite.steps == 1
-    assert infinite.to_dict()["final_loss_scale"] is None
+    assert infinite.to_dict()["final_loss_scale"] == "inf"
 
 
 @pytest.mark.parametrize(
@@ -824,6 +824,7 @@ def test_other_arguments_of_replays() -> None:
         ("[1, 0.5]", [1.0, 0.5]),
         ('{"max_abs": [1e3], "more": 1}', [1000.0]),
         ("[null, NaN, Infinity, 1e999]", [math.nan, math.nan, math.inf, math.inf]),
+        ('["nan", "inf"]', [math.nan, math.inf]),
     ],
 )
 def test_traces_are_read_from_json(tmp_path: Path, text: str, steps: list[float]) -> None:

@@ -337,7 +337,7 @@ def test_nothing_and_no_updates() -> None:
     idle = update_report([1.0, -0.0], [0.0, -0.0], "bf16")
     assert (idle.imprecision, idle.nonzero, idle.lost) == (1, 0, 0)
     assert math.isnan(idle.edq_ratio)
-    assert idle.to_dict()["edq_ratio"] is None
+    assert idle.to_dict()["edq_ratio"] == "nan"
     assert UpdateReport.empty("bf16") + idle == idle
 
 

@@ -89,7 +89,7 @@ def test_a_longer_sum_loses_more_and_a_wide_accumulator_nothing(result: Accumula
 
 def test_json(result: AccumulationResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert data["experiment"] == "accumulation"
+    assert data["kind"] == "precision_lab experiment accumulation"
     assert data["running"]["sequential"]["result"] == 256
     assert data["errors"]["sequential"][3]["errors"] == list(result.errors["sequential"][3].errors)
     assert data["products"][0]["accumulator"] == "bf16"

@@ -190,7 +190,7 @@ def test_a_rule_skips_what_replaying_it_says(result: LossScalingResult) -> None:
 )
 def test_outcomes(changes: dict[str, object], outcome: str) -> None:
     nothing = np.zeros(STUCK_AFTER)
-    base = ScaledRun("r", 1.0, nothing, nothing + 1, nothing, nothing > 0, 2.5, 0.1, 0.9, "")
+    base = ScaledRun("r", 1.0, nothing + 1, nothing > 0, 2.5, 0.1, 0.9, "")
     assert replace(base, **changes).outcome == outcome  # type: ignore[arg-type]
 
 
@@ -199,14 +199,14 @@ def test_outcomes(changes: dict[str, object], outcome: str) -> None:
 
 def test_json_holds_everything_and_no_nan(result: LossScalingResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert data["experiment"] == "loss_scaling"
+    assert data["kind"] == "precision_lab experiment loss_scaling"
     assert data["config"]["accidents"][0]["name"] == "burst"
     assert data["static"]["-20"]["6"]["final_loss"] == result.static[-20][6].final_loss
     none = next(r for r in data["accidents"]["ramp"] if r["name"] == "none")
-    assert none["final_loss"] is None
+    assert none["final_loss"] == "nan"
     static = next(r for r in data["accidents"]["burst"] if r["name"] == "static 2^16")
-    assert static["skipped_ranges"] == [[SMALL.accident_at, SMALL.accident_at + 20]]
-    assert static["skipped_count"] == 20
+    after = SMALL.accident_steps - SMALL.accident_at - 20
+    assert static["skipped"] == [False, SMALL.accident_at, True, 20, False, after]
 
 
 def test_the_same_configuration_gives_the_same_result(result: LossScalingResult) -> None:

@@ -142,7 +142,7 @@ def test_executor_and_checkpoint_change_nothing(result: StorageResult, tmp_path:
 
 def test_json(result: StorageResult) -> None:
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert data["experiment"] == "storage"
+    assert data["kind"] == "precision_lab experiment storage"
     assert data["outcomes"]["SGD, lr 0.01"][0]["sentence"] == "keeps fp32's result"
     assert len(data["sections"]["ablation"]) == 6
 

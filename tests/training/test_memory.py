@@ -11,7 +11,7 @@ import pytest
 from precision_lab.numerics.codec import stored_dtype
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.training.datasets import digits
-from precision_lab.training.memory import ZERO_STAGES, bytes_of, memory
+from precision_lab.training.memory import ZERO_STAGES, bytes_of, memory, memory_report
 from precision_lab.training.models import MLP
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
 from precision_lab.training.step import Recipe, TrainingState, begin, training_step
@@ -163,10 +163,15 @@ def test_what_a_step_sends(name: str, weights: int, gradients: int) -> None:
 
 def test_the_rows_of_a_ledger() -> None:
     ledger = memory(CONFIGURATIONS["autocast_fp16"], AdamW(1e-3), 10, activations=33)
-    assert ledger.to_dict(2) == {
+    assert memory_report({"mine": ledger}, 2) == {
+        "kind": "precision_lab memory",
+        "version": 1,
         "ranks": 2,
-        "per_rank": {"ZeRO-0": 160, "ZeRO-1": 120, "ZeRO-2": 100, "ZeRO-3": 80},
-        "traffic": {"DDP all-reduce": 40.0, "FSDP all-gather": 20.0, "FSDP reduce-scatter": 20.0},
+        "ledgers": {"mine": ledger.to_dict()},
+        "per_rank": {"mine": {"ZeRO-0": 160, "ZeRO-1": 120, "ZeRO-2": 100, "ZeRO-3": 80}},
+        "traffic": {"mine": {"DDP all-reduce": 40.0, "FSDP all-gather": 20.0, "FSDP reduce-scatter": 20.0}},
+    }
+    assert ledger.to_dict() == {
         "storage": str(CONFIGURATIONS["autocast_fp16"]),
         "optimizer": "adamw",
         "parameters": 10,

@@ -8,11 +8,10 @@ import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from precision_lab.analysis.plain import finite_or_none, number_or
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import Array, code_dtype, decode, round_to
@@ -199,27 +198,6 @@ class Judgement:
 
     claim: Claim
     verdict: Verdict
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        claim, verdict = self.claim, self.verdict
-        return {
-            "key": claim.key,
-            "subject": claim.subject,
-            "claim": claim.text,
-            "source": claim.source,
-            "verdict": verdict.outcome.value,
-            "condition": verdict.condition,
-            "reason": verdict.reason,
-            "evidence": {name: finite_or_none(float(value)) for name, value in verdict.evidence.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, claim: Claim, data: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` described, the numbers in its words as they were written."""
-        words, condition = (data[name].replace("{", "{{").replace("}", "}}") for name in ("reason", "condition"))
-        evidence = {name: number_or(value, math.nan) for name, value in data["evidence"].items()}
-        return cls(claim, Verdict(Outcome(data["verdict"]), words, evidence, condition))
 
 
 def share(part: Any, whole: Any = None) -> float:

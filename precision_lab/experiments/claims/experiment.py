@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from precision_lab.analysis.plain import plain
 from precision_lab.experiments.claims import formats, gradients, memory, scaling, training, updates
-from precision_lab.experiments.claims.claim import Arithmetic, Claim, Judgement, Outcome
+from precision_lab.experiments.claims.claim import Arithmetic, Claim, Judgement, Outcome, Verdict
+from precision_lab.support.plain import Layout, PlainData, from_plain, number, register
 from precision_lab.support.shown import Shown
 
 _SUBJECTS = (formats, gradients, scaling, updates, training, memory)
@@ -83,7 +83,7 @@ def _similar(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class ClaimsConfig:
+class ClaimsConfig(PlainData):
     """Which claims are judged, and in which arithmetic.
 
     Attributes
@@ -104,14 +104,9 @@ class ClaimsConfig:
         subjects = ("Formats and casts", "Loss scaling", "Speed", "Memory")
         return cls(tuple(key for key, claim in CLAIMS.items() if claim.subject in subjects))
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `plain` described."""
-        return cls(tuple(data["keys"]), Arithmetic(**data["arithmetic"]))
-
 
 @dataclass(frozen=True)
-class ClaimsResult(Shown):
+class ClaimsResult(PlainData, Shown):
     """The verdicts.
 
     Attributes
@@ -122,6 +117,8 @@ class ClaimsResult(Shown):
         In the order of `config.keys`.
 
     """
+
+    layout: ClassVar = Layout("experiment claims", derived=("verdicts", "by_subject"), names={"judgements": "claims"})
 
     config: ClaimsConfig
     judgements: tuple[Judgement, ...]
@@ -146,27 +143,33 @@ class ClaimsResult(Shown):
         counts = ", ".join(f"{count} {words}" for count, words in zip(self.verdicts.values(), said, strict=True))
         return f"of {len(self.judgements)} common statements {counts}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: what was asked, how many claims got which verdict, each with its evidence."""
-        return {
-            "experiment": "claims",
-            "config": plain(self.config),
-            "verdicts": {outcome.value: count for outcome, count in self.verdicts.items()},
-            "by_subject": {
-                subject: {outcome.value: count for outcome, count in found.items()}
-                for subject, found in self.by_subject.items()
-            },
-            "claims": [judgement.to_dict() for judgement in self.judgements],
-        }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the result that `to_dict` described; raises ValueError."""
-        try:
-            found = tuple(Judgement.from_dict(CLAIMS[one["key"]], one) for one in data["claims"])
-            return cls(ClaimsConfig.from_dict(data["config"]), found)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no result of the claims: {error!r}") from error
+def _written(judgement: Judgement) -> dict[str, Any]:
+    """Return the claim and the verdict in words, with the numbers in them."""
+    claim, verdict = judgement.claim, judgement.verdict
+    return {
+        "key": claim.key,
+        "subject": claim.subject,
+        "claim": claim.text,
+        "source": claim.source,
+        "verdict": verdict.outcome.value,
+        "condition": verdict.condition,
+        "reason": verdict.reason,
+        "evidence": {name: number(float(value)) for name, value in verdict.evidence.items()},
+    }
+
+
+def _read(data: Any) -> Judgement:
+    """Return what `_written` described, the numbers in its words as they were written."""
+    try:
+        words, condition = (data[name].replace("{", "{{").replace("}", "}}") for name in ("reason", "condition"))
+        evidence = from_plain(dict[str, float], data["evidence"])
+        return Judgement(CLAIMS[data["key"]], Verdict(Outcome(data["verdict"]), words, evidence, condition))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a judgement: {error!r}") from error
+
+
+register(Judgement, _written, _read)
 
 
 def run(config: ClaimsConfig | None = None, *, progress: Callable[[int, int], None] | None = None) -> ClaimsResult:

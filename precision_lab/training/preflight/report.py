@@ -10,8 +10,8 @@ from typing import Any
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import TensorPlans
-from precision_lab.analysis.plain import whole
 from precision_lab.numerics.formats import FloatFormat
+from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo, labels_of
 from precision_lab.training.hyperparameters import Finding, Severity
@@ -175,7 +175,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class PreflightReport(Shown):
+class PreflightReport(PlainReport, Shown):
     """What could be found out before the first step.
 
     Attributes
@@ -283,16 +283,12 @@ class PreflightReport(Shown):
         ]
         return " ".join(said)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        gradients = None if self.gradients is None else self.gradients.to_dict()
-        return whole(self.parts() | {"gradients": gradients})
-
     def parts(self) -> dict[str, Any]:
-        """Return what `to_dict` does, with iterators in place of long lists: a file is written an entry at a time."""
+        """Return what `to_dict` does, with iterators for its long lists."""
         total = self.total
         names = {way: str(way) for way in total}
         return {
+            **header("preflight"),
             "verdict": self.verdict,
             "cheapest": self.cheapest.name,
             "optimizer": self.optimizer,
@@ -320,10 +316,7 @@ class PreflightReport(Shown):
             ],
             "tensors": (
                 {
-                    "file": str(t.info.file),
-                    "name": t.info.name,
-                    "dtype": t.info.dtype,
-                    "shape": list(t.info.shape),
+                    **t.info.described(),
                     "min_nonzero": t.histogram.min_nonzero,
                     "max_abs": t.histogram.max_abs,
                     "nonfinite": t.histogram.nonfinite,
@@ -332,7 +325,7 @@ class PreflightReport(Shown):
                 for t in self.tensors
             ),
             "gradients": None if self.gradients is None else self.gradients.parts(),
-            "skipped": ({"file": str(i.file), "name": i.name, "reason": i.skipped} for i in self.skipped),
+            "skipped": (info.described() for info in self.skipped),
             "unknown": list(self.unknown),
         }
 

@@ -73,6 +73,8 @@ class Layout:
         Fields that are not written; they have a default.
     names : dict of str to str
         Other names for fields or properties.
+    partial : bool
+        Whether fields that have a default may be missing: people write configurations by hand.
 
     """
 
@@ -81,6 +83,7 @@ class Layout:
     derived: tuple[str, ...] = ()
     omitted: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    partial: bool = False
 
     @property
     def header(self) -> dict[str, Any]:
@@ -242,7 +245,7 @@ def _reader(converter: Converter, kind: type) -> Callable[[Any, Any], Any]:
                 raise PlainDataError(f"its {key} must be {value!r}, got {_named(data.get(key))}")
         if unknown := data.keys() - known:
             raise PlainDataError(f"nothing here is called {_named(min(unknown, key=str))}")
-        if missing := [name for name in needed if name not in data]:
+        if not layout.partial and (missing := [name for name in needed if name not in data]):
             raise PlainDataError(f"it has no {missing[0]!r}")
         return own(data, kind)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from precision_lab.numerics.inputs import is_integer
-from precision_lab.support.plain import PlainData
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.reading import read_small
 from precision_lab.support.text import shown
 from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
@@ -88,6 +89,8 @@ class TrainingConfig(PlainData):
         If a value is none of the accepted ones.
 
     """
+
+    layout: ClassVar = Layout(partial=True)
 
     model: str = "mlp"
     dataset: str = ""

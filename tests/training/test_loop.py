@@ -263,7 +263,7 @@ def test_a_config_in_json_and_back() -> None:
         data = config.to_dict()
         assert json.loads(json.dumps(data)) == data
         assert TrainingConfig.from_dict(data) == config
-    with pytest.raises(ValueError, match=r"this is no training configuration: .*learning_rat'"):
+    with pytest.raises(ValueError, match="TrainingConfig: nothing here is called 'learning_rat'"):
         TrainingConfig.from_dict({"learning_rat": 0.1})
 
 
@@ -613,6 +613,9 @@ def test_any_numbers_survive(
     [
         {"losses": None},
         {"losses": ["many"]},
+        {"kind": "precision_lab scan"},
+        {"version": 2},
+        {"losses": [1.0]},
         {"loss_scales": [1.0]},
         {"skipped": [12]},
         {"updates": {}},
@@ -625,8 +628,8 @@ def test_what_is_no_result_is_refused(change: dict[str, Any]) -> None:
     data = train(SHORT).to_dict()
     with pytest.raises(ValueError, match=r"."):
         TrainingResult.from_dict(data | change)
-    for key in data:
-        with pytest.raises(ValueError, match=f"this is no training result: KeyError.'{key}'"):
+    for key in data.keys() - {"kind", "version"}:
+        with pytest.raises(ValueError, match=f"^TrainingResult: it has no '{key}'$"):
             TrainingResult.from_dict({k: v for k, v in data.items() if k != key})
 
 

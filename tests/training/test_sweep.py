@@ -225,7 +225,7 @@ def test_a_torn_last_line_is_dropped_and_its_run_repeated(
 
 def test_a_torn_first_line(runs: list[TrainingConfig], tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    path.write_bytes(b'{"config": {"model": "ml')
+    path.write_bytes(b'{"kind": "precision_lab training result", "vers')
     sweep(CONFIGS[:1], checkpoint=path)
     assert runs == CONFIGS[:1]
     assert len(lines(path)) == 1
@@ -240,8 +240,9 @@ def test_a_torn_first_line(runs: list[TrainingConfig], tmp_path: Path) -> None:
         (b"[]\n", 1),
         (b"{}\n", 1),
         (b'{"config": {}}\n', 1),
-        (b'{"config": {"model": "rnn"}}\n', 1),
-        (b'{"config": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", 1),
+        (b'{"kind": "precision_lab training result", "config": {}}\n', 1),
+        (b'{"kind": "precision_lab training result", "config": {"model": "rnn"}}\n', 1),
+        (b'{"kind": "precision_lab training result", "config": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", 1),
         (b"\x93NUMPY\xff\n", 1),
         (b"RESULT\n\n", 2),
         (b"RESULT\nRESULT\nhello\nRESULT\n", 3),

@@ -38,6 +38,7 @@ from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import get_mode
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
+from precision_lab.training.optimizers import title
 from precision_lab.training.result import Snapshot
 
 STAGES = ("start", "middle", "end")
@@ -214,7 +215,7 @@ class SwampingResult:
         lost = ", ".join(f"{fmt} {reports[fmt][MODES[0]].lost_of_nonzero:.1%}" for fmt in self.config.formats)
         first = self.config.formats[0]
         even, random = (reports[first][mode].edq_ratio for mode in MODES)
-        name = optimizer.capitalize() if optimizer == "adam" else optimizer.upper()
+        name = title(optimizer)
         return (
             f"near convergence weights would lose these shares of {name}'s non-zero updates: {lost}; the step made in "
             f"{first} is {even:.0%} of the one intended, {random:.0%} with stochastic rounding"

@@ -43,7 +43,7 @@ from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.tensors.info import label_of
 from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit
 from precision_lab.training.memory import memory
-from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promoted
+from precision_lab.training.optimizers import promoted
 from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, Way
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.update_rules import UPDATE_RULES
@@ -98,7 +98,6 @@ def judge(
     name: str, storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAudit], found: Checkpoint
 ) -> Candidate:
     """Apply the criterion to a configuration."""
-    optimizer = _optimizer(audits[_FP32])
     findings = _findings(storage, audits)
     loses = [
         *_range_losses(storage, found),
@@ -117,15 +116,8 @@ def judge(
         unknown.append("sums, softmax or norms below fp32: only a training run tells")
     lost = _lost_share(Way(storage.updated, storage.update), found)
     outcome = Outcome.LOSES if loses else Outcome.UNKNOWN if unknown else Outcome.KEEPS
-    ledger = memory(storage, optimizer, found.count)
+    ledger = memory(storage, audits[_FP32].configured, found.count)
     return Candidate(name, storage, ledger, outcome, tuple(loses or unknown), findings, lost)
-
-
-def _optimizer(base: HyperparameterAudit) -> Optimizer:
-    h = base.hyperparameters
-    if base.optimizer == "sgd":
-        return SGD(h["lr"], h["momentum"], h["weight_decay"])
-    return {"adam": Adam, "adamw": AdamW}[base.optimizer](h["lr"], h["beta1"], h["beta2"], h["eps"], h["weight_decay"])
 
 
 def _range_losses(storage: StorageConfig, found: Checkpoint) -> Iterator[str]:
@@ -159,17 +151,15 @@ def _percent(share: float) -> str:
 def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAudit]) -> tuple[RoleFinding, ...]:
     """Return the numbers that are stored, each in its role's format; audits of formats are added as they are needed."""
     base = audits[_FP32]
-    h = base.hyperparameters
-    sgd = base.optimizer == "sgd"
-    if sgd:  # lr is multiplied in the format in which torch adds the direction to the weights
-        direction = storage.first_moment if h["momentum"] else storage.gradients
-        formats = {"lr": promoted(direction, storage.updated)}
+    h, optimizer = base.hyperparameters, base.configured
+    formats = {}
+    if not optimizer.normalizes:  # lr is multiplied in the format in which torch adds the direction to the weights
+        direction = storage.first_moment if "first_moment" in optimizer.moments else storage.gradients
+        formats["lr"] = promoted(direction, storage.updated)
+    if not optimizer.decoupled:
         formats["weight_decay"] = promoted(storage.gradients, storage.updated)
-    elif base.optimizer == "adam":
-        formats = {"weight_decay": promoted(storage.gradients, storage.updated)}
-    else:  # any other way of storing adds the decay with the update, or in fp32
-        apart = UPDATE_RULES[storage.update].plain
-        formats = {"1 - lr*weight_decay": storage.updated} if apart else {}
+    elif UPDATE_RULES[storage.update].plain:  # any other rule adds the decay with the update, or in fp32
+        formats["1 - lr*weight_decay"] = storage.updated
     formats |= dict.fromkeys(ROLES["first moment"], storage.first_moment)
     formats |= dict.fromkeys(ROLES["second moment"], storage.second_moment)
     roles = {expression: role for role, expressions in ROLES.items() for expression in expressions}

@@ -22,6 +22,7 @@ from precision_lab.tensors.pairs import check_partners, in_step
 from precision_lab.tensors.reading import Tensors, list_tensors, open_tensors
 from precision_lab.tensors.walk import CHUNK_BYTES
 from precision_lab.training.hyperparameters import HyperparameterAudit
+from precision_lab.training.optimizers import Adam
 from precision_lab.training.preflight.adam_state import adam_updates, find_adam_state
 from precision_lab.training.preflight.report import PreflightTensor, Standstill, Way
 
@@ -177,18 +178,19 @@ def find_updates(
     raw: FloatFormat | None,
 ) -> Sizes | RecordedUpdates:
     """Find what stands for the updates."""
-    lr = base.hyperparameters["lr"]
+    optimizer = base.configured
+    lr = optimizer.learning_rate
     names = frozenset(info.name for info in floats)
     if optimizer_state is not None:
+        assert isinstance(optimizer, Adam)
         state = find_adam_state(optimizer_state, floats, in_order=in_order, dtype=raw)
-        constants = {key: base.hyperparameters[key] for key in ("lr", "beta1", "beta2", "eps")}
         words = f"what Adam would add now, by its moments in {_place(optimizer_state)}"
-        return RecordedUpdates(adam_updates(state, **constants), words, frozenset(state.names))
+        return RecordedUpdates(adam_updates(state, optimizer), words, frozenset(state.names))
     if updates is not None:
         given = open_tensors(updates, dtype=raw)
         check_partners(weights, given, floats, list_tensors(given))
         return RecordedUpdates(given.finder(CHUNK_BYTES), f"the updates in {_place(updates)}", names)
-    if base.optimizer == "sgd":
+    if not optimizer.normalizes:
         given = open_tensors(gradients, dtype=raw)
         check_partners(weights, given, floats, list_tensors(given))
         find = given.finder(CHUNK_BYTES)

@@ -10,8 +10,7 @@ import pytest
 
 from precision_lab import StorageConfig, audit, round_to
 from precision_lab.numerics.codec import codec
-from precision_lab.training.hyperparameters import OPTIMIZERS
-from precision_lab.training.optimizers import SGD, start, update, updated_parameters
+from precision_lab.training.optimizers import OPTIMIZERS, SGD, start, update, updated_parameters
 from precision_lab.training.preflight.criterion import ROLES
 from precision_lab.training.preflight.report import Outcome, Way
 from precision_lab.training.update_rules import grow, multiply

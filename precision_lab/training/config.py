@@ -26,7 +26,7 @@ TOPICS_WINDOWS = 2048
 """The transformer sees this many windows of `python_topics`: a final loss over all of them would take seconds."""
 
 _ACTIVATIONS = {"mlp": MLP_ACTIVATIONS, "transformer": TRANSFORMER_ACTIVATIONS}
-_NUMBERS = ("learning_rate", "momentum", "beta1", "beta2", "epsilon", "weight_decay")
+_NUMBERS = tuple(dict.fromkeys(name for kind in OPTIMIZERS.values() for name in hyperparameters(kind)))
 _INTEGERS = {"steps": 1, "batch_size": 1, "micro_batches": 1, "seed": 0, "measure_every": 1}  # and the least of each
 
 # one test part for every run, so that runs of different seeds can be compared

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import click
@@ -125,3 +126,13 @@ def test_every_optimizer_can_be_made_of_its_symbols(name: str) -> None:
     assert by_symbol(made) == usual_values(name)
     by_field = {field: getattr(made, field) for field in hyperparameters(type(made))}
     assert make_optimizer(name, by_field | {"steps": 3}) == made
+
+
+def test_what_is_written_out_by_hand_has_every_hyperparameter() -> None:
+    """Signatures and options are for people to read; they are held to the registry here."""
+    symbols = {symbol for name in OPTIMIZERS for symbol in usual_values(name)}
+    names = {name for kind in OPTIMIZERS.values() for name in hyperparameters(kind)}
+    assert names <= {f.name for f in fields(TrainingConfig)}
+    for function in (audit, preflight):
+        assert symbols <= inspect.signature(function).parameters.keys()
+    assert symbols <= {parameter.name for parameter in command.params}

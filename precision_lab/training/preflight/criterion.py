@@ -44,7 +44,7 @@ from precision_lab.tensors.info import label_of
 from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit
 from precision_lab.training.memory import memory
 from precision_lab.training.optimizers import promoted
-from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, Way
+from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, StoredUpdate
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.update_rules import UPDATE_RULES
 
@@ -81,13 +81,13 @@ class Checkpoint:
         return sum(tensor.info.count for tensor in self.tensors)
 
     @cached_property
-    def _more(self) -> dict[Way, tuple[list[int], list[int]]]:
+    def _more(self) -> dict[StoredUpdate, tuple[list[int], list[int]]]:
         return {}
 
-    def more_lost(self, way: Way) -> tuple[list[int], list[int]]:
+    def more_lost(self, way: StoredUpdate) -> tuple[list[int], list[int]]:
         """Return how many updates of each tensor are lost that fp32 would not lose, and out of how many."""
         if way not in self._more:
-            theirs = Way(_FP32)
+            theirs = StoredUpdate(_FP32)
             pairs = [(tensor.standstill[way], tensor.standstill[theirs]) for tensor in self.tensors]
             lost = [max(found.blocked - least.blocked, 0) for found, least in pairs]
             self._more[way] = lost, [found.count for found, _ in pairs]
@@ -101,7 +101,7 @@ def judge(
     findings = _findings(storage, audits)
     loses = [
         *_range_losses(storage, found),
-        *_update_losses(Way(storage.updated, storage.update), found),
+        *_update_losses(StoredUpdate(storage.updated, storage.update), found),
         *(
             f"{f.finding.expression} in the {f.role}, {f.format}: {f.finding.consequence}"
             for f in findings
@@ -114,7 +114,7 @@ def judge(
         unknown.append(f"matrix products in {storage.operands}: only a training run tells")
     if storage.accumulator != _FP32 or storage.sensitive != _FP32:
         unknown.append("sums, softmax or norms below fp32: only a training run tells")
-    lost = _lost_share(Way(storage.updated, storage.update), found)
+    lost = _lost_share(StoredUpdate(storage.updated, storage.update), found)
     outcome = Outcome.LOSES if loses else Outcome.UNKNOWN if unknown else Outcome.KEEPS
     ledger = memory(storage, audits[_FP32].configured, found.count)
     return Candidate(name, storage, ledger, outcome, tuple(loses or unknown), findings, lost)
@@ -130,12 +130,12 @@ def _range_losses(storage: StorageConfig, found: Checkpoint) -> Iterator[str]:
         yield f"{flushed:,} weights become 0 in {storage.updated}"
 
 
-def _lost_share(way: Way, found: Checkpoint) -> float:
+def _lost_share(way: StoredUpdate, found: Checkpoint) -> float:
     lost, counts = map(sum, found.more_lost(way))
     return lost / counts if counts else 0.0
 
 
-def _update_losses(way: Way, found: Checkpoint) -> Iterator[str]:
+def _update_losses(way: StoredUpdate, found: Checkpoint) -> Iterator[str]:
     share = _lost_share(way, found)
     if share > found.tolerance:
         shares = [lost / max(count, 1) for lost, count in zip(*found.more_lost(way), strict=True)]

@@ -17,7 +17,7 @@ from precision_lab.training.hyperparameters import audit
 from precision_lab.training.optimizers import Adam
 from precision_lab.training.preflight.adam_state import STATE_NAME
 from precision_lab.training.preflight.criterion import Checkpoint, judge
-from precision_lab.training.preflight.report import PreflightReport, Way
+from precision_lab.training.preflight.report import PreflightReport, StoredUpdate
 from precision_lab.training.preflight.updates import Sizes, Stream, find_updates
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
@@ -99,7 +99,7 @@ def preflight(
         raise ValueError(f"{optimizer}'s updates are lr times the gradients: give gradients, or updates")
     asked = _asked(storage)
     candidates = {**CONFIGURATIONS, **asked}
-    ways = tuple(dict.fromkeys(Way(s.updated, s.update) for s in candidates.values()))
+    ways = tuple(dict.fromkeys(StoredUpdate(s.updated, s.update) for s in candidates.values()))
 
     in_order = not isinstance(weights, str | Path) or Path(weights).suffix.lower() in SUFFIXES
     weights = open_tensors(weights, dtype=raw)

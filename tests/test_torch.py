@@ -255,6 +255,7 @@ def of_torch(torch: Any, optimizer: Optimizer, parameter: Any) -> Any:
     options: dict[str, Any] = {"lr": optimizer.learning_rate, "weight_decay": optimizer.weight_decay, "foreach": False}
     if isinstance(optimizer, SGD):
         return torch.optim.SGD([parameter], momentum=optimizer.momentum, **options)
+    assert isinstance(optimizer, Adam)
     options |= {"betas": (optimizer.beta1, optimizer.beta2), "eps": optimizer.epsilon}
     return (torch.optim.AdamW if isinstance(optimizer, AdamW) else torch.optim.Adam)([parameter], **options)
 

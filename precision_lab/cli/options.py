@@ -133,16 +133,47 @@ dtype_option = click.option(
 )
 
 
+class OptimizerOption(click.Option):
+    """An option whose help names optimizers of the registry, which is asked when the help is."""
+
+    def __init__(self, names: list[str], *, say: Callable[[], str], **settings: Any) -> None:
+        super().__init__(names, **settings)
+        self._say = say
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Name them."""
+        self.help = self._say()
+        return super().get_help_record(ctx)
+
+
+def optimizer_names(*more: str, having: str = "", last: str = "or") -> str:
+    """Return the names of optimizers, those that have a hyperparameter, in words and the latest first."""
+    from precision_lab.training.optimizers import OPTIMIZERS, usual_values
+
+    *names, end = [*(name for name in reversed(OPTIMIZERS) if not having or having in usual_values(name)), *more]
+    return f"{', '.join(names)} {last} {end}" if names else end
+
+
+def optimizer_option(default: str, *more: str) -> Callable[..., Any]:
+    """Return the option of the name of an optimizer, or one of some more."""
+    settings: dict[str, Any] = {"default": default, "show_default": True, "metavar": "O"}
+    return click.option("--optimizer", cls=OptimizerOption, say=lambda: f"{optimizer_names(*more)}.", **settings)
+
+
+def _of(symbol: str) -> Callable[..., Any]:
+    """Return the option of a hyperparameter that not all optimizers have."""
+    said = partial(optimizer_names, having=symbol, last="and")
+    return click.option(f"--{symbol}", cls=OptimizerOption, say=lambda: f"Of {said()}.", type=float, metavar="X")
+
+
 def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of an optimizer's constants and of the length of its run."""
     options = (
-        click.option("--optimizer", default="adamw", show_default=True, metavar="O", help="adamw, adam or sgd."),
+        optimizer_option("adamw"),
         click.option("--lr", type=float, metavar="X", help="Learning rate."),
-        click.option("--beta1", type=float, metavar="X", help="Of adamw and adam."),
-        click.option("--beta2", type=float, metavar="X", help="Of adamw and adam."),
-        click.option("--eps", type=float, metavar="X", help="Of adamw and adam."),
+        *map(_of, ("beta1", "beta2", "eps")),
         click.option("--weight-decay", type=float, metavar="X", help="0: none."),
-        click.option("--momentum", type=float, metavar="X", help="Of sgd."),
+        _of("momentum"),
         click.option("--steps", type=int, default=10_000, show_default=True, metavar="N", help="Length of the run."),
     )
     for option in reversed(options):

@@ -13,6 +13,7 @@ from precision_lab.cli.options import (
     figure_option,
     formats_option,
     json_option,
+    optimizer_option,
     optimizer_options,
 )
 from precision_lab.cli.show import progress_bar, show
@@ -68,7 +69,7 @@ def hyperparameters(
 @click.option(
     "--parameters", default="7e9", show_default=True, metavar="N", help="Number of parameters: 7e9, 124_000_000."
 )
-@click.option("--optimizer", default="adamw", show_default=True, metavar="O", help="adamw, adam, sgd or momentum.")
+@optimizer_option("adamw", "momentum")
 @click.option("--storage", "chosen", multiple=True, metavar="S", help=_STORAGE_HELP)
 @click.option("--activations", default="0", metavar="N", help="Elements that forward keeps for backward.")
 @click.option(
@@ -111,7 +112,7 @@ def memory(
 @click.option(
     "--data", "dataset", type=Input(str), default="", metavar="D", help="digits, regression, topics, or a text file."
 )
-@click.option("--optimizer", default="adam", show_default=True, metavar="O", help="sgd, adam or adamw.")
+@optimizer_option("adam")
 @click.option("--lr", type=float, default=1e-3, show_default=True, metavar="X", help="Learning rate.")
 @click.option("--steps", type=int, default=4000, show_default=True, metavar="N", help="Updates of each run.")
 @click.option("--batch", type=int, default=64, show_default=True, metavar="N", help="Examples per step.")

@@ -22,7 +22,8 @@ from typing import Any, ClassVar, Self
 from precision_lab.numerics.formats import get_format
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
-from precision_lab.training.hyperparameters import OPTIMIZERS, HyperparameterAudit, Severity, audit
+from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, audit
+from precision_lab.training.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class UsualSetting:
     name : str
         Whose.
     optimizer : str
-        One of `training.hyperparameters.OPTIMIZERS`.
+        One of `training.optimizers.OPTIMIZERS`.
     hyperparameters : tuple of (str, float)
         Those that are not the default of torch.optim.
 

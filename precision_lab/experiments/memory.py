@@ -35,7 +35,7 @@ class MemoryConfig(PlainData):
     sizes : tuple of (str, int)
         Models and their numbers of parameters; the last is the one that the tables and the figure show.
     optimizer : str
-        One of `training.memory.NAMED_OPTIMIZERS`.
+        One of `training.memory.named_optimizers`.
     configurations : tuple of str
         Names of `CONFIGURATIONS` or texts.
     ranks : int

@@ -39,6 +39,7 @@ from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.hyperparameters import stored_value
+from precision_lab.training.optimizers import title
 from precision_lab.training.result import StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 from precision_lab.training.sweep import sweep
@@ -57,8 +58,7 @@ class Setting:
 
     def __str__(self) -> str:
         """Return a name for tables."""
-        names = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-        return f"{names.get(self.optimizer, self.optimizer)}, lr {self.learning_rate:g}"
+        return f"{title(self.optimizer)}, lr {self.learning_rate:g}"
 
 
 @dataclass(frozen=True)
@@ -397,7 +397,7 @@ class Outcome:
         reasons = []
         if self.lost > 0.2 and rule.plain:
             reasons.append(f"{self.lost:.0%} of the updates are lost")
-        if config.optimizer != "sgd":
+        if "second_moment" in config.build_optimizer().moments:
             second = config.storage.second_moment
             if not rule.words_of("second_moment") and stored_value(Fraction(config.beta2), second) == 1:
                 reasons.append(f"beta2 = {config.beta2:g} is 1 in {second}")

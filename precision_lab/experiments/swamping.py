@@ -38,6 +38,7 @@ from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
+from precision_lab.training.optimizers import title
 from precision_lab.training.result import Snapshot
 
 STAGES = ("start", "middle", "end")
@@ -211,7 +212,7 @@ class SwampingResult(PlainData, Shown):
         lost = ", ".join(f"{fmt} {reports[fmt][MODES[0]].lost_of_nonzero:.1%}" for fmt in self.config.formats)
         first = self.config.formats[0]
         even, random = (reports[first][mode].edq_ratio for mode in MODES)
-        name = optimizer.capitalize() if optimizer == "adam" else optimizer.upper()
+        name = title(optimizer)
         return (
             f"near convergence weights would lose these shares of {name}'s non-zero updates: {lost}; the step made in "
             f"{first} is {even:.0%} of the one intended, {random:.0%} with stochastic rounding"

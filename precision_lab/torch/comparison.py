@@ -54,7 +54,7 @@ from precision_lab.training.datasets import Dataset
 from precision_lab.training.loop import batches
 from precision_lab.training.models import MLP, Array
 from precision_lab.training.models.places import library_products
-from precision_lab.training.optimizers import unflatten, visible_weights
+from precision_lab.training.optimizers import by_symbol, unflatten, visible_weights
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import StorageConfig
 
@@ -249,17 +249,12 @@ _BUFFERS = {"first_moment": ("exp_avg", "momentum_buffer"), "second_moment": ("e
 
 
 def _optimizer(config: TrainingConfig, model: Any) -> Any:
-    options: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "foreach": False,
-        "fused": False,
-    }
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **options)
-    options |= {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(model.parameters(), **options)
+    ours = config.build_optimizer()
+    options: dict[str, Any] = by_symbol(ours)
+    if betas := tuple(options.pop(name) for name in ("beta1", "beta2") if name in options):
+        options["betas"] = betas
+    kind = getattr(torch.optim, type(ours).__name__)
+    return kind(model.parameters(), foreach=False, fused=False, **options)
 
 
 def _float32(tensor: Any) -> Array:

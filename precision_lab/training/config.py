@@ -17,11 +17,8 @@ from precision_lab.training.datasets import Dataset, digits, linear_regression, 
 from precision_lab.training.models import MLP, LeastSquares, Model, Transformer
 from precision_lab.training.models.mlp import ACTIVATIONS as MLP_ACTIVATIONS
 from precision_lab.training.models.transformer import ACTIVATIONS as TRANSFORMER_ACTIVATIONS
-from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
+from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, hyperparameters, make_optimizer
 from precision_lab.training.storage import FP32, StorageConfig
-
-OPTIMIZERS = ("sgd", "adam", "adamw")
-"""The accepted values of `TrainingConfig.optimizer`."""
 
 MODELS = {"mlp": "digits", "least_squares": "regression", "transformer": "topics"}
 """The accepted values of `TrainingConfig.model`, and the data that each is trained on unless it is told otherwise."""
@@ -30,7 +27,7 @@ TOPICS_WINDOWS = 2048
 """The transformer sees this many windows of `python_topics`: a final loss over all of them would take seconds."""
 
 _ACTIVATIONS = {"mlp": MLP_ACTIVATIONS, "transformer": TRANSFORMER_ACTIVATIONS}
-_NUMBERS = ("learning_rate", "momentum", "beta1", "beta2", "epsilon", "weight_decay")
+_NUMBERS = tuple(dict.fromkeys(name for kind in OPTIMIZERS.values() for name in hyperparameters(kind)))
 _INTEGERS = {"steps": 1, "batch_size": 1, "micro_batches": 1, "seed": 0, "measure_every": 1}  # and the least of each
 
 # one test part for every run, so that runs of different seeds can be compared
@@ -58,7 +55,7 @@ class TrainingConfig(PlainData):
     storage : StorageConfig
         The formats; a text is parsed.
     optimizer : str
-        One of `OPTIMIZERS`.
+        One of `optimizers.OPTIMIZERS`.
     learning_rate : float
         Positive and finite.
     momentum : float
@@ -138,8 +135,9 @@ class TrainingConfig(PlainData):
             value = getattr(self, name)
             if not is_integer(value) and not isinstance(value, float | np.floating):
                 raise ValueError(f"{name} must be a number, got {value!r}")
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum must be 0 unless optimizer is 'sgd', got {self.momentum!r}")
+        if self.momentum and "momentum" not in hyperparameters(OPTIMIZERS[self.optimizer]):
+            owners = [repr(name) for name, kind in OPTIMIZERS.items() if "momentum" in hyperparameters(kind)]
+            raise ValueError(f"momentum must be 0 unless optimizer is {' or '.join(owners)}, got {self.momentum!r}")
         self.build_optimizer()
         for name, lowest in _INTEGERS.items():
             value = getattr(self, name)
@@ -169,10 +167,7 @@ class TrainingConfig(PlainData):
 
     def build_optimizer(self) -> Optimizer:
         """Return the optimizer; raises its ValueErrors."""
-        if self.optimizer == "sgd":
-            return SGD(self.learning_rate, self.momentum, self.weight_decay)
-        kind = Adam if self.optimizer == "adam" else AdamW
-        return kind(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay)
+        return make_optimizer(self.optimizer, vars(self))
 
     def build_model(self, data: Dataset) -> Model:
         """Return the model for a data set; raises its ValueErrors."""

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from enum import StrEnum
@@ -50,25 +50,14 @@ from precision_lab.numerics.inspection import to_double_by_odd
 from precision_lab.numerics.rounding import as_carrier, decode, encode, neighbours, round_to
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
-
-OPTIMIZERS: dict[str, dict[str, float]] = {
-    "sgd": {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.0},
-    "adam": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-    "adamw": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2},
-}
-"""The hyperparameters of each optimizer, with the defaults of torch.optim.
-
-``sgd`` and ``adam`` add weight_decay*w to the gradient (L2), ``adamw`` multiplies the weights by 1 - lr*weight_decay.
-"""
-
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "lr": ("a number above 0", lambda x: 0 < x < math.inf),
-    "beta1": ("a number in [0, 1)", lambda x: 0 <= x < 1),
-    "beta2": ("a number in [0, 1)", lambda x: 0 <= x < 1),
-    "momentum": ("a number in [0, 1)", lambda x: 0 <= x < 1),
-    "eps": ("a number of at least 0", lambda x: 0 <= x < math.inf),
-    "weight_decay": ("a number of at least 0", lambda x: 0 <= x < math.inf),
-}
+from precision_lab.training.optimizers import (
+    OPTIMIZERS,
+    Optimizer,
+    by_symbol,
+    hyperparameters,
+    make_optimizer,
+    usual_values,
+)
 
 # sixty digits and no end of exponents: powers for any number of steps, far more exact than a double
 _DECIMAL = Context(prec=60, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
@@ -153,7 +142,7 @@ class HyperparameterAudit(PlainData, Shown):
     format : FloatFormat
         The format.
     optimizer : str
-        One of `OPTIMIZERS`.
+        One of `optimizers.OPTIMIZERS`.
     hyperparameters : dict of str to float
         What was asked for, defaults included.
     steps : int
@@ -177,6 +166,11 @@ class HyperparameterAudit(PlainData, Shown):
             if finding.expression == expression:
                 return finding
         raise KeyError(f"no finding about {expression!r}; there are {', '.join(f.expression for f in self.findings)}")
+
+    @property
+    def configured(self) -> Optimizer:
+        """The optimizer with these hyperparameters."""
+        return make_optimizer(self.optimizer, self.hyperparameters)
 
     @property
     def worst(self) -> Severity:
@@ -203,7 +197,7 @@ def audit(
     fmt : format spec
         See `get_format`.
     optimizer : {"adamw", "adam", "sgd"}
-        Decides which hyperparameters there are, see `OPTIMIZERS`.
+        Decides which hyperparameters there are, see `optimizers.OPTIMIZERS`.
     lr : float, optional
         Above 0. Default: as for all hyperparameters that of torch.optim.
     beta1, beta2 : float, optional
@@ -242,48 +236,58 @@ def audit(
         "weight_decay": weight_decay,
         "momentum": momentum,
     }
-    values = _hyperparameters(optimizer, given)
+    made = _optimizer(optimizer, given)
+    values = by_symbol(made)
     length = int(steps) if is_integer(steps) else 0
     if length < 1:
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    findings = [_lr(fmt, values["lr"], optimizer)]
-    if optimizer == "sgd":
-        if values["momentum"]:
-            findings += [
-                _beta(fmt, "momentum", values["momentum"], "the buffer"),
-                _average(fmt, "momentum", values["momentum"], "momentum*m + g"),
-            ]
-    else:
-        findings += _moment(fmt, "beta1", values["beta1"], "m", length)
-        findings.append(_first_step(fmt, values["lr"], values["beta1"]))
-        findings += _moment(fmt, "beta2", values["beta2"], "v", length)
-        findings.append(_root_of_correction(fmt, values["beta2"]))
-        findings += [_eps(fmt, values["eps"]), _lost_gradients(fmt, values["beta2"], values["eps"])]
-    if values["weight_decay"]:
-        if optimizer != "adamw":
-            findings.append(_l2(fmt, values["weight_decay"]))
-        if optimizer != "adam":  # Adam divides what L2 adds to the gradient by sqrt(v): there is no such factor
-            findings.append(_decay(fmt, values["lr"], values["weight_decay"], values.get("momentum", 0.0), length))
-    return HyperparameterAudit(fmt, optimizer, values, length, tuple(findings))
+    return HyperparameterAudit(fmt, optimizer, values, length, tuple(_findings(fmt, made, values, length)))
 
 
-def _hyperparameters(optimizer: str, given: dict[str, float | None]) -> dict[str, float]:
+def _findings(fmt: FloatFormat, optimizer: Optimizer, values: dict[str, float], steps: int) -> Iterator[Finding]:
+    """Describe the numbers that there are, in the order in which a step uses them."""
+    lr, beta2, eps, momentum = (values.get(symbol, 0.0) for symbol in ("lr", "beta2", "eps", "momentum"))
+    yield _lr(fmt, lr, optimizer)
+    if momentum:
+        yield _beta(fmt, "momentum", momentum, "the buffer")
+        yield _average(fmt, "momentum", momentum, "momentum*m + g")
+    if "beta1" in values:
+        yield from _moment(fmt, "beta1", values["beta1"], "m")
+        if optimizer.corrects_bias:
+            yield _bias_correction(fmt, "beta1", values["beta1"], "m", steps)
+            yield _first_step(fmt, lr, values["beta1"])
+    if "beta2" in values:
+        yield from _moment(fmt, "beta2", beta2, "v")
+        if optimizer.corrects_bias:
+            yield _bias_correction(fmt, "beta2", beta2, "v", steps)
+            yield _root_of_correction(fmt, beta2)
+    if "eps" in values:
+        yield _eps(fmt, eps)
+        if "beta2" in values:
+            yield _lost_gradients(fmt, beta2, eps)
+    if decay := optimizer.weight_decay:
+        if not optimizer.decoupled:
+            yield _l2(fmt, decay)
+        if optimizer.decoupled or not optimizer.normalizes:  # Adam divides what L2 adds to the gradient by sqrt(v)
+            yield _decay(fmt, lr, decay, momentum, steps)
+
+
+def _optimizer(name: str, given: dict[str, float | None]) -> Optimizer:
     """Check what was given and fill in the defaults."""
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
-    defaults = OPTIMIZERS[optimizer]
-    values = dict(defaults)
-    for name, value in given.items():
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    values = usual_values(name)
+    ranges = {known.symbol: known.range for known in hyperparameters(OPTIMIZERS[name]).values()}
+    for symbol, value in given.items():
         if value is None:
             continue
-        if name not in defaults:
-            raise ValueError(f"{optimizer} has no {name}; it has {', '.join(defaults)}")
-        accepted, fits = _RANGES[name]
+        if symbol not in ranges:
+            raise ValueError(f"{name} has no {symbol}; it has {', '.join(ranges)}")
         number = _as_double(value)
-        if not fits(number):
-            raise ValueError(f"{name} must be {accepted}, got {value!r}")
-        values[name] = number
-    return values
+        if not ranges[symbol].holds(number):
+            raise ValueError(f"{symbol} must be {ranges[symbol].number}, got {value!r}")
+        values[symbol] = number
+    return make_optimizer(name, values)
 
 
 def _as_double(value: object) -> float:
@@ -500,10 +504,10 @@ def _stored_itself(
     return _finding(name, name, value, Fraction(value), stored, what, survives, remark=remark)
 
 
-def _lr(fmt: FloatFormat, lr: float, optimizer: str) -> Finding:
+def _lr(fmt: FloatFormat, lr: float, optimizer: Optimizer) -> Finding:
     def consequence(stored: float, error: float) -> str:
         said = f"each step is {_off(error)}"
-        if optimizer == "sgd":
+        if not optimizer.normalizes:
             return said
         largest = _largest_moved(fmt, stored)
         return said if largest is None else f"{said}; a step of lr is lost on weights above {_text(largest)}"
@@ -551,13 +555,12 @@ def _beta(fmt: FloatFormat, name: str, beta: float, what: str) -> Finding:
     return _finding(name, name, beta, Fraction(beta), stored, consequence, survives, effect_error=effect, remark=remark)
 
 
-def _moment(fmt: FloatFormat, name: str, beta: float, moment: str, steps: int) -> list[Finding]:
+def _moment(fmt: FloatFormat, name: str, beta: float, moment: str) -> list[Finding]:
     what, power = ("the first moment", "g") if moment == "m" else ("the second moment", "g^2")
     return [
         _beta(fmt, name, beta, what),
         _share_of_the_new(fmt, name, beta, moment),
         _average(fmt, name, beta, f"{name}*{moment} + (1 - {name})*{power}"),
-        _bias_correction(fmt, name, beta, moment, steps),
     ]
 
 

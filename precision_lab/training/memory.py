@@ -24,7 +24,7 @@ from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import code_dtype
 from precision_lab.support.plain import Layout, PlainData, header
 from precision_lab.support.shown import Shown
-from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, buffers
+from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, buffers, by_symbol, make_optimizer, usual_values
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -155,7 +155,7 @@ def memory(storage: StorageConfig, optimizer: Optimizer, parameters: int, *, act
     ----------
     storage : StorageConfig
         The formats.
-    optimizer : SGD, Adam or AdamW
+    optimizer : Optimizer
         Which buffers there are.
     parameters : int
         Number of parameters, at least 1.
@@ -196,13 +196,11 @@ def memory_report(found: Mapping[str, MemoryLedger], ranks: int) -> dict[str, An
     }
 
 
-NAMED_OPTIMIZERS: Mapping[str, Optimizer] = {
-    "sgd": SGD(0.1),
-    "momentum": SGD(0.1, momentum=0.9),
-    "adam": Adam(1e-3),
-    "adamw": AdamW(1e-3),
-}
-"""Optimizers by name; only which buffers they have matters here."""
+def named_optimizers() -> dict[str, Optimizer]:
+    """Return the optimizers of the registry, and SGD with ``momentum``; only which buffers they have matters."""
+    plain = make_optimizer("sgd", usual_values("sgd"))
+    named = {"sgd": plain, "momentum": make_optimizer("sgd", by_symbol(plain) | {"momentum": 0.9})}
+    return named | {name: make_optimizer(name, usual_values(name)) for name in OPTIMIZERS}
 
 
 def ledgers(
@@ -215,7 +213,7 @@ def ledgers(
     names : sequence of str
         Names and texts that `StorageConfig.parse` takes; none, or ``all``: every one of `CONFIGURATIONS`.
     optimizer : str
-        One of `NAMED_OPTIMIZERS`.
+        One of `named_optimizers`.
     parameters, activations : str or float
         Their numbers, as ``7e9`` or ``124_000_000``.
 
@@ -225,11 +223,12 @@ def ledgers(
         Unknown names, or numbers that are no whole ones of at least 1 (activations: 0).
 
     """
-    if optimizer not in NAMED_OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(NAMED_OPTIMIZERS)}; got {optimizer!r}")
+    named = named_optimizers()
+    if optimizer not in named:
+        raise ValueError(f"optimizer must be one of {', '.join(named)}; got {optimizer!r}")
     count, kept = _whole(parameters, "parameters", 1), _whole(activations, "activations", 0)
     asked = [n for name in names or ("all",) for n in (CONFIGURATIONS if name == "all" else [name])]
-    used = NAMED_OPTIMIZERS[optimizer]
+    used = named[optimizer]
     return {name: memory(StorageConfig.parse(name), used, count, activations=kept) for name in dict.fromkeys(asked)}
 
 

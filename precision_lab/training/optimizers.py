@@ -39,9 +39,10 @@ How the new weight is stored is the configuration's `update`: see `update_rules`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -56,7 +57,133 @@ _FP32 = get_format("fp32")
 
 
 @dataclass(frozen=True)
-class SGD:
+class Range:
+    """The numbers that a hyperparameter may be.
+
+    Attributes
+    ----------
+    holds : callable
+        Whether a number is one of them; NaN never is.
+    words : str
+        What they are, of a number.
+    number : str
+        What such a number is called.
+
+    """
+
+    holds: Callable[[float], bool]
+    words: str
+    number: str
+
+
+POSITIVE = Range(lambda x: 0 < x < math.inf, "positive and finite", "a number above 0")
+BELOW_ONE = Range(lambda x: 0 <= x < 1, "at least 0 and below 1", "a number in [0, 1)")
+NOT_NEGATIVE = Range(lambda x: 0 <= x < math.inf, "at least 0 and finite", "a number of at least 0")
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """What is known of a field of an optimizer.
+
+    Attributes
+    ----------
+    symbol : str
+        What formulas, commands and torch.optim call it: ``lr`` for `learning_rate`.
+    range : Range
+        What it may be.
+    usual : float
+        The default of torch.optim.
+
+    """
+
+    symbol: str
+    range: Range
+    usual: float
+
+
+def known(symbol: str, range_: Range, usual: float) -> dict[str, Hyperparameter]:
+    """Return the metadata of a field."""
+    return {"hyperparameter": Hyperparameter(symbol, range_, usual)}
+
+
+class Direction(NamedTuple):
+    """What an optimizer makes of a gradient.
+
+    Attributes
+    ----------
+    scale : float32 number
+        The update is scale * direction, multiplied and added to the weights at once.
+    direction : float32 array
+        See `scale`.
+    moments : dict of str to array
+        Those buffers that change, as they are stored.
+
+    """
+
+    scale: np.float32
+    direction: Array
+    moments: dict[str, Array]
+
+
+class Optimizer(ABC):
+    """What `update` takes: a frozen dataclass whose fields are its hyperparameters, each with `known` as metadata.
+
+    Its entry in `OPTIMIZERS` is all that training, the ledger of memory, the audit and pre-flight need to know.
+
+    Attributes
+    ----------
+    decoupled : bool
+        Whether weight decay shrinks the weights themselves; else it is added to the gradient.
+    normalizes : bool
+        Whether its updates are about as large as the learning rate, however large the gradients are; else they are
+        taken to be learning rate times gradient.
+    corrects_bias : bool
+        Whether it divides its moments by 1 - beta^t.
+
+    """
+
+    decoupled: ClassVar[bool] = False
+    normalizes: ClassVar[bool] = False
+    corrects_bias: ClassVar[bool] = False
+
+    learning_rate: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        for name, hyperparameter in hyperparameters(type(self)).items():
+            value, range_ = getattr(self, name), hyperparameter.range
+            if not range_.holds(value):
+                raise ValueError(f"{name} of {type(self).__name__} must be {range_.words}, got {value!r}")
+
+    @property
+    @abstractmethod
+    def moments(self) -> tuple[str, ...]:
+        """The roles of a `StorageConfig` that it keeps from step to step: ``first_moment``, ``second_moment``."""
+
+    @abstractmethod
+    def direction(
+        self, t: int, held: Mapping[str, Array], g: Array, storage: StorageConfig, learning_rate: float
+    ) -> Direction:
+        """Make the step of number t, from 1: say what to add to the weights, and bring the moments up to date.
+
+        Parameters
+        ----------
+        t : int
+            Number of the step.
+        held : mapping of str to array
+            The buffers as they are stored; nobody writes to them.
+        g : float32 array
+            The gradient, any decay that is added to it included. It may be the caller's: do not write to it.
+        storage : StorageConfig
+            Where what is held is kept.
+        learning_rate : float
+            In place of its own.
+
+        """
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
     """Stochastic gradient descent, as torch.optim.SGD without dampening.
 
     Attributes
@@ -75,16 +202,34 @@ class SGD:
 
     """
 
-    learning_rate: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    learning_rate: float = field(metadata=known("lr", POSITIVE, 1e-3))
+    momentum: float = field(default=0.0, metadata=known("momentum", BELOW_ONE, 0.0))
+    weight_decay: float = field(default=0.0, metadata=known("weight_decay", NOT_NEGATIVE, 0.0))
 
-    def __post_init__(self) -> None:
-        _check(self)
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The momentum, if there is one."""
+        return ("first_moment",) if self.momentum else ()
+
+    def direction(
+        self, t: int, held: Mapping[str, Array], g: Array, storage: StorageConfig, learning_rate: float
+    ) -> Direction:
+        """Bring the first moment up to date; it is the direction."""
+        fmt = storage.gradients
+        moments: dict[str, Array] = {}
+        if self.momentum:
+            fmt = storage.first_moment
+            first = codec(fmt)
+            m = g.copy()
+            if t > 1:
+                m = first.round(first.decode(held["first_moment"]) * np.float32(self.momentum)) + g
+            g = first.round(m)
+            moments["first_moment"] = first.encode(g)
+        return Direction(-rounded(learning_rate, promoted(fmt, storage.updated)), g, moments)
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Optimizer):
     """Adam (Kingma, Ba 2015), as torch.optim.Adam: weight decay is added to the gradient.
 
     Attributes
@@ -105,14 +250,32 @@ class Adam:
 
     """
 
-    learning_rate: float
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
+    normalizes: ClassVar[bool] = True
+    corrects_bias: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        _check(self)
+    learning_rate: float = field(metadata=known("lr", POSITIVE, 1e-3))
+    beta1: float = field(default=0.9, metadata=known("beta1", BELOW_ONE, 0.9))
+    beta2: float = field(default=0.999, metadata=known("beta2", BELOW_ONE, 0.999))
+    epsilon: float = field(default=1e-8, metadata=known("eps", NOT_NEGATIVE, 1e-8))
+    weight_decay: float = field(default=0.0, metadata=known("weight_decay", NOT_NEGATIVE, 0.0))
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Both."""
+        return ("first_moment", "second_moment")
+
+    def direction(
+        self, t: int, held: Mapping[str, Array], g: Array, storage: StorageConfig, learning_rate: float
+    ) -> Direction:
+        """Bring both moments up to date; the direction is the whole update."""
+        first, second = codec(storage.first_moment), codec(storage.second_moment)
+        m = first.compute("lerp_32", np.float32(1 - self.beta1), first.decode(held["first_moment"]), g)
+        v, words = mean_square(held, g, self.beta2, storage.second_moment)
+        step_size = np.float32(-learning_rate / (1 - fixed.power(self.beta1, t)))
+        correction = np.float32(math.sqrt(1 - fixed.power(self.beta2, t)))
+        epsilon = rounded(self.epsilon, storage.second_moment)
+        u = second.compute("adam_direction_32", step_size, correction, epsilon, m, v)
+        return Direction(np.float32(1), u, {"first_moment": first.encode(m)} | words)
 
 
 @dataclass(frozen=True)
@@ -122,23 +285,41 @@ class AdamW(Adam):
     As `Adam`, but the weights lose `learning_rate * weight_decay` of themselves in every step.
     """
 
+    decoupled: ClassVar[bool] = True
 
-Optimizer: TypeAlias = SGD | Adam
-"""What `update` takes; an AdamW is an Adam."""
-
-_BELOW_ONE = ("momentum", "beta1", "beta2")
+    weight_decay: float = field(default=0.0, metadata=known("weight_decay", NOT_NEGATIVE, 1e-2))
 
 
-def _check(optimizer: Optimizer) -> None:
-    for f in fields(optimizer):
-        value = getattr(optimizer, f.name)
-        where = f"{f.name} of {type(optimizer).__name__}"
-        if f.name in _BELOW_ONE and not 0 <= value < 1:
-            raise ValueError(f"{where} must be at least 0 and below 1, got {value!r}")
-        if f.name == "learning_rate" and not 0 < value < math.inf:
-            raise ValueError(f"{where} must be positive and finite, got {value!r}")
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{where} must be at least 0 and finite, got {value!r}")
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+"""By the names that configurations and commands take."""
+
+
+def hyperparameters(kind: type[Optimizer]) -> dict[str, Hyperparameter]:
+    """Return what is known of each field of an optimizer."""
+    return {f.name: f.metadata["hyperparameter"] for f in fields(kind)}  # type: ignore[arg-type]  # all are dataclasses
+
+
+def make_optimizer(name: str, values: Mapping[str, float]) -> Optimizer:
+    """Return an optimizer of `OPTIMIZERS` with those of some values that are its own; by field, or by symbol."""
+    kind: Any = OPTIMIZERS[name]
+    symbols = {h.symbol: field for field, h in hyperparameters(kind).items()}
+    by_field = {symbols.get(key, key): value for key, value in values.items()}
+    return kind(**{key: by_field[key] for key in symbols.values() if key in by_field})  # type: ignore[no-any-return]
+
+
+def usual_values(name: str) -> dict[str, float]:
+    """Return torch's defaults for an optimizer of `OPTIMIZERS`, by symbol."""
+    return {h.symbol: h.usual for h in hyperparameters(OPTIMIZERS[name]).values()}
+
+
+def by_symbol(optimizer: Optimizer) -> dict[str, float]:
+    """Return the hyperparameters of an optimizer by the names that torch has for them."""
+    return {h.symbol: getattr(optimizer, name) for name, h in hyperparameters(type(optimizer)).items()}
+
+
+def title(name: str) -> str:
+    """Return what papers call an optimizer; a name that is not in `OPTIMIZERS` as it is."""
+    return OPTIMIZERS[name].__name__ if name in OPTIMIZERS else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,17 +348,14 @@ class OptimizerState:
 def buffers(optimizer: Optimizer, storage: StorageConfig) -> dict[str, FloatFormat]:
     """Return the format of every array that lives from one step to the next; each has a value a parameter.
 
-    `weights` (unless they are transient), `gradients`, `master`, `first_moment` (Adam's, and SGD's momentum),
-    `second_moment`, and the words of the rule by which weights are stored (`update_rules`).
+    `weights` (unless they are transient), `gradients`, `master`, the optimizer's moments, and the words of the rule by
+    which weights are stored (`update_rules`).
     """
     kept = {} if storage.transient_weights else {"weights": storage.weights}
     kept["gradients"] = storage.gradients
     if storage.master is not None:
         kept["master"] = storage.master
-    if isinstance(optimizer, Adam) or optimizer.momentum:
-        kept["first_moment"] = storage.first_moment
-    if isinstance(optimizer, Adam):
-        kept["second_moment"] = storage.second_moment
+    kept |= {role: getattr(storage, role) for role in optimizer.moments}
     words = UPDATE_RULES[storage.update].words
     return kept | {word: kept[role] for word, role in words.items() if role in kept}
 
@@ -189,7 +367,7 @@ def start(parameters: Array, optimizer: Optimizer, storage: StorageConfig) -> Op
     ----------
     parameters : float32 array, shape (n,)
         All parameters together, see `flatten`.
-    optimizer : SGD, Adam or AdamW
+    optimizer : Optimizer
         What will update them.
     storage : StorageConfig
         Where they are kept.
@@ -248,7 +426,7 @@ def update(
         Before the step; it stays as it is.
     gradient : float32 array, shape (n,)
         As the backward pass gives it, multiplied by the loss scale. It is rounded into `storage.gradients`.
-    optimizer : SGD, Adam or AdamW
+    optimizer : Optimizer
         The one that the state was started with.
     storage : StorageConfig
         Likewise.
@@ -297,17 +475,14 @@ def update(
             g = g * np.float32(unscale)
         w = updated_parameters(state, storage)
         decay = 0.0
-        if isinstance(optimizer, AdamW):
+        if optimizer.decoupled:
             decay = learning_rate * optimizer.weight_decay
         elif optimizer.weight_decay:
             both = promoted(storage.gradients, storage.updated)
             g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
-        if isinstance(optimizer, Adam):
-            scale, direction = np.float32(1), _adam(state.step + 1, kept, g, optimizer, storage, learning_rate)
-            intended = direction
-        else:
-            scale, direction = _sgd(state.step, kept, g, optimizer, storage, learning_rate)
-            intended = scale * direction
+        scale, direction, moments = optimizer.direction(state.step + 1, held, g, storage, learning_rate)
+        kept |= moments
+        intended = direction if scale == 1 else scale * direction
         if decay:
             intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
 
@@ -327,45 +502,16 @@ def update(
     return OptimizerState(state.step + 1, kept), intended
 
 
-def _sgd(
-    step: int, kept: dict[str, Array], g: Array, optimizer: SGD, storage: StorageConfig, learning_rate: float
-) -> tuple[np.float32, Array]:
-    """Bring the first moment up to date; return the two factors of the update."""
-    fmt = storage.gradients
-    if optimizer.momentum:
-        fmt = storage.first_moment
-        first = codec(fmt)
-        m = g.copy()
-        if step:
-            m = first.round(first.decode(kept["first_moment"]) * np.float32(optimizer.momentum)) + g
-        g = first.round(m)
-        kept["first_moment"] = first.encode(g)
-    return -rounded(learning_rate, promoted(fmt, storage.updated)), g
-
-
-def _adam(
-    step: int, kept: dict[str, Array], g: Array, optimizer: Adam, storage: StorageConfig, learning_rate: float
-) -> Array:
-    """Bring the moments up to date; return the update."""
-    first, second = codec(storage.first_moment), codec(storage.second_moment)
-    m = first.compute("lerp_32", np.float32(1 - optimizer.beta1), first.decode(kept["first_moment"]), g)
-    kept["first_moment"] = first.encode(m)
-
-    v = second.decode(kept["second_moment"])
-    rest = np.float32(1 - optimizer.beta2)
-    if "second_moment_word" in kept:
-        r = second.decode(kept["second_moment_word"])
-        v, r = multiply(v, r, optimizer.beta2, storage.second_moment)
-        v, r = grow(v, r, second.round(rest * g * g), second)
-        kept["second_moment_word"] = second.encode(r)
-    else:
-        v = second.compute("mean_square_32", np.float32(optimizer.beta2), rest, v, g)
-    kept["second_moment"] = second.encode(v)
-
-    step_size = np.float32(-learning_rate / (1 - fixed.power(optimizer.beta1, step)))
-    correction = np.float32(math.sqrt(1 - fixed.power(optimizer.beta2, step)))
-    epsilon = rounded(optimizer.epsilon, storage.second_moment)
-    return second.compute("adam_direction_32", step_size, correction, epsilon, m, v)
+def mean_square(held: Mapping[str, Array], g: Array, beta: float, fmt: FloatFormat) -> tuple[Array, dict[str, Array]]:
+    """Bring the second moment up to date: in float32, and the buffers that it is stored in."""
+    to = codec(fmt)
+    v, rest = to.decode(held["second_moment"]), np.float32(1 - beta)
+    if "second_moment_word" not in held:
+        v = to.compute("mean_square_32", np.float32(beta), rest, v, g)
+        return v, {"second_moment": to.encode(v)}
+    v, r = multiply(v, to.decode(held["second_moment_word"]), beta, fmt)
+    v, r = grow(v, r, to.round(rest * g * g), to)
+    return v, {"second_moment": to.encode(v), "second_moment_word": to.encode(r)}
 
 
 def promoted(a: FloatFormat, b: FloatFormat) -> FloatFormat:

@@ -39,7 +39,7 @@ class Recipe:
     ----------
     model : Model
         What is trained.
-    optimizer : SGD, Adam or AdamW
+    optimizer : Optimizer
         How.
     storage : StorageConfig
         In which formats.

@@ -15,7 +15,7 @@ import numpy as np
 from precision_lab import FloatFormat, round_to
 from precision_lab.numerics.codec import Codec, codec
 from precision_lab.numerics.rounding import Array
-from precision_lab.training.optimizers import SGD, AdamW, Optimizer
+from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
 
 F = np.float32
 
@@ -96,6 +96,7 @@ def weights_of_torch(
                     g = m = g if t == 1 else k.add(k.mul(m, o.momentum), g)
                 w = k.add(w, g, -o.learning_rate)
             else:
+                assert isinstance(o, Adam)
                 m = k.lerp(m, g, 1 - o.beta1)
                 v = k.addcmul(k.mul(v, o.beta2), g, g, 1 - o.beta2)
                 d = k.div(k.sqrt(v), (1 - o.beta2**t) ** 0.5)

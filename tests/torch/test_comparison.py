@@ -10,7 +10,7 @@ import pytest
 
 from precision_lab import TrainingConfig
 from precision_lab.numerics.codec import codec
-from precision_lab.training import optimizers
+from precision_lab.training import optimizers, update_rules
 from precision_lab.training.comparison import LOSS, TrainingComparison
 from precision_lab.training.loop import train
 from precision_lab.training.models.places import library_products
@@ -33,11 +33,17 @@ def comparison() -> Any:
     return comparison
 
 
+def with_codec(monkeypatch: pytest.MonkeyPatch, other: Any) -> None:
+    """Compute what optimizers do with another codec."""
+    for module in (optimizers, update_rules):
+        monkeypatch.setattr(module, "codec", other)
+
+
 @pytest.fixture(autouse=True)
 def no_fma_where_torch_has_none(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its vectors torch parts at the optimizer; with its products and sums here, all else must be the same."""
     if not has_fma(torch):
-        monkeypatch.setattr(optimizers, "codec", codec_without_fma)
+        with_codec(monkeypatch, codec_without_fma)
 
 
 STORAGES = ("fp32", "autocast_bf16", "autocast_fp16", "pure_bf16", "pure_bf16,sensitive=bf16")
@@ -153,7 +159,7 @@ def test_another_momentum_is_found_at_the_first_moment(comparison: Any, monkeypa
 
 def test_an_fma_on_one_side_alone_is_found_at_the_weights(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """So much for the builds of torch with vectors and without."""
-    monkeypatch.setattr(optimizers, "codec", codec_without_fma if has_fma(torch) else codec)
+    with_codec(monkeypatch, codec_without_fma if has_fma(torch) else codec)
     assert parting_of("autocast_bf16") == (0, "weights of layer1.weight")
     assert parting_of("pure_bf16") == (0, "weights of layer1.weight")
 

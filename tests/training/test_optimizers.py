@@ -115,6 +115,7 @@ def exact_step(
         u = f32(f32(f32(-lr / (1 - o.beta1**t)) * m) / d)
         added: Callable[[Fraction], Fraction] = lambda base: base + u  # noqa: E731
     else:
+        assert isinstance(o, SGD)
         fmt = s.gradients
         if o.momentum:
             fmt = s.first_moment
@@ -351,7 +352,7 @@ def test_the_stochastic_update_reads_the_stream_of_its_step() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.5, momentum=0.5), Adam(0.5), AdamW(0.5)])
-def test_a_learning_rate_for_one_step(optimizer: Optimizer) -> None:
+def test_a_learning_rate_for_one_step(optimizer: SGD | Adam) -> None:
     w, g = numbers(9, 0), numbers(9, 1)
     state = start(w, optimizer, FP32)
     scheduled, _ = update(state, g, optimizer, FP32, learning_rate=0.125)

@@ -38,7 +38,7 @@ MODEL = MLP((64, 16, 10))
 TRAIN, _ = split(digits())
 INPUTS, LABELS = TRAIN.inputs[:32], TRAIN.labels[:32]
 FP32_FORMAT = get_format("fp32")
-OPTIMIZERS: dict[str, Optimizer] = {
+OPTIMIZERS: dict[str, SGD | Adam] = {
     "sgd": SGD(0.1),
     "momentum": SGD(0.1, momentum=0.9),
     "adam": Adam(1e-3),

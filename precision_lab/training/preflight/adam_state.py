@@ -30,6 +30,7 @@ from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, Tens
 from precision_lab.tensors.pairs import in_step
 from precision_lab.tensors.reading import Tensors, list_tensors, mapped_tensors, open_tensors
 from precision_lab.tensors.walk import CHUNK_BYTES
+from precision_lab.training.optimizers import Adam
 
 PARTS = ("exp_avg", "exp_avg_sq", "step")
 STATE_NAME = re.compile(r"(?:^|\.)(?:exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|step)$")
@@ -114,14 +115,7 @@ def find_adam_state(
     return AdamState(source, found)
 
 
-def adam_updates(
-    state: AdamState,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> Callable[[str], Chunks]:
+def adam_updates(state: AdamState, adam: Adam) -> Callable[[str], Chunks]:
     """Return what gives the updates of a weight by its name, chunk by chunk in float32; computed in float64.
 
     Weight decay is not in them. Where the number of the step is not known, the moments are taken without bias
@@ -134,11 +128,13 @@ def adam_updates(
         step = next(iter(steps(parts["step"])), None) if "step" in parts else None
         t = 0.0 if step is None or not len(step) else float(step[0])
         known = 1 <= t < math.inf
-        corrections = (1 - fixed.power(beta1, int(t)), 1 - fixed.power(beta2, int(t))) if known else (1.0, 1.0)
+        first_correction, second_correction = (
+            (1 - fixed.power(beta, int(t)) if known else 1.0) for beta in (adam.beta1, adam.beta2)
+        )
         for m, v in in_step(first(parts["exp_avg"]), second(parts["exp_avg_sq"])):
             with np.errstate(all="ignore"):
-                root = np.sqrt(v.astype(np.float64) / corrections[1]) + eps
-                u = m.astype(np.float64) * (-lr / corrections[0]) / root
+                root = np.sqrt(v.astype(np.float64) / second_correction) + adam.epsilon
+                u = m.astype(np.float64) * (-adam.learning_rate / first_correction) / root
                 u[m == 0] = 0  # also where v and eps are 0: a weight without gradients does not move
                 yield u.astype(np.float32)
 

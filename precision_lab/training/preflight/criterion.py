@@ -43,8 +43,8 @@ from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.tensors.info import label_of
 from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit
 from precision_lab.training.memory import memory
-from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promoted
-from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, Way
+from precision_lab.training.optimizers import promoted
+from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, StoredUpdate
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.update_rules import UPDATE_RULES
 
@@ -81,13 +81,13 @@ class Checkpoint:
         return sum(tensor.info.count for tensor in self.tensors)
 
     @cached_property
-    def _more(self) -> dict[Way, tuple[list[int], list[int]]]:
+    def _more(self) -> dict[StoredUpdate, tuple[list[int], list[int]]]:
         return {}
 
-    def more_lost(self, way: Way) -> tuple[list[int], list[int]]:
+    def more_lost(self, way: StoredUpdate) -> tuple[list[int], list[int]]:
         """Return how many updates of each tensor are lost that fp32 would not lose, and out of how many."""
         if way not in self._more:
-            theirs = Way(_FP32)
+            theirs = StoredUpdate(_FP32)
             pairs = [(tensor.standstill[way], tensor.standstill[theirs]) for tensor in self.tensors]
             lost = [max(found.blocked - least.blocked, 0) for found, least in pairs]
             self._more[way] = lost, [found.count for found, _ in pairs]
@@ -98,11 +98,10 @@ def judge(
     name: str, storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAudit], found: Checkpoint
 ) -> Candidate:
     """Apply the criterion to a configuration."""
-    optimizer = _optimizer(audits[_FP32])
     findings = _findings(storage, audits)
     loses = [
         *_range_losses(storage, found),
-        *_update_losses(Way(storage.updated, storage.update), found),
+        *_update_losses(StoredUpdate(storage.updated, storage.update), found),
         *(
             f"{f.finding.expression} in the {f.role}, {f.format}: {f.finding.consequence}"
             for f in findings
@@ -115,17 +114,10 @@ def judge(
         unknown.append(f"matrix products in {storage.operands}: only a training run tells")
     if storage.accumulator != _FP32 or storage.sensitive != _FP32:
         unknown.append("sums, softmax or norms below fp32: only a training run tells")
-    lost = _lost_share(Way(storage.updated, storage.update), found)
+    lost = _lost_share(StoredUpdate(storage.updated, storage.update), found)
     outcome = Outcome.LOSES if loses else Outcome.UNKNOWN if unknown else Outcome.KEEPS
-    ledger = memory(storage, optimizer, found.count)
+    ledger = memory(storage, audits[_FP32].configured, found.count)
     return Candidate(name, storage, ledger, outcome, tuple(loses or unknown), findings, lost)
-
-
-def _optimizer(base: HyperparameterAudit) -> Optimizer:
-    h = base.hyperparameters
-    if base.optimizer == "sgd":
-        return SGD(h["lr"], h["momentum"], h["weight_decay"])
-    return {"adam": Adam, "adamw": AdamW}[base.optimizer](h["lr"], h["beta1"], h["beta2"], h["eps"], h["weight_decay"])
 
 
 def _range_losses(storage: StorageConfig, found: Checkpoint) -> Iterator[str]:
@@ -138,12 +130,12 @@ def _range_losses(storage: StorageConfig, found: Checkpoint) -> Iterator[str]:
         yield f"{flushed:,} weights become 0 in {storage.updated}"
 
 
-def _lost_share(way: Way, found: Checkpoint) -> float:
+def _lost_share(way: StoredUpdate, found: Checkpoint) -> float:
     lost, counts = map(sum, found.more_lost(way))
     return lost / counts if counts else 0.0
 
 
-def _update_losses(way: Way, found: Checkpoint) -> Iterator[str]:
+def _update_losses(way: StoredUpdate, found: Checkpoint) -> Iterator[str]:
     share = _lost_share(way, found)
     if share > found.tolerance:
         shares = [lost / max(count, 1) for lost, count in zip(*found.more_lost(way), strict=True)]
@@ -159,17 +151,15 @@ def _percent(share: float) -> str:
 def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAudit]) -> tuple[RoleFinding, ...]:
     """Return the numbers that are stored, each in its role's format; audits of formats are added as they are needed."""
     base = audits[_FP32]
-    h = base.hyperparameters
-    sgd = base.optimizer == "sgd"
-    if sgd:  # lr is multiplied in the format in which torch adds the direction to the weights
-        direction = storage.first_moment if h["momentum"] else storage.gradients
-        formats = {"lr": promoted(direction, storage.updated)}
+    h, optimizer = base.hyperparameters, base.configured
+    formats = {}
+    if not optimizer.normalizes:  # lr is multiplied in the format in which torch adds the direction to the weights
+        direction = storage.first_moment if "first_moment" in optimizer.moments else storage.gradients
+        formats["lr"] = promoted(direction, storage.updated)
+    if not optimizer.decoupled:
         formats["weight_decay"] = promoted(storage.gradients, storage.updated)
-    elif base.optimizer == "adam":
-        formats = {"weight_decay": promoted(storage.gradients, storage.updated)}
-    else:  # any other way of storing adds the decay with the update, or in fp32
-        apart = UPDATE_RULES[storage.update].plain
-        formats = {"1 - lr*weight_decay": storage.updated} if apart else {}
+    elif UPDATE_RULES[storage.update].plain:  # any other rule adds the decay with the update, or in fp32
+        formats["1 - lr*weight_decay"] = storage.updated
     formats |= dict.fromkeys(ROLES["first moment"], storage.first_moment)
     formats |= dict.fromkeys(ROLES["second moment"], storage.second_moment)
     roles = {expression: role for role, expressions in ROLES.items() for expression in expressions}

@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Way:
+class StoredUpdate:
     """How the new weight is stored: a format and one of `update_rules.UPDATE_RULES`."""
 
     format: FloatFormat
@@ -104,14 +104,14 @@ class PreflightTensor:
         Its name, dtype and shape.
     histogram : ExponentHistogram
         Of its magnitudes.
-    standstill : mapping of Way to Standstill
+    standstill : mapping of StoredUpdate to Standstill
         By how new weights are stored.
 
     """
 
     info: TensorInfo
     histogram: ExponentHistogram
-    standstill: Mapping[Way, Standstill]
+    standstill: Mapping[StoredUpdate, Standstill]
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ class Candidate:
     lost: float
 
     @property
-    def way(self) -> Way:
+    def way(self) -> StoredUpdate:
         """How the new weight is stored."""
-        return Way(self.storage.updated, self.storage.update)
+        return StoredUpdate(self.storage.updated, self.storage.update)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class PreflightReport(PlainReport, Shown):
         return sum(tensor.info.count for tensor in self.tensors)
 
     @cached_property
-    def total(self) -> dict[Way, Standstill]:
+    def total(self) -> dict[StoredUpdate, Standstill]:
         """All tensors together."""
         ways = self.tensors[0].standstill
         return {way: Standstill.total(tensor.standstill[way] for tensor in self.tensors) for way in ways}

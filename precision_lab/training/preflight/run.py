@@ -14,9 +14,10 @@ from precision_lab.tensors.reading import list_tensors, open_tensors
 from precision_lab.tensors.torch_files import SUFFIXES
 from precision_lab.tensors.walk import Walk
 from precision_lab.training.hyperparameters import audit
+from precision_lab.training.optimizers import Adam
 from precision_lab.training.preflight.adam_state import STATE_NAME
 from precision_lab.training.preflight.criterion import Checkpoint, judge
-from precision_lab.training.preflight.report import PreflightReport, Way
+from precision_lab.training.preflight.report import PreflightReport, StoredUpdate
 from precision_lab.training.preflight.updates import Sizes, Stream, find_updates
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
@@ -87,16 +88,18 @@ def preflight(
         raise ValueError(f"tolerance must be a share in [0, 1), got {tolerance!r}")
     if updates is not None and optimizer_state is not None:
         raise ValueError("give updates or an optimizer state, not both")
-    if optimizer == "sgd" and optimizer_state is not None:
-        raise ValueError("an optimizer state says what Adam's updates are; for sgd give gradients or updates")
-    if optimizer == "sgd" and updates is None and gradients is None:
-        raise ValueError("sgd's updates are lr times the gradients: give gradients, or updates")
     raw = None if dtype is None else get_format(dtype)
     given = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
     base = audit(_FP32, optimizer=optimizer, steps=steps, **given)
+    used = base.configured
+    if optimizer_state is not None and not isinstance(used, Adam):
+        instead = "updates" if used.normalizes else "gradients or updates"
+        raise ValueError(f"an optimizer state says what Adam's updates are; for {optimizer} give {instead}")
+    if not used.normalizes and updates is None and gradients is None:
+        raise ValueError(f"{optimizer}'s updates are lr times the gradients: give gradients, or updates")
     asked = _asked(storage)
     candidates = {**CONFIGURATIONS, **asked}
-    ways = tuple(dict.fromkeys(Way(s.updated, s.update) for s in candidates.values()))
+    ways = tuple(dict.fromkeys(StoredUpdate(s.updated, s.update) for s in candidates.values()))
 
     in_order = not isinstance(weights, str | Path) or Path(weights).suffix.lower() in SUFFIXES
     weights = open_tensors(weights, dtype=raw)

@@ -22,8 +22,9 @@ from precision_lab.tensors.pairs import check_partners, in_step
 from precision_lab.tensors.reading import Tensors, list_tensors, open_tensors
 from precision_lab.tensors.walk import CHUNK_BYTES
 from precision_lab.training.hyperparameters import HyperparameterAudit
+from precision_lab.training.optimizers import Adam
 from precision_lab.training.preflight.adam_state import adam_updates, find_adam_state
-from precision_lab.training.preflight.report import PreflightTensor, Standstill, Way
+from precision_lab.training.preflight.report import PreflightTensor, Standstill, StoredUpdate
 
 Stream: TypeAlias = Iterator[tuple[TensorInfo, Chunks]]
 
@@ -39,7 +40,7 @@ class Sizes:
         """Return False: a size stands for the updates of all weights."""
         return False
 
-    def read(self, stream: Stream, ways: tuple[Way, ...]) -> Iterator[PreflightTensor]:
+    def read(self, stream: Stream, ways: tuple[StoredUpdate, ...]) -> Iterator[PreflightTensor]:
         """Count the weights of each tensor that an update of this size does not move."""
         formats = tuple(dict.fromkeys(way.format for way in ways))
         by_way = _ByWay(ways)
@@ -74,7 +75,7 @@ class RecordedUpdates:
         """Whether there are no updates of these weights."""
         return name not in self.names
 
-    def read(self, stream: Stream, ways: tuple[Way, ...]) -> Iterator[PreflightTensor]:
+    def read(self, stream: Stream, ways: tuple[StoredUpdate, ...]) -> Iterator[PreflightTensor]:
         """Count the updates of each tensor that are lost."""
         read: list[tuple[TensorInfo, ExponentHistogram]] = []
         losses = _Losses(ways)
@@ -91,7 +92,7 @@ class RecordedUpdates:
 
 
 class _Kind(NamedTuple):
-    """What of a `Way` decides which updates it loses."""
+    """What of a `StoredUpdate` decides which updates it loses."""
 
     format: FloatFormat
     reach: float
@@ -101,12 +102,12 @@ class _Kind(NamedTuple):
 class _ByWay:
     """What is counted once for each kind of way, as mappings by way, which tensors with the same counts share."""
 
-    def __init__(self, ways: tuple[Way, ...]) -> None:
+    def __init__(self, ways: tuple[StoredUpdate, ...]) -> None:
         self._of_way = {way: _Kind(way.format, way.reach, way.two_words) for way in ways}
         self.kinds = tuple(dict.fromkeys(self._of_way.values()))
         self.shared = lru_cache(maxsize=1 << 12)(self._mapping)
 
-    def _mapping(self, counts: tuple[tuple[int, int, int], ...]) -> Mapping[Way, Standstill]:
+    def _mapping(self, counts: tuple[tuple[int, int, int], ...]) -> Mapping[StoredUpdate, Standstill]:
         """Return the counts of a tensor, given those of `Standstill` for each of `kinds`."""
         of_kind = {kind: Standstill(*some) for kind, some in zip(self.kinds, counts, strict=True)}
         return {way: of_kind[kind] for way, kind in self._of_way.items()}
@@ -118,11 +119,11 @@ _TOGETHER = 1 << 12  # elements of small tensors
 class _Losses:
     """Counts the updates that are lost, for certain or in the worst case; those of small tensors together."""
 
-    def __init__(self, ways: tuple[Way, ...]) -> None:
+    def __init__(self, ways: tuple[StoredUpdate, ...]) -> None:
         self.by_way = _ByWay(ways)
         self.size = 0
         self.pieces: list[tuple[int, Any, Any]] = []
-        self.found: dict[int, Mapping[Way, Standstill]] = {}
+        self.found: dict[int, Mapping[StoredUpdate, Standstill]] = {}
 
     def add(self, tensor: int, w: Any, u: Any) -> None:
         """Take a chunk of a tensor and its updates; both may be overwritten afterwards."""
@@ -177,18 +178,19 @@ def find_updates(
     raw: FloatFormat | None,
 ) -> Sizes | RecordedUpdates:
     """Find what stands for the updates."""
-    lr = base.hyperparameters["lr"]
+    optimizer = base.configured
+    lr = optimizer.learning_rate
     names = frozenset(info.name for info in floats)
     if optimizer_state is not None:
+        assert isinstance(optimizer, Adam)
         state = find_adam_state(optimizer_state, floats, in_order=in_order, dtype=raw)
-        constants = {key: base.hyperparameters[key] for key in ("lr", "beta1", "beta2", "eps")}
         words = f"what Adam would add now, by its moments in {_place(optimizer_state)}"
-        return RecordedUpdates(adam_updates(state, **constants), words, frozenset(state.names))
+        return RecordedUpdates(adam_updates(state, optimizer), words, frozenset(state.names))
     if updates is not None:
         given = open_tensors(updates, dtype=raw)
         check_partners(weights, given, floats, list_tensors(given))
         return RecordedUpdates(given.finder(CHUNK_BYTES), f"the updates in {_place(updates)}", names)
-    if base.optimizer == "sgd":
+    if not optimizer.normalizes:
         given = open_tensors(gradients, dtype=raw)
         check_partners(weights, given, floats, list_tensors(given))
         find = given.finder(CHUNK_BYTES)

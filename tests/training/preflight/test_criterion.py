@@ -10,10 +10,9 @@ import pytest
 
 from precision_lab import StorageConfig, audit, round_to
 from precision_lab.numerics.codec import codec
-from precision_lab.training.hyperparameters import OPTIMIZERS
-from precision_lab.training.optimizers import SGD, start, update, updated_parameters
+from precision_lab.training.optimizers import OPTIMIZERS, SGD, start, update, updated_parameters
 from precision_lab.training.preflight.criterion import ROLES
-from precision_lab.training.preflight.report import Outcome, Way
+from precision_lab.training.preflight.report import Outcome, StoredUpdate
 from precision_lab.training.update_rules import grow, multiply
 from tests.training.preflight.helpers import BF16, ask
 
@@ -34,7 +33,9 @@ def test_two_words_take_updates_from_half_a_gap_over_2_to_the_p_on(way: str, wei
     steps = 800
     above, below = 1.5 * half * 2.0**-8, half * 2.0**-9
     assert distance(above, steps) > 0.8 * steps * above
-    blocked = [ask({"w": [weight]}, storage=storage, lr=u).total[Way(BF16, way)].blocked for u in (above, below)]
+    blocked = [
+        ask({"w": [weight]}, storage=storage, lr=u).total[StoredUpdate(BF16, way)].blocked for u in (above, below)
+    ]
     assert blocked == [0, 1]
     assert distance(below, 2 * steps) <= 2 * half  # a gap at most, where 1600 steps come to three half gaps
 
@@ -44,7 +45,7 @@ def test_stochastic_rounding_moves_nothing_below_2_to_minus_16_of_a_gap() -> Non
     for u, moves in ((half * 2.0**-14, True), (half * 2.0**-16, False)):
         rounded = round_to(np.full(1 << 18, 1 + u), "bf16", "stochastic", rng=3)
         assert bool((rounded != 1).any()) is moves
-        found = ask({"w": [1.0]}, lr=u).total[Way(BF16, "stochastic")]
+        found = ask({"w": [1.0]}, lr=u).total[StoredUpdate(BF16, "stochastic")]
         assert found.frozen == (0 if moves else 1)
 
 

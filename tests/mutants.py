@@ -59,6 +59,7 @@ MORE = {  # files of tests that do not name the module
     "analysis/plain.py": "experiments/test_round_trips.py",
     "training/adam_state.py": "tensors/test_torch_files.py training/test_memory.py training/test_preflight.py "
     "training/test_optimizers.py",
+    **{f"testing/accumulator_{part}.py": "testing/test_accumulators.py" for part in ("model", "order", "probe")},
     "testing/cast_faults.py": "testing/test_casts_zoo.py",
     "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py",
 }

@@ -16,8 +16,9 @@ from precision_lab.numerics import reference
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.testing import accumulator_questions, addition_trees
+from precision_lab.testing.accumulator_probe import Dot
 from precision_lab.testing.accumulator_report import AccumulatorReport
-from precision_lab.testing.accumulators import Dot, check_accumulator
+from precision_lab.testing.accumulators import check_accumulator
 from precision_lab.testing.addition_trees import Tree, describe
 
 MODES = [mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC]

@@ -19,6 +19,7 @@ from precision_lab.experiments.memory import MemoryConfig
 from precision_lab.experiments.storage import Setting, StorageExperimentConfig
 from precision_lab.presentation import collection, plots, tables
 from precision_lab.presentation.collection import EXPERIMENTS, Finished, digest, kept, results, run, sources
+from tests.processes.helpers import without_seconds
 
 SMALL: dict[str, Any] = {
     "hyperparameters": HyperparametersConfig(settings=SETTINGS[:1]),
@@ -199,12 +200,6 @@ def test_an_executor_changes_nothing(tmp_path: Path) -> None:
     assert spread == alone
     assert {name for name, done, total in seen if done == total} == set(configs)
     assert ("storage", 3, 8) in seen
-
-
-def without_seconds(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: without_seconds(value) for key, value in data.items() if key != "seconds"}
-    return [without_seconds(value) for value in data] if isinstance(data, list) else data
 
 
 def test_processes_tell_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

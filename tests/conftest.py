@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -33,6 +33,13 @@ def colours_are_not_asked_for() -> Iterator[None]:
         for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    import torch  # missing torch is an error here, not a skip
+
+    return torch
 
 
 @pytest.fixture

@@ -56,9 +56,14 @@ MORE = {  # files of tests that do not name the module
     "numerics/kernels/fixed.py": "numerics/test_fixed.py",
     "numerics/accumulation.py": "test_flush_to_zero.py",
     "numerics/environment.py": "test_flush_to_zero.py",
-    "analysis/plain.py": "experiments/test_round_trips.py",
+    **{f"tensors/{part}.py": "tensors/test_tensor_files.py" for part in ("npy", "safetensors")},
+    "tensors/slices.py": "analysis/test_scan_spread.py",
+    "tensors/pairs.py": "analysis/test_swamping_scan.py",
     "training/preflight/adam_state.py": "tensors/test_torch_files.py training/test_memory.py "
     "training/preflight/test_run.py training/test_optimizers.py",
+    "testing/__init__.py": "testing/test_exports.py",
+    **{f"testing/accumulator_{part}.py": "testing/test_accumulators.py" for part in ("model", "order", "probe")},
+    "testing/cast_check.py": "testing/test_casts.py",
     "testing/cast_faults.py": "testing/test_casts_zoo.py",
     "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py",
 }

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.formats import FORMATS, FloatFormat
 from precision_lab.testing.addition_trees import Tree
 
 _UNKNOWN = "rounded in no known mode, or it does not show"
+_KNOWN: tuple[tuple[str, int, int, int], ...] = (
+    ("fp64", 53, -1022, 1023),
+    *((f.name, f.precision, f.emin, f.emax) for f in FORMATS.values() if f.bits > 4),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,24 @@ class Width:
         named = f"{self.name}: " if self.name else ""
         end = f"no overflow up to 2^{self.largest}" if self.overflows is None else f"2^{self.overflows} overflows"
         return f"{named}{bits}; {end}"
+
+
+def named_width(bits: int | None, at_least: int, largest: int, reach: int, smallest: int | None = None) -> Width:
+    """Name a format by its bits, the largest and, where it is known, the smallest power of two."""
+    overflows = largest + 1 if largest < reach else None
+    names = [
+        name
+        for name, precision, emin, emax in _KNOWN
+        if precision == bits
+        and (emax == largest if overflows is not None else emax >= largest)
+        and (smallest is None or smallest in (emin, emin - precision + 1))
+    ]
+    return Width(bits, at_least, " or ".join(names) if bits else "", overflows, largest)
+
+
+def emin_of(width: Width) -> int | None:
+    """Return the exponent of the smallest normal number of a named width; None of one without a name."""
+    return max((emin for name, _, emin, _ in _KNOWN if name in width.name.split(" or ")), default=None)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib import pyplot
 
 from precision_lab.analysis.sums import WAYS, sum_tensors
 from precision_lab.experiments.accumulation import AccumulationConfig, AccumulationResult, run
@@ -23,12 +21,6 @@ from precision_lab.presentation.tables.accumulation import accumulation_tables, 
 from precision_lab.presentation.tables.table import percent_or_more
 
 mpl.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def _close_figures() -> Iterator[None]:
-    yield
-    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib import pyplot
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from precision_lab import Severity, audit
 from precision_lab.presentation.plots.hyperparameters import hyperparameters_figure, plot_betas, plot_severities
 from precision_lab.presentation.plots.style import save_figure
 from precision_lab.presentation.tables.hyperparameters import hyperparameters_table
+from tests.presentation.axes import texts
 
 mpl.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def _close_figures() -> Iterator[None]:
-    yield
-    pyplot.close("all")
-
-
-def texts(ax: Axes) -> list[str]:
-    return [text.get_text() for text in ax.texts]
 
 
 def test_the_table_has_a_row_a_finding() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib import pyplot
 from matplotlib.patches import Rectangle
 
 from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig, LossScalingResult, run
@@ -36,12 +34,6 @@ CONFIG = LossScalingConfig(
     accident_steps=330,
     accidents=(Accident("gradients 2^12 times larger", 20, loss_factor=2.0**12), Accident("ramp", 26, growth=4.0)),
 )
-
-
-@pytest.fixture(autouse=True)
-def _close_figures() -> Iterator[None]:
-    yield
-    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,9 @@ from precision_lab.presentation.plots.loss_scaling import (
 from precision_lab.presentation.plots.style import FATE_COLORS, save_figure
 from precision_lab.presentation.plots.underflow import plot_flushed_table, underflow_figure
 from precision_lab.support.files import OutputError
+from tests.presentation.axes import bars, texts
 
 mpl.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def _close_figures() -> Iterator[None]:
-    yield
-    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +57,6 @@ def histogram() -> ExponentHistogram:
     return ExponentHistogram.of([0, 0, np.inf, 2.0**-30, 2.0**-20, 2.0**-20, 2.0**-10, 1, 2.0**20])
 
 
-def bars(ax: Axes, label: str = "_binades") -> dict[float, float]:
-    """Return the heights of bars that are not empty, by their left end."""
-    (container,) = (c for c in ax.containers if c.get_label() == label)
-    assert isinstance(container, BarContainer)
-    return {box.get_x(): box.get_height() for box in container.patches if box.get_height()}
-
-
 def lines(ax: Axes) -> dict[str, Line2D]:
     return {str(line.get_label()): line for line in ax.lines}
 
@@ -78,10 +65,6 @@ def x_of(line: Line2D) -> float:
     low, high = np.asarray(line.get_xdata(), float)
     assert low == high
     return float(low)
-
-
-def texts(ax: Axes) -> list[str]:
-    return [text.get_text() for text in ax.texts]
 
 
 def colors(ax: Axes) -> dict[float, str]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from matplotlib.container import BarContainer
 from matplotlib.patches import StepPatch
 from matplotlib.transforms import Bbox
 
@@ -28,25 +24,14 @@ from precision_lab.presentation.plots.swamping import (
     swamping_figure,
     swamping_scan_figure,
 )
+from tests.presentation.axes import bars
 
 mpl.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def _close_figures() -> Iterator[None]:
-    yield
-    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")
 def result() -> SwampingResult:
     return run(SwampingConfig(hidden=(8,), steps=60, batches=3, most_terms=5000))
-
-
-def bars(ax: Axes, label: str) -> dict[float, float]:
-    (container,) = (c for c in ax.containers if c.get_label() == label)
-    assert isinstance(container, BarContainer)
-    return {float(box.get_x()): float(box.get_height()) for box in container.patches if box.get_height()}
 
 
 def test_ratios_are_percent_by_binade_and_fate() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.processes.helpers import command, left, linux
+from tests.processes.helpers import command, left, linux, without_seconds
 
 pytestmark = linux
 
@@ -30,13 +30,6 @@ SAID = {
     signal.SIGINT: "\nprecision-lab: interrupted\n",
     signal.SIGKILL: "",
 }
-
-
-def without_seconds(data: Any) -> Any:
-    """Leave out what depends on the clock."""
-    if isinstance(data, dict):
-        return {key: without_seconds(value) for key, value in data.items() if key != "seconds"}
-    return [without_seconds(value) for value in data] if isinstance(data, list) else data
 
 
 @dataclass

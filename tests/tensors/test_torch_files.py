@@ -52,13 +52,6 @@ def test_a_folder_is_read_without_them(tmp_path: Path) -> None:
     assert [info.name for info in list_tensors(tmp_path)] == ["w"]
 
 
-@pytest.fixture
-def torch() -> Any:
-    import torch  # missing torch is an error here, not a skip
-
-    return torch
-
-
 def values(file: Any) -> dict[str, np.ndarray]:
     return {
         info.name: np.concatenate([np.array(chunk) for chunk in chunks] or [np.zeros(0)]).reshape(info.shape)

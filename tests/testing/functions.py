@@ -30,7 +30,7 @@ def dies_on_three(x: Array) -> Array:
 
 def raises_for_three(x: Array) -> Array:
     if (x == 3).any():
-        raise OverflowError("three")
+        raise OverflowError("three is\ntoo much")
     return brain(x)
 
 

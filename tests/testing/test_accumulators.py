@@ -15,9 +15,10 @@ import precision_lab as pl
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.testing import accumulators, addition_trees
+from precision_lab.testing import accumulator_questions, addition_trees
+from precision_lab.testing.accumulator_probe import Dot
 from precision_lab.testing.accumulator_report import AccumulatorReport
-from precision_lab.testing.accumulators import Dot, check_accumulator
+from precision_lab.testing.accumulators import check_accumulator
 from precision_lab.testing.addition_trees import Tree, describe
 
 MODES = [mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC]
@@ -102,7 +103,7 @@ def test_every_rounding_mode(mode: str) -> None:
 
 
 def test_the_modes_are_told_apart() -> None:
-    assert len({accumulators._signature(mode) for mode in MODES}) == len(MODES)
+    assert len({accumulator_questions.signature(mode) for mode in MODES}) == len(MODES)
 
 
 def blocks(n: int, size: int) -> list[Tree]:

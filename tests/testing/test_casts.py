@@ -23,12 +23,9 @@ from precision_lab.testing.cast_faults import Model, Spec, canonical, predict
 from precision_lab.testing.cast_report import CastReport, exact_text
 from precision_lab.testing.casts import check_cast
 from precision_lab.testing.hard_inputs import get_source, hard_patterns, special_patterns
+from tests.testing.functions import brain, dies_on_three, hangs_on_three, raises_for_three
 
 Array: TypeAlias = NDArray[Any]
-
-
-def brain(x: Array) -> Array:
-    return x.astype(ml_dtypes.bfloat16)
 
 
 def only_fault(report: CastReport) -> tuple[str, str]:
@@ -41,27 +38,9 @@ def only_fault(report: CastReport) -> tuple[str, str]:
 # ---- casts that do not behave ----
 
 
-def raises_for_three(x: Array) -> Array:
-    if (x == 3).any():
-        raise OverflowError("three is\ntoo much")
-    return brain(x)
-
-
-def hangs_on_three(x: Array) -> Array:
-    while (x == 3).any():
-        pass
-    return brain(x)
-
-
 def crashes_on_three(x: Array) -> Array:
     if (x == 3).any():
         os.kill(os.getpid(), signal.SIGSEGV)
-    return brain(x)
-
-
-def exits_on_three(x: Array) -> Array:
-    if (x == 3).any():
-        os._exit(7)
     return brain(x)
 
 
@@ -71,7 +50,7 @@ def exits_on_three(x: Array) -> Array:
         (raises_for_three, "raises", "OverflowError: three is too much, for the input 0x40400000 = 3"),
         (hangs_on_three, "hangs", "no answer, for the input 0x40400000 = 3"),
         (crashes_on_three, "crashes", "its process was ended by SIGSEGV, for the input 0x40400000 = 3"),
-        (exits_on_three, "crashes", "its process ended with status 7, for the input 0x40400000 = 3"),
+        (dies_on_three, "crashes", "its process ended with status 7, for the input 0x40400000 = 3"),
     ],
 )
 def test_the_input_on_which_a_cast_fails_is_found(cast: Callable[[Array], Array], name: str, text: str) -> None:
@@ -154,7 +133,7 @@ def test_results_of_changing_dtype() -> None:
 ENDED = """
 import os, signal, threading
 from precision_lab.testing.casts import check_cast
-from tests.testing.test_casts import hangs_on_three
+from tests.testing.functions import hangs_on_three
 
 before = threading.active_count(), signal.getsignal(signal.SIGINT)
 check_cast(hangs_on_three, "fp32", "bf16", time_limit=0.3)
@@ -410,7 +389,7 @@ SWEEP = """
 import json, resource, time
 import numpy as np
 from precision_lab.testing.casts import check_cast
-from tests.testing.test_casts import brain
+from tests.testing.functions import brain
 
 x = np.arange(1 << 24, dtype=np.uint32).view(np.float32)
 start = time.process_time()

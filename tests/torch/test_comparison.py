@@ -20,13 +20,6 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(scope="module")
-def torch() -> Any:
-    import torch  # missing torch is an error here, not a skip
-
-    return torch
-
-
-@pytest.fixture(scope="module")
 def comparison() -> Any:
     from precision_lab.torch import comparison
 

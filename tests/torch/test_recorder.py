@@ -29,13 +29,6 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def torch() -> Any:
-    import torch  # missing torch is an error here, not a skip
-
-    return torch
-
-
-@pytest.fixture(scope="module")
 def recorder_of(torch: Any) -> Any:
     from precision_lab.torch import GradientRecorder
 

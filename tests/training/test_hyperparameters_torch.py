@@ -12,13 +12,6 @@ from precision_lab import audit
 pytestmark = pytest.mark.torch
 
 
-@pytest.fixture(scope="module")
-def torch() -> Any:
-    import torch  # missing torch is an error here, not a skip
-
-    return torch
-
-
 def trained(torch: Any, dtype: str, weight: float, gradient: float, steps: int) -> tuple[float, float, float]:
     """Return weight, m and v after steps of torch.optim.AdamW with a constant gradient."""
     w = torch.full((4,), weight, dtype=getattr(torch, dtype), requires_grad=True)

@@ -16,8 +16,8 @@ import pytest
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.recording import RecordedTensor, Recording
 from precision_lab.cli import app
+from tests.cli.test_files import READ
 from tests.conftest import CommandLine
-from tests.test_cli_files import READ
 
 CLEAR, TITLE, C1, RIGHT_TO_LEFT = "\x1b[2J", "\x1b]0;owned\x07", "\x9b31m", "\u202e"
 ORDERS = (CLEAR, TITLE, C1, RIGHT_TO_LEFT, "\u2067", "\u200f", "\x00", "\x7f", "\x85", "\u2028", "\r")
@@ -161,7 +161,7 @@ def test_no_name_is_obeyed_on_a_terminal(here: Path) -> None:
             stdin=follower,
             stdout=follower,
             stderr=follower,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TERM": "xterm", "COLUMNS": "80"},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm", "COLUMNS": "80"},
         ) as child:
             os.close(follower)
             said = b""

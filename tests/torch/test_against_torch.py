@@ -24,13 +24,6 @@ from tests.torch.optimizers import has_fma, weights_of_torch
 pytestmark = pytest.mark.torch
 
 
-@pytest.fixture(scope="module")
-def torch() -> Any:
-    import torch  # missing torch is an error here, not a skip
-
-    return torch
-
-
 TORCH_NAMES = {
     "fp16": "float16",
     "bf16": "bfloat16",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.cli.helpers import row
 from tests.conftest import CommandLine
 
 
@@ -26,10 +27,6 @@ def folder(tmp_path: Path) -> Path:
     np.savez(tmp_path / "others.npz", half=np.ones(3), firm=np.ones((2, 2)))
     (tmp_path / "empty").mkdir()
     return tmp_path
-
-
-def row(output: str, name: str) -> str:
-    return next(line for line in output.splitlines() if f" {name} " in line)
 
 
 def test_sizes_worst_first(command_line: CommandLine, folder: Path) -> None:

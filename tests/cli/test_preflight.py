@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.cli.helpers import row
 from tests.conftest import CommandLine
 
 HYPERPARAMETERS = ("--lr", "1e-3", "--beta2", "0.95", "--weight-decay", "0", "--eps", "1e-3")
@@ -28,10 +29,6 @@ def folder(tmp_path: Path) -> Path:
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     (tmp_path / "model.pt").write_bytes(pickle.dumps({"a": 1}))
     return tmp_path
-
-
-def row(output: str, name: str) -> str:
-    return next(line for line in output.splitlines() if f" {name} " in line)
 
 
 def test_the_verdict_and_its_tables(command_line: CommandLine, folder: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from precision_lab import audit
+from tests.cli.helpers import in_a_terminal, one_line
 from tests.conftest import CommandLine
-from tests.test_cli import in_a_terminal, one_line
 
 
 def test_a_table_a_format(command_line: CommandLine) -> None:

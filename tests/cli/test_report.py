@@ -18,7 +18,7 @@ from precision_lab.support.jsontext import digest_of
 from precision_lab.support.reading import InputError
 from tests.conftest import CommandLine, Finished, interrupted, wait_until
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_a_second_report_reuses_everything_and_changes_no_byte(command_line: CommandLine, tmp_path: Path) -> None:

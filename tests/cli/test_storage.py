@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 
 from precision_lab.training.storage import CONFIGURATIONS
+from tests.cli.helpers import cells
 from tests.conftest import CommandLine, Finished, interrupted
 
 SMALL = ("--steps", 40, "--seeds", 1, "--workers", 1)
-
-
-def row(output: str, label: str) -> list[str]:
-    line = next(line for line in output.splitlines() if line.startswith(f"│ {label} "))
-    return [cell.strip() for cell in line.strip("│").split("│")]
 
 
 def test_memory_of_all_configurations(command_line: CommandLine, tmp_path: Path) -> None:
@@ -35,15 +31,15 @@ def test_memory_of_all_configurations(command_line: CommandLine, tmp_path: Path)
 def test_memory_of_one_configuration_has_a_row_a_buffer(command_line: CommandLine) -> None:
     finished = command_line("memory", "--storage", "collage_plus", "--parameters", "1000", "--optimizer", "adam")
     assert finished.status == 0
-    assert row(finished.out, "collage_plus")[-2:] == ["12", "11.7 KiB"]
-    assert row(finished.out, "second moment word") == ["second moment word", "bf16", "2", "1.95 KiB"]
+    assert cells(finished.out, "collage_plus")[-2:] == ["12", "11.7 KiB"]
+    assert cells(finished.out, "second moment word") == ["second moment word", "bf16", "2", "1.95 KiB"]
 
 
 def test_memory_puts_activations_apart(command_line: CommandLine) -> None:
     finished = command_line("memory", "--parameters", "1024", "--activations", "2048")
     assert finished.status == 0
-    assert row(finished.out, "fp32")[-3:] == ["16", "16 KiB", "8 KiB"]
-    assert row(finished.out, "pure_bf16")[-3:] == ["8", "8 KiB", "4 KiB"]
+    assert cells(finished.out, "fp32")[-3:] == ["16", "16 KiB", "8 KiB"]
+    assert cells(finished.out, "pure_bf16")[-3:] == ["8", "8 KiB", "4 KiB"]
 
 
 def test_train_shows_the_control_and_what_was_asked(command_line: CommandLine, tmp_path: Path) -> None:
@@ -51,12 +47,12 @@ def test_train_shows_the_control_and_what_was_asked(command_line: CommandLine, t
     arguments = ("train", "--storage", "pure_bf16", "--storage", "weights=e6m9,master=fp32", *SMALL)
     finished = command_line(*arguments, "--json", out, "--figure", figure, "--checkpoint", kept)
     assert finished.status == 0, finished.err
-    assert [row(finished.out, label)[1] for label in ("fp32", "pure_bf16", "weights=e6m9,master=fp32")] == [
+    assert [cells(finished.out, label)[1] for label in ("fp32", "pure_bf16", "weights=e6m9,master=fp32")] == [
         "16",
         "8",
         "16",
     ]
-    assert row(finished.out, "fp32")[-1] == "keeps fp32's result"
+    assert cells(finished.out, "fp32")[-1] == "keeps fp32's result"
     assert len(json.loads(out.read_text())["outcomes"]["Adam, lr 0.001"]) == 3
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert len(kept.read_text().splitlines()) == 3
@@ -77,7 +73,7 @@ def test_train_other_models_and_data(command_line: CommandLine, tmp_path: Path) 
     assert command_line("train", "--model", "transformer", "--data", text, *common).status == 0
     finished = command_line("train", "--model", "least_squares", "--optimizer", "sgd", "--lr", "0.01", *common)
     assert finished.status == 0
-    assert row(finished.out, "fp32")[4] == "–"  # no classes, no accuracy
+    assert cells(finished.out, "fp32")[4] == "–"  # no classes, no accuracy
 
 
 def test_a_text_of_one_symbol_has_no_loss_to_compare(command_line: CommandLine, tmp_path: Path) -> None:
@@ -90,7 +86,7 @@ def test_a_text_of_one_symbol_has_no_loss_to_compare(command_line: CommandLine, 
     assert finished.status == 0, finished.err
     outcomes = [one for found in json.loads((tmp_path / "out.json").read_text())["outcomes"].values() for one in found]
     assert [(one["final_loss"], one["ratio"]) for one in outcomes] == [(0, None)] * 2
-    assert row(finished.out, "pure_bf16")[-1] == "keeps fp32's result"
+    assert cells(finished.out, "pure_bf16")[-1] == "keeps fp32's result"
 
 
 def test_ctrl_c_stops_the_processes_and_keeps_what_is_done(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -16,9 +15,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from precision_lab.numerics.verification import hard_patterns
+from tests.cli.helpers import in_a_terminal, one_line
 from tests.conftest import CommandLine
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -37,14 +37,6 @@ def gradients(tmp_path: Path) -> Path:
         path,
     )
     return path
-
-
-def one_line(error: str) -> str:
-    """Assert that an error is one line of ours, and return it."""
-    assert error.count("\n") == 1, error
-    assert error.startswith("precision-lab: error: ")
-    assert "Traceback" not in error
-    return error
 
 
 def test_formats_lists_every_registered_format(command_line: CommandLine) -> None:
@@ -92,30 +84,6 @@ def test_a_narrow_terminal_gets_a_wide_table_in_parts() -> None:
     assert output.count("│ fp16   │") == output.count("format") > 1
     for whole in ("0 00000 0000000010", "1.1920928955078125e-07", "1.7881393432617188e-07"):
         assert whole in output
-
-
-def in_a_terminal(*arguments: str, columns: int = 160) -> str:
-    """Run `precision-lab` with a pseudo-terminal as its output and return what it wrote there."""
-    leader, follower = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "50"}
-    environment |= {"PYTHONIOENCODING": "utf-8"}  # what a terminal shows depends on the locale
-    command = [sys.executable, "-c", "from precision_lab.cli import main; main()", *arguments]
-    with subprocess.Popen(
-        command, stdout=follower, stderr=follower, stdin=subprocess.DEVNULL, env=environment
-    ) as child:
-        os.close(follower)
-        chunks = []
-        while True:
-            try:
-                chunk = os.read(leader, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not chunk:
-                break
-            chunks.append(chunk)
-    os.close(leader)
-    assert child.returncode == 0
-    return b"".join(chunks).decode()
 
 
 def test_scan_prints_a_row_a_tensor_and_a_total(command_line: CommandLine, gradients: Path) -> None:

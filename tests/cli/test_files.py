@@ -299,7 +299,7 @@ def test_standard_output_by_another_name(here: Path) -> None:
             [sys.executable, "-c", "from precision_lab.cli import main; main()", "memory", "--json", "all.txt"],
             stdout=out,
             stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             check=True,
             timeout=120,
         )
@@ -472,7 +472,7 @@ def test_a_kept_result_that_was_changed_is_made_again(here: Path, command_line: 
 
 def test_two_reports_into_one_folder_do_the_work_once(here: Path) -> None:
     program = "from precision_lab.cli import main; main()"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     asked = [sys.executable, "-c", program, "report", "memory", "hyperparameters", "--quick", "-o", "out"]
     both = [
         subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.conftest import CommandLine, Finished
+from tests.cli.helpers import cells, refusal
+from tests.conftest import CommandLine
 
 
 @pytest.fixture
@@ -35,26 +36,13 @@ def trace(tmp_path: Path) -> Path:
     return path
 
 
-def row(finished: Finished, name: str) -> list[str]:
-    line = next(line for line in finished.out.splitlines() if line.strip("│ ").startswith(f"{name} "))
-    return [cell.strip() for cell in line.strip("│").split("│")]
-
-
-def refusal(finished: Finished) -> str:
-    """Assert status 2 and one line, and return it."""
-    assert finished.status == 2
-    assert finished.err.count("\n") == 1, finished.err
-    assert finished.err.startswith("precision-lab: error: ")
-    return finished.err
-
-
 def test_tensors_worst_first_and_one_scale_for_all(command_line: CommandLine, gradients: Path) -> None:
     finished = command_line("loss-scale", gradients)
     assert finished.status == 0, finished.err
-    assert row(finished, "saved")[4:6] == ["2^2", "2^15"]
-    assert row(finished, "wide")[4:6] == ["2^36", "2^15"]
-    assert row(finished, "nothing")[4:6] == ["any", "any"]
-    assert row(finished, "total")[6:] == ["33.33 / 0 / 0", "16.67 / 0 / 0"]
+    assert cells(finished.out, "saved")[4:6] == ["2^2", "2^15"]
+    assert cells(finished.out, "wide")[4:6] == ["2^36", "2^15"]
+    assert cells(finished.out, "nothing")[4:6] == ["any", "any"]
+    assert cells(finished.out, "total")[6:] == ["33.33 / 0 / 0", "16.67 / 0 / 0"]
     order = [finished.out.index(f"│ {name} ") for name in ("wide", "saved", "fine", "nothing", "total")]
     assert order == sorted(order)
     assert "No loss scale saves everything in fp16" in finished.out
@@ -63,9 +51,9 @@ def test_tensors_worst_first_and_one_scale_for_all(command_line: CommandLine, gr
 
 def test_the_scales_that_matter_are_named(command_line: CommandLine, gradients: Path) -> None:
     finished = command_line("loss-scale", gradients, "--margin", 3)
-    assert row(finished, "2^0")[-1] == "no loss scaling"
-    assert row(finished, "2^15")[-1] == "nothing overflows up to here"
-    assert row(finished, "2^36")[-1] == "nothing flushed from here"
+    assert cells(finished.out, "2^0")[-1] == "no loss scaling"
+    assert cells(finished.out, "2^15")[-1] == "nothing overflows up to here"
+    assert cells(finished.out, "2^36")[-1] == "nothing flushed from here"
     assert "a margin of 3 binades" in finished.out
 
 
@@ -103,11 +91,11 @@ def test_names_of_several_files_are_told_apart(command_line: CommandLine, tmp_pa
 def test_a_replay_shows_what_was_skipped_and_where_the_scale_moved(command_line: CommandLine, trace: Path) -> None:
     finished = command_line("loss-scale", "--replay", trace)
     assert finished.status == 0, finished.err
-    assert row(finished, "torch")[1:] == ["6", "4", "66.67", "2", "4", "2^16", "2^13", "2^16", "2^12", ""]
+    assert cells(finished.out, "torch")[1:] == ["6", "4", "66.67", "2", "4", "2^16", "2^13", "2^16", "2^12", ""]
     assert "Where torch moved the loss scale" in finished.out
-    assert row(finished, "0") == ["0", "1", "overflow", "2^16", "2^15"]
-    assert row(finished, "2") == ["2", "inf, NaN", "overflow", "2^15", "2^14"]
-    assert row(finished, "5") == ["5", "1e+30", "overflow", "2^13", "2^12"]
+    assert cells(finished.out, "0") == ["0", "1", "overflow", "2^16", "2^15"]
+    assert cells(finished.out, "2") == ["2", "inf, NaN", "overflow", "2^15", "2^14"]
+    assert cells(finished.out, "5") == ["5", "1e+30", "overflow", "2^13", "2^12"]
 
 
 def test_scalers_can_be_compared(command_line: CommandLine, trace: Path, tmp_path: Path) -> None:
@@ -120,17 +108,17 @@ def test_scalers_can_be_compared(command_line: CommandLine, trace: Path, tmp_pat
     names = ["none", "torch", "apex", "Megatron", "DeepSpeed", "jmp", "flax", "static"]
     assert [trace["scaler"] for trace in traces] == names
     for name in names:
-        assert row(finished, name)[1] == "6"
+        assert cells(finished.out, name)[1] == "6"
     assert "<svg" in (tmp_path / "traces.svg").read_text()
 
 
 def test_a_scaler_at_the_end_of_the_road_says_so(command_line: CommandLine, tmp_path: Path) -> None:
     np.save(tmp_path / "trace.npy", np.full(300, np.inf))
     finished = command_line("loss-scale", "--replay", tmp_path / "trace.npy", "--scaler", "all")
-    assert row(finished, "DeepSpeed")[1] == "18"
-    assert row(finished, "DeepSpeed")[-1] == "over after step 17"
-    assert row(finished, "torch")[-1] == "over after step 143"
-    assert row(finished, "jmp")[-1] == "stuck 285 times"
+    assert cells(finished.out, "DeepSpeed")[1] == "18"
+    assert cells(finished.out, "DeepSpeed")[-1] == "over after step 17"
+    assert cells(finished.out, "torch")[-1] == "over after step 143"
+    assert cells(finished.out, "jmp")[-1] == "stuck 285 times"
     assert (
         "DeepSpeed: an overflow found the loss scale at its smallest, 1: DeepSpeed raises an error here."
         in finished.out
@@ -142,7 +130,7 @@ def test_long_lists_of_changes_are_cut_in_the_middle(command_line: CommandLine, 
     np.save(tmp_path / "trace.npy", np.full(120, np.inf))
     finished = command_line("loss-scale", "--replay", tmp_path / "trace.npy", "--scaler", "flax")
     assert "80 more" in finished.out
-    assert row(finished, "119")[-1] == "2^-104"
+    assert cells(finished.out, "119")[-1] == "2^-104"
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_no_other_module_of_the_folder_runs(tmp_path: Path, first: bool) -> None
             *(sys.executable, *([] if first else ["-P"]), "-c", "from precision_lab.cli import main; main()"),
             *("verify", "--cast", "numpy:float16", "--source", "bf16", "--target", "fp16"),
         ],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -83,6 +83,7 @@ bench: $(VENV)/.bench ## Speed as ratios to a memory copy, to BLAS and to the pe
 	$(BIN)/python benchmarks/swamping.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/fixed.py
+	$(BIN)/python benchmarks/startup.py
 
 bench-torch: $(VENV)/.all ## What GradientRecorder adds to the training steps of PyTorch
 	$(BIN)/python benchmarks/recorder.py

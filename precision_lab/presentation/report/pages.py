@@ -18,7 +18,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from precision_lab import __version__
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.scan import ScanResult
 from precision_lab.numerics.formats import get_format
@@ -26,6 +25,7 @@ from precision_lab.presentation.report.data import cuts_of, format_data, histogr
 from precision_lab.presentation.report.sections import colophon, hero, sections
 from precision_lab.support.files import replacing
 from precision_lab.support.text import shown
+from precision_lab.support.version import version
 
 _FIRST_SCRIPT = "theme.js"  # before anything is drawn
 _SCRIPTS = ("fates.js", "chart.js", "explorer.js", "numbers.js", "tensors.js", "start.js")
@@ -216,7 +216,7 @@ def _write(template: str, path: str | os.PathLike[str], data: Any, **shown: Any)
             first_script=Markup(first),
             script=Markup(script),
             data=embed(data),
-            version=__version__,
+            version=version(),
             **shown,
         )
     )

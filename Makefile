@@ -6,7 +6,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
-ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint or fuzz or mutants
+ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint or fuzz or mutants or dist
 TESTS := -n 2 --dist loadfile -m "not exhaustive and not machines and not kills and not ($(ELSEWHERE))"
 # of `make test-pythons`
 PYTHONS := python3.11 python3.12 python3.13
@@ -16,7 +16,7 @@ TESTED := '.[testing]' pytest pytest-xdist safetensors scikit-learn setuptools
 ON_AARCH64 := -m tests.machines.digests --workers 0 --alone
 
 .DEFAULT_GOAL := help
-.PHONY: help lab figures test test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 kills fuzz mutants browser check bench format clean bench-torch notebooks notebook-outputs docs peers
+.PHONY: help lab figures test test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 kills fuzz mutants browser check bench format clean bench-torch notebooks notebook-outputs docs dist peers
 
 help: ## Show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ figures: $(VENV)/.core ## Draw the gallery in figures/ from what is kept there; 
 test: check ## Linters, types, and every test that needs neither torch nor a browser
 	$(BIN)/pytest $(TESTS)
 
-test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation, the fuzzer
+test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation, the fuzzer, the wheel
 	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive and not machines and not kills"
 
 browser: ## Chromium and its driver, where they are missing and apt-get may install them
@@ -83,6 +83,7 @@ bench: $(VENV)/.bench ## Speed as ratios to a memory copy, to BLAS and to the pe
 	$(BIN)/python benchmarks/swamping.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/fixed.py
+	$(BIN)/python benchmarks/startup.py
 
 bench-torch: $(VENV)/.all ## What GradientRecorder adds to the training steps of PyTorch
 	$(BIN)/python benchmarks/recorder.py
@@ -95,6 +96,11 @@ notebook-outputs: $(VENV)/.all ## Run the notebooks and write their outputs as t
 
 docs: $(VENV)/.docs ## The documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+dist: $(VENV)/.dist ## The sdist and the wheel, in dist/, as an index would take them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 peers: $(VENV)/.bench ## What the casts of numpy, ml_dtypes, torch (if installed) and others get wrong: docs/peers.md
 	$(BIN)/python benchmarks/peers.py
@@ -134,6 +140,10 @@ $(VENV)/.notebooks: $(VENV)/.core
 
 $(VENV)/.docs: $(VENV)/.core
 	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
+$(VENV)/.dist: $(VENV)/.dev
+	$(INSTALL) --editable '.[dev,dist]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -1,42 +1,47 @@
 """precision_lab: what happens to numbers when they are stored in 16 bits or fewer.
 
 formats -> rounding -> what is lost -> where it happens in training -> what people see.
+
+Names are loaded when they are first asked for (SPEC 1 of scientific Python): who rounds need not wait for trainings.
 """
 
-from precision_lab.analysis.frozen_weights import Frozen, WeightGaps, frozen_fraction
-from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale
-from precision_lab.analysis.loss_scale_replay import ScaleTrace, replay
-from precision_lab.analysis.loss_scalers import DynamicLossScale, NoLossScale, StaticLossScale
-from precision_lab.analysis.scan import ScanResult, scan
-from precision_lab.analysis.stagnation import (
-    Series,
-    Stagnation,
-    SwampingThresholds,
-    counting,
-    harmonic,
-    stagnation,
-    swamping_thresholds,
-)
-from precision_lab.analysis.updates import UpdateReport, update_report
-from precision_lab.numerics.accumulation import AccumulationTrace, accumulate, exact_sum
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.inspection import Inspection, inspect
-from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
-from precision_lab.numerics.rounding import cast, decode, encode, is_representable, neighbours, round_to, spacing
-from precision_lab.tensors.info import TensorFileError, TensorInfo
-from precision_lab.tensors.reading import list_tensors, read_tensors
-from precision_lab.training.config import TrainingConfig
-from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, audit
-from precision_lab.training.loop import train
-from precision_lab.training.memory import MemoryLedger, memory
-from precision_lab.training.preflight import PreflightReport, preflight
-from precision_lab.training.result import TrainingResult
-from precision_lab.training.storage import StorageConfig
-from precision_lab.training.sweep import sweep
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from precision_lab.analysis.frozen_weights import Frozen, WeightGaps, frozen_fraction
+    from precision_lab.analysis.histogram import Conversion, ExponentHistogram
+    from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale
+    from precision_lab.analysis.loss_scale_replay import ScaleTrace, replay
+    from precision_lab.analysis.loss_scalers import DynamicLossScale, NoLossScale, StaticLossScale
+    from precision_lab.analysis.scan import ScanResult, scan
+    from precision_lab.analysis.stagnation import (
+        Series,
+        Stagnation,
+        SwampingThresholds,
+        counting,
+        harmonic,
+        stagnation,
+        swamping_thresholds,
+    )
+    from precision_lab.analysis.updates import UpdateReport, update_report
+    from precision_lab.numerics.accumulation import AccumulationTrace, accumulate, exact_sum
+    from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+    from precision_lab.numerics.inspection import Inspection, inspect
+    from precision_lab.numerics.modes import RoundingMode
+    from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
+    from precision_lab.numerics.rounding import cast, decode, encode, is_representable, neighbours, round_to, spacing
+    from precision_lab.tensors.info import TensorFileError, TensorInfo
+    from precision_lab.tensors.reading import list_tensors, read_tensors
+    from precision_lab.training.config import TrainingConfig
+    from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, audit
+    from precision_lab.training.loop import train
+    from precision_lab.training.memory import MemoryLedger, memory
+    from precision_lab.training.preflight import PreflightReport, preflight
+    from precision_lab.training.result import TrainingResult
+    from precision_lab.training.storage import StorageConfig
+    from precision_lab.training.sweep import sweep
+
+    __version__: str
 
 __all__ = [
     "FORMATS",
@@ -98,3 +103,59 @@ __all__ = [
     "train",
     "update_report",
 ]
+
+# of each module; the tests hold it against what type checkers read above
+_NAMES = {
+    "analysis.frozen_weights": ("Frozen", "WeightGaps", "frozen_fraction"),
+    "analysis.histogram": ("Conversion", "ExponentHistogram"),
+    "analysis.loss_scale_plan": ("LossScalePlan", "plan_loss_scale"),
+    "analysis.loss_scale_replay": ("ScaleTrace", "replay"),
+    "analysis.loss_scalers": ("DynamicLossScale", "NoLossScale", "StaticLossScale"),
+    "analysis.scan": ("ScanResult", "scan"),
+    "analysis.stagnation": (
+        "Series",
+        "Stagnation",
+        "SwampingThresholds",
+        "counting",
+        "harmonic",
+        "stagnation",
+        "swamping_thresholds",
+    ),
+    "analysis.updates": ("UpdateReport", "update_report"),
+    "numerics.accumulation": ("AccumulationTrace", "accumulate", "exact_sum"),
+    "numerics.formats": ("FORMATS", "FloatFormat", "get_format"),
+    "numerics.inspection": ("Inspection", "inspect"),
+    "numerics.modes": ("RoundingMode",),
+    "numerics.products": ("dot", "matmul", "matmul_fp32_accumulate"),
+    "numerics.rounding": ("cast", "decode", "encode", "is_representable", "neighbours", "round_to", "spacing"),
+    "tensors.info": ("TensorFileError", "TensorInfo"),
+    "tensors.reading": ("list_tensors", "read_tensors"),
+    "training.config": ("TrainingConfig",),
+    "training.hyperparameters": ("HyperparameterAudit", "Severity", "audit"),
+    "training.loop": ("train",),
+    "training.memory": ("MemoryLedger", "memory"),
+    "training.preflight": ("PreflightReport", "preflight"),
+    "training.result": ("TrainingResult",),
+    "training.storage": ("StorageConfig",),
+    "training.sweep": ("sweep",),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from precision_lab.support.version import version
+
+            value: object = version()
+        elif name in _MODULES:
+            from importlib import import_module
+
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, "__version__"})

@@ -451,8 +451,10 @@ def test_loops_without_a_compiler_say_so() -> None:
 
 
 def test_the_command_line_without_a_compiler() -> None:
-    program = "import sys; from precision_lab.cli import main; sys.argv = ['precision-lab', 'inspect', '0.1']; main()"
-    done = without_compiler(program)
+    program = "import sys; from precision_lab.cli import main; sys.argv = ['precision-lab', {}]; main()"
+    done = without_compiler(program.format("'inspect', '0.1'"))  # one number needs none
+    assert (done.returncode, done.stderr) == (0, "")
+    done = without_compiler(program.format("'verify', '-f', 'fp16'"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

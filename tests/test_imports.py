@@ -25,9 +25,14 @@ HEAVY = (
 # ---- the weight of the import ----
 
 
-def heavy_modules_loaded_by(program: str, path: Path | None = None, watched: tuple[str, ...] = HEAVY) -> list[str]:
+def heavy_modules_loaded_by(program: str, path: Path | None = None) -> list[str]:
     """Run a program in a fresh interpreter; return which of the heavy packages it loaded."""
-    report = f"import json, sys\nprint(json.dumps([name for name in {watched!r} if name in sys.modules]))"
+    return loaded_by(program, HEAVY, path)
+
+
+def loaded_by(program: str, names: tuple[str, ...], path: Path | None = None) -> list[str]:
+    """Run a program in a fresh interpreter; return which of these modules it loaded."""
+    report = f"import json, sys\nprint(json.dumps([name for name in {names!r} if name in sys.modules]))"
     search = [str(p) for p in (path, ROOT.parent) if p is not None]
     done = subprocess.run(
         [sys.executable, "-c", f"{program}\n{report}"],
@@ -37,7 +42,7 @@ def heavy_modules_loaded_by(program: str, path: Path | None = None, watched: tup
         check=True,
         timeout=60,
     )
-    loaded: list[str] = json.loads(done.stdout)
+    loaded: list[str] = json.loads(done.stdout.splitlines()[-1])
     return loaded
 
 
@@ -45,16 +50,47 @@ def test_the_import_is_light() -> None:
     assert heavy_modules_loaded_by("import precision_lab") == []
 
 
+PARTS = ("numpy", "ml_dtypes", "precision_lab.training", "click")
+
+
+@pytest.mark.parametrize(
+    ("program", "loaded"),
+    [
+        ("import precision_lab", ()),
+        ("import precision_lab; precision_lab.__version__, dir(precision_lab)", ()),
+        ("from precision_lab.cli import main", ("click",)),
+        (
+            "import sys; sys.argv[1:] = ['--help']; from precision_lab.cli import app; app(standalone_mode=False)",
+            ("click",),
+        ),
+        ("import precision_lab.numerics.inspection", ("numpy", "ml_dtypes")),
+    ],
+)
+def test_what_is_loaded(program: str, loaded: tuple[str, ...]) -> None:
+    """Names wait until they are asked for; a command brings what it needs."""
+    assert loaded_by(program, (*HEAVY, *PARTS)) == [*loaded]
+
+
+def test_one_number_needs_no_compiler() -> None:
+    program = """if True:
+        import sys
+        sys.argv[1:] = ["inspect", "1e-7"]
+        from precision_lab.cli import app
+        app(standalone_mode=False)
+    """
+    assert loaded_by(program, HEAVY) == ["rich"]
+
+
 UPPER = tuple(f"precision_lab.{floor}" for floor in ("experiments", "presentation", "cli"))
 
 
 def test_the_import_loads_no_upper_floor() -> None:
-    assert heavy_modules_loaded_by("import precision_lab", watched=UPPER) == []
+    assert loaded_by("import precision_lab", UPPER) == []
 
 
 def test_a_notebook_that_asks_loads_them() -> None:
     program = "import precision_lab\nassert '<table>' in precision_lab.get_format('fp16')._repr_html_()"
-    assert "precision_lab.presentation" in heavy_modules_loaded_by(program, watched=UPPER)
+    assert "precision_lab.presentation" in loaded_by(program, UPPER)
 
 
 def test_looking_around_is_light() -> None:
@@ -82,12 +118,14 @@ def test_the_compiled_loops_are_noticed() -> None:
 # ---- the public names ----
 
 
-def imported_names(source: str) -> list[str]:
-    """The names that `from ... import` binds, at the top of a module."""
+def imported_names(source: str) -> list[tuple[str, str]]:
+    """What type checkers are told: the names that `from ... import` binds below `if TYPE_CHECKING`, with the module."""
     return [
-        alias.asname or alias.name
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        (alias.asname or alias.name, str(node.module))
+        for block in ast.parse(source).body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     ]
 
@@ -95,8 +133,9 @@ def imported_names(source: str) -> list[str]:
 def test_all_is_complete() -> None:
     source = (ROOT / "__init__.py").read_text()
     assert len(set(precision_lab.__all__)) == len(precision_lab.__all__)
-    public = [name for name in imported_names(source) if not name.startswith("_")]
-    assert sorted(public) == sorted(precision_lab.__all__)
+    public = imported_names(source)
+    assert sorted(name for name, _ in public) == sorted(precision_lab.__all__)
+    assert dict(public) == {name: f"precision_lab.{module}" for name, module in precision_lab._MODULES.items()}
     # and nothing else is defined there
     assert not [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
@@ -109,7 +148,14 @@ def test_every_public_name_can_be_imported(name: str) -> None:
 
 
 def test_imported_names_are_those_that_are_bound() -> None:
-    assert imported_names("from a import b, c as d\nimport e\n") == ["b", "d"]
+    source = "from x import y\nif TYPE_CHECKING:\n    from a import b, c as d\n    import e\n"
+    assert imported_names(source) == [("b", "a"), ("d", "a")]
+
+
+def test_a_name_that_is_none() -> None:
+    with pytest.raises(AttributeError, match="module 'precision_lab' has no attribute 'rond_to'"):
+        precision_lab.rond_to  # type: ignore[attr-defined]  # noqa: B018
+    assert {*precision_lab.__all__, "__version__"} <= {*dir(precision_lab)}
 
 
 # ---- who imports whom ----

@@ -1,4 +1,4 @@
-"""What every command does with its output: tables, bars, files that must be writable."""
+"""What every command does with its output: tables, bars, files that must be writable; rich is loaded by the first."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console, JustifyMethod
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from precision_lab.cli.options import TO_ERROR
 from precision_lab.support.text import printable, shown
 
 if TYPE_CHECKING:
+    from rich.console import Console, JustifyMethod
+    from rich.progress import Progress
+    from rich.text import Text
+
     from precision_lab.presentation.tables.table import Table
     from precision_lab.tensors.info import TensorInfo
 
@@ -37,6 +37,8 @@ _PROSE = 30  # columns in which sentences can still be read
 
 def console() -> Console:
     """Return the terminal; a wide one where nobody sees it."""
+    from rich.console import Console
+
     console = Console(highlight=False, stderr=_to_error())
     return console if console.is_terminal else Console(highlight=False, stderr=_to_error(), width=_WIDE)
 
@@ -54,6 +56,9 @@ def say(text: str, *, error: bool = False) -> None:
 
 def show(table: Table) -> None:
     """Print a table; one that is too wide for the terminal in parts, each beginning with its first column."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
     terminal = console()
     totals = table.totals or ("",) * len(table.columns)
     for part in _parts(table, terminal.width):
@@ -92,6 +97,8 @@ def _parts(table: Table, width: int) -> list[list[int]]:
 
 def _cell(heading: str, cell: str) -> Text:
     """Colour the fields of a code (sign, exponent, significand), severities and verdicts."""
+    from rich.text import Text
+
     if heading == "verdict":
         return Text(cell, style=_VERDICTS.get(cell, ""))
     if heading == "severity":
@@ -105,6 +112,8 @@ def _cell(heading: str, cell: str) -> Text:
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None] | None]:
     """Give a callable (done, of how many) that moves a bar on a terminal; None where nobody would see it."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
@@ -115,6 +124,8 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None] | None
 
 
 def _bars(console: Console) -> Progress:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)
 
@@ -122,6 +133,8 @@ def _bars(console: Console) -> Progress:
 @contextmanager
 def progress_bars(descriptions: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
     """Give a callable (which, done, of how many) that moves one of several bars; it does nothing off a terminal."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda which, done, total: None

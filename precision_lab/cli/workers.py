@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process, resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from precision_lab.support.processes import end_with_parent, number_of_processes
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
 def _begin(begin: Callable[[Any], None] | None, argument: Any) -> None:
+    from multiprocessing import parent_process
+
+    from precision_lab.support.processes import end_with_parent
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -41,6 +41,8 @@ def _uninterrupted() -> Iterator[None]:
     answers = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
     mask = None
     if hasattr(signal, "pthread_sigmask"):
+        from multiprocessing import resource_tracker
+
         resource_tracker.ensure_running()  # it unblocks signals where it is started
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -62,12 +64,15 @@ def workers(
 
     Each process calls `begin` with the argument first.
     """
-    from concurrent.futures import ProcessPoolExecutor
+    from precision_lab.support.processes import number_of_processes
 
     count = number_of_processes(count)
     if count == 1:
         yield None
         return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     executor = ProcessPoolExecutor(count, get_context("spawn"), _begin, (begin, argument))
     try:
         with _uninterrupted():
@@ -119,6 +124,8 @@ def executor(processes: int | None, dask: str | None, *, default: int | None = 1
 @contextmanager
 def _quiet_dask() -> Iterator[None]:
     """Keep its log off the terminal: what goes wrong is raised, and said once."""
+    import logging
+
     try:
         import distributed  # noqa: F401
     except ImportError:
@@ -137,7 +144,11 @@ def _quiet_dask() -> Iterator[None]:
 @contextmanager
 def _local_cluster(count: int | None) -> Iterator[str]:
     """Start worker processes of one thread each, and end them."""
+    import logging
+
     from distributed import LocalCluster
+
+    from precision_lab.support.processes import number_of_processes
 
     cluster = None
     try:

@@ -1,4 +1,7 @@
-"""Look at one number in one format: its bits, what is stored, the error, the neighbours."""
+"""Look at one number in one format: its bits, what is stored, the error, the neighbours.
+
+One number is rounded by `reference.py`: compiled loops would take a second to load, and give the same bits.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from precision_lab.numerics import reference
+from precision_lab.numerics.environment import require_gradual_underflow
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import is_integer, is_number
 from precision_lab.numerics.reference import floor_log2
-from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
 from precision_lab.support.shown import Shown
 
 
@@ -146,6 +150,24 @@ def _exactly(number: object) -> Fraction | float:
     return float(number)
 
 
+def _above(value: float, fmt: FloatFormat) -> float:
+    """Return the smallest value of the format strictly above, NaN where there is none: `rounding.neighbours`."""
+    if math.isnan(value) or value == math.inf:
+        return math.nan
+    next_up = math.nextafter(value, math.inf)  # every value of the format is a double
+    if next_up > fmt.max:
+        return math.inf if fmt.has_infinity else math.nan
+    return reference.round_to(next_up, fmt, "toward_positive") + 0.0  # no -0.0
+
+
+def _spacing(value: float, fmt: FloatFormat) -> float:
+    """Return the distance between the format's values around one of them: `rounding.spacing`."""
+    if not math.isfinite(value):
+        return math.nan
+    exponent = math.frexp(value)[1] - 1 if value else fmt.emin
+    return math.ldexp(1.0, max(exponent, fmt.emin) - fmt.mantissa_bits)
+
+
 def inspect(number: Fraction | float | int | np.integer[Any] | np.floating[Any], fmt: object) -> Inspection:
     """Round one number (ties_to_even) into a format and take the result apart.
 
@@ -164,11 +186,11 @@ def inspect(number: Fraction | float | int | np.integer[Any] | np.floating[Any],
     """
     fmt = get_format(fmt)
     exact = _exactly(number)
+    require_gradual_underflow()
     carried = to_double_by_odd(exact) if isinstance(exact, Fraction) else exact
-    stored = float(round_to(carried, fmt))
-    code = int(encode(carried, fmt))
+    stored = reference.round_to(exact, fmt)
+    code = reference.encode(stored, fmt)
     digits = f"{code:0{fmt.bits}b}"
-    below, above = (float(v) for v in neighbours(stored, fmt))
     error = relative = math.nan
     difference = Fraction(0)
     if math.isfinite(carried) and math.isfinite(stored):
@@ -202,7 +224,7 @@ def inspect(number: Fraction | float | int | np.integer[Any] | np.floating[Any],
         lost=lost,
         error=error,
         relative_error=relative,
-        below=below,
-        above=above,
-        ulp=float(spacing(stored, fmt)),
+        below=0.0 - _above(-stored, fmt),
+        above=_above(stored, fmt),
+        ulp=_spacing(stored, fmt),
     )

@@ -142,6 +142,21 @@ def decode(code: int, fmt: FloatFormat) -> float:
     return -float(magnitude) if negative else float(magnitude)
 
 
+def encode(value: float, fmt: FloatFormat) -> int:
+    """Return the code of a value of the format; for NaN, of which there may be many, `FloatFormat.nan_code`."""
+    sign = 1 << (fmt.bits - 1) if math.copysign(1, value) < 0 else 0
+    if math.isnan(value) or math.isinf(value):
+        magnitude = fmt.nan_code if math.isnan(value) else fmt.infinity_code
+        if magnitude is None:
+            raise ValueError(f"{value} has no code in {fmt}")
+        return magnitude | sign
+    if value == 0:
+        return sign if fmt.has_negative_zero else 0
+    c = candidates(abs(Fraction(value)), fmt)
+    field = floor_log2(c.spacing) + fmt.mantissa_bits + fmt.bias  # 1 also for subnormals, whose k has no leading bit
+    return ((field - 1) << fmt.mantissa_bits) + c.k | sign
+
+
 def finite_values(fmt: FloatFormat) -> Iterator[float]:
     """Yield the finite values that are not negative, upwards: the magnitudes of consecutive codes."""
     for code in range(2 ** (fmt.bits - 1)):

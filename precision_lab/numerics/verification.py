@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import cast, code_dtype, decode, round_to, spacing
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 from precision_lab.numerics.spread import completed
 
 Patterns = NDArray[np.uint32]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat
 from precision_lab.numerics.inspection import Inspection, inspect, parse_number, to_double_by_odd
-from tests.numerics.helpers import REGISTERED, UP_TO_8_BITS
+from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
+from tests.numerics.helpers import MODES, REGISTERED, UP_TO_8_BITS, assert_same, hard_values, runs, unsigned_nan
 
 LARGEST = Fraction(np.finfo(np.float64).max.item())
 TINIEST = Fraction(2) ** -1074
@@ -398,6 +399,25 @@ def test_all_codes_of_the_small_formats(fmt: FloatFormat) -> None:
             assert [found.below, found.above] == pytest.approx([below, above], rel=0, abs=0, nan_ok=True)
         else:
             assert found.kind == "infinity"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fmt", [*REGISTERED, FloatFormat.ieee(6, 9), FloatFormat.ieee(8, 0)], ids=str)
+def test_one_number_is_rounded_as_arrays_are(fmt: FloatFormat, mode: str) -> None:
+    """The exact arithmetic that one number goes through, and the compiled loops: the same bits."""
+    x = np.unique(hard_values(fmt, np.dtype(np.float64), runs(fmt, 2 ** max(0, fmt.bits - 6))).view(np.uint64))
+    x = x[:: max(1, x.size // 500)].view(np.float64)
+    for number, stored, code in zip(x.tolist(), round_to(x, fmt, mode), encode(x, fmt, mode), strict=True):
+        rounded = reference.round_to(number, fmt, mode)
+        assert_same(np.float64(rounded), stored)
+        assert reference.encode(rounded, fmt) == code
+        if mode == "ties_to_even":
+            found = inspect(number, fmt)
+            assert_same(np.float64(found.stored), stored)
+            assert found.code == code
+            below, above = neighbours(stored, fmt)
+            expected = np.array([below, above, spacing(stored, fmt)])
+            assert_same(unsigned_nan(np.array([found.below, found.above, found.ulp])), unsigned_nan(expected))
 
 
 @settings(deadline=None, max_examples=200)

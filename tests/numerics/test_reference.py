@@ -142,6 +142,21 @@ def test_codes_by_hand(name: str, code: int, expected: float) -> None:
 # --- against the definition: the nearest of all values ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fmt", [*REGISTERED, TINY, FloatFormat.ieee(8, 0)], ids=str)
+def test_encode_is_the_inverse_of_decode(fmt: FloatFormat) -> None:
+    positive = runs(fmt, 2 ** max(0, fmt.bits - 12))
+    for code in [*positive, *(2 ** (fmt.bits - 1) + c for c in positive)]:
+        value = reference.decode(code, fmt)
+        if not math.isnan(value):
+            assert reference.encode(value, fmt) == code
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_encode_refuses_what_has_no_code(value: float) -> None:
+    with pytest.raises(ValueError, match=f"{value} has no code in fp4_e2m1fn"):
+        reference.encode(value, FORMATS["fp4_e2m1fn"])
+
+
 @pytest.mark.parametrize("fmt", UP_TO_8_BITS, ids=str)
 def test_it_is_the_nearest_value(fmt: FloatFormat) -> None:
     """Search all values of the format for the nearest, with no notion of exponent or spacing."""

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import metadata
 from itertools import chain
 from typing import Any
 
@@ -29,6 +28,7 @@ from precision_lab.presentation.report.data import cuts_of, format_data, histogr
 from precision_lab.presentation.report.sections import hero, sections
 from precision_lab.support.files import replacing
 from precision_lab.support.text import shown
+from precision_lab.support.version import version
 
 _FIRST_SCRIPT = "theme.js"  # before anything is drawn
 _SCRIPTS = ("fates.js", "chart.js", "explorer.js", "numbers.js", "tensors.js", "start.js")
@@ -228,7 +228,7 @@ def _write(template: str, path: str | os.PathLike[str], data: Any, **shown: Any)
             first_script=Markup(first),
             script=Markup(script),
             data=embed(data),
-            version=metadata.version("precision-lab"),
+            version=version(),
             **shown,
         )
     )

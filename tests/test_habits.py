@@ -1,0 +1,61 @@
+"""What a stranger's tools read says the same as the Makefile and pyproject.toml, and asks for nothing else."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+PROJECT = tomllib.loads(text("pyproject.toml"))["project"]
+
+
+def expanded(line: str) -> str:
+    """A line of the Makefile, its variables read."""
+    variables = dict(re.findall(r"^(\w+) :?= (.*)$", text("Makefile"), re.MULTILINE))
+    while found := re.search(r"\$\((\w+)\)", line):
+        line = line.replace(found[0], variables[found[1]])
+    return line
+
+
+def test_the_workflow_runs_make_test() -> None:
+    workflow = text(".github/workflows/tests.yml")
+    assert "run: make test" in workflow
+    assert f"pytest {expanded('$(TESTS)')}\n" in workflow  # for Windows
+    pythons = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)]
+    assert "python: [{}]".format(", ".join(f'"{p}"' for p in pythons)) in workflow
+    assert workflow.startswith("# Not run where nobody could")
+
+
+def test_the_checks_before_a_commit_are_those_of_make_check() -> None:
+    hooks = re.findall(r"entry: (.*)", text(".pre-commit-config.yaml"))
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", text("Makefile"), re.MULTILINE)
+    assert recipe is not None
+    commands = [expanded(line.strip()) for line in recipe[1].splitlines()]
+    assert [hook.replace(" --force-exclude", "") for hook in hooks] == commands
+    assert re.findall(r"repo: (.*)", text(".pre-commit-config.yaml")) == ["local"]  # nothing is fetched
+
+
+def test_the_citation_is_that_of_the_project() -> None:
+    """In Citation File Format 1.2.0: what it requires, and only fields that it has."""
+    fields = dict(re.findall(r"^([a-z-]+):(?: (.*))?$", text("CITATION.cff"), re.MULTILINE))
+    assert {"cff-version", "message", "title", "authors"} <= fields.keys()
+    assert fields.keys() <= {"cff-version", "message", "title", "type", "authors", "license", "keywords"}
+    assert (fields["cff-version"], fields["license"]) == ("1.2.0", PROJECT["license"])
+    assert re.findall(r"^  - name: (.*)$", text("CITATION.cff"), re.MULTILINE) == [
+        a["name"] for a in PROJECT["authors"]
+    ]
+    assert re.findall(r"^  - (?!name:)(.*)$", text("CITATION.cff"), re.MULTILINE) == PROJECT["keywords"]
+
+
+def test_the_tests_of_test_all_have_their_markers() -> None:
+    markers = {
+        m.partition(":")[0] for m in tomllib.loads(text("pyproject.toml"))["tool"]["pytest"]["ini_options"]["markers"]
+    }
+    assert markers == {*expanded("$(ELSEWHERE)").split(" or "), "exhaustive", "machines", "kills"}

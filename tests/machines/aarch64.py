@@ -33,7 +33,7 @@ WHEELS = HOME / "wheels"
 DEBS = ("python3:arm64", "libstdc++6:arm64")
 """What the root folder is made of, with all that these depend on."""
 
-IMPORTED = ("llvmlite", "ml_dtypes", "numba", "numpy", "threadpoolctl")
+IMPORTED = ("attrs", "cattrs", "llvmlite", "ml_dtypes", "numba", "numpy", "threadpoolctl", "typing_extensions")
 """What `import precision_lab` imports (numba imports scipy too, where there is one)."""
 
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")

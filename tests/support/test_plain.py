@@ -281,6 +281,7 @@ def _below(kind: type) -> list[type]:
 
 
 def test_what_is_written_by_itself_has_a_kind_of_its_own() -> None:
+    assert all(hasattr(precision_lab, name) for name in precision_lab.__all__)  # loads them
     for name in EXPERIMENTS:
         assert EXPERIMENTS[name].result.layout.kind == f"experiment {name}"
     kinds = [kind.layout.kind for kind in _below(PlainData) if kind.__module__.startswith("precision_lab.")]

@@ -103,7 +103,8 @@ def test_scan_json_has_the_documented_schema_and_exact_counts(
     out = tmp_path / "scan.json"
     assert command_line("scan", gradients, "--json", out, "--format", "fp16", "--format", "fp8_e4m3fn").status == 0
     data = json.loads(out.read_text())
-    assert set(data) == {"tensors", "total", "loss_scale", "skipped"}
+    assert (data["kind"], data["version"]) == ("precision_lab scan", 1)
+    assert set(data) == {"kind", "version", "tensors", "total", "loss_scale", "skipped"}
     assert data["loss_scale"] == 1
     by_name = {tensor["name"]: tensor for tensor in data["tensors"]}
     assert by_name["layer.weight"] == {

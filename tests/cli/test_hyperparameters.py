@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from precision_lab import audit
+from precision_lab.support.plain import header
 from tests.cli.helpers import in_a_terminal, one_line
 from tests.conftest import CommandLine
 
@@ -53,7 +54,7 @@ def test_json_and_a_figure(command_line: CommandLine, tmp_path: Path) -> None:
     )
     assert finished.status == 0
     expected = [audit(fmt, steps=5).to_dict() for fmt in ("fp8_e4m3fn", "fp32")]
-    assert json.loads(data.read_text()) == {"audits": expected}
+    assert json.loads(data.read_text()) == header("hyperparameter audits") | {"audits": expected}
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 

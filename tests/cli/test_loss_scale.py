@@ -104,7 +104,7 @@ def test_scalers_can_be_compared(command_line: CommandLine, trace: Path, tmp_pat
         *("--json", tmp_path / "traces.json", "--figure", tmp_path / "traces.svg"),
     )
     assert finished.status == 0, finished.err
-    traces = json.loads((tmp_path / "traces.json").read_text())
+    traces = json.loads((tmp_path / "traces.json").read_text())["traces"]
     names = ["none", "torch", "apex", "Megatron", "DeepSpeed", "jmp", "flax", "static"]
     assert [trace["scaler"] for trace in traces] == names
     for name in names:

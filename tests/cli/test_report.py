@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -107,13 +106,7 @@ def test_kept_results_that_cannot_be_shown_are_named(command_line: CommandLine, 
     file = tmp_path / "memory.json"
     kept = json.loads(file.read_text())
 
-    def spoilt(value: Any) -> Any:
-        """Make text of every number."""
-        if isinstance(value, dict):
-            return {key: spoilt(inner) for key, inner in value.items()}
-        return list(map(spoilt, value)) if isinstance(value, list) else str(value)
-
-    kept["result"] |= {key: spoilt(value) for key, value in kept["result"].items() if key != "config"}
+    kept["result"]["ledgers"] = {}  # of the right types, but nothing to show
     kept["result_digest"] = digest_of(kept["result"])
     file.write_text(json.dumps(kept))
     refused = command_line(*arguments)

@@ -19,11 +19,11 @@ def test_memory_of_all_configurations(command_line: CommandLine, tmp_path: Path)
     finished = command_line("memory", "--parameters", "7.5e9", "--ranks", 64, "--json", out)
     assert finished.status == 0, finished.err
     data = json.loads(out.read_text())
-    assert list(data) == list(CONFIGURATIONS)
-    master = data["master_bf16"]
-    assert master["total"] == 16 * 7_500_000_000
+    assert (data["kind"], data["ranks"]) == ("precision_lab memory", 64)
+    assert list(data["ledgers"]) == list(data["per_rank"]) == list(CONFIGURATIONS)
+    assert data["ledgers"]["master_bf16"]["total"] == 16 * 7_500_000_000
     # the figures of the ZeRO paper, in units of 10^9 bytes
-    assert [round(size / 1e9, 1) for size in master["per_rank"].values()] == [120.0, 31.4, 16.6, 1.9]
+    assert [round(size / 1e9, 1) for size in data["per_rank"]["master_bf16"].values()] == [120.0, 31.4, 16.6, 1.9]
     assert "ZeRO-3" in finished.out
     assert "FSDP all-gather" in finished.out
 
@@ -85,7 +85,7 @@ def test_a_text_of_one_symbol_has_no_loss_to_compare(command_line: CommandLine, 
     )
     assert finished.status == 0, finished.err
     outcomes = [one for found in json.loads((tmp_path / "out.json").read_text())["outcomes"].values() for one in found]
-    assert [(one["final_loss"], one["ratio"]) for one in outcomes] == [(0, None)] * 2
+    assert [(one["final_loss"], one["ratio"]) for one in outcomes] == [(0, "nan")] * 2
     assert cells(finished.out, "pure_bf16")[-1] == "keeps fp32's result"
 
 

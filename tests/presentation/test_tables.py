@@ -13,7 +13,7 @@ from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import plan_tensors
 from precision_lab.analysis.loss_scale_replay import replay
 from precision_lab.analysis.loss_scalers import DynamicLossScale
-from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, run
+from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.numerics.inspection import inspect
 from precision_lab.presentation import tables
 
@@ -40,8 +40,12 @@ def test_number(value: float | None, text: str) -> None:
     assert tables.number(value) == text
 
 
-def test_every_table_is_rectangular() -> None:
-    result = run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
+@pytest.fixture(scope="module")
+def result() -> UnderflowResult:
+    return run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
+
+
+def test_every_table_is_rectangular(result: UnderflowResult) -> None:
     for table in (
         tables.formats_table(FORMATS.values()),
         tables.sources_table(FORMATS.values()),
@@ -56,8 +60,7 @@ def test_every_table_is_rectangular() -> None:
         assert table.totals is None or len(table.totals) == len(table.columns)
 
 
-def test_the_table_of_underflow_says_what_the_result_holds() -> None:
-    result = run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
+def test_the_table_of_underflow_says_what_the_result_holds(result: UnderflowResult) -> None:
     (table,) = tables.underflow_tables(result)
     assert len(table.rows) == 3 * len(GROUPS)
     first = result.unscaled("start", "weight gradients", "fp16")

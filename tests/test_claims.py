@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,15 @@ def result_of(found: Sequence[Judgement], arithmetic: Arithmetic | None = None) 
     return ClaimsResult(ClaimsConfig(keys, arithmetic or Arithmetic()), tuple(found))
 
 
+@cache
+def judged_in(arithmetic: Arithmetic) -> tuple[Judgement, ...]:
+    """All claims in another arithmetic: asked for by several tests."""
+    return judge(arithmetic=arithmetic)
+
+
 def changed(verdicts: Mapping[str, Verdict], arithmetic: Arithmetic) -> dict[str, tuple[Outcome, Outcome]]:
     """The verdicts that are others in this arithmetic."""
-    others = {j.claim.key: j.verdict.outcome for j in judge(arithmetic=arithmetic)}
+    others = {j.claim.key: j.verdict.outcome for j in judged_in(arithmetic)}
     assert others.keys() == verdicts.keys()
     return {k: (verdicts[k].outcome, o) for k, o in others.items() if verdicts[k].outcome is not o}
 
@@ -139,7 +146,7 @@ def test_the_verdicts_that_rest_on_ties_to_even(verdicts: Mapping[str, Verdict])
 @pytest.mark.parametrize("mode", sorted({*DETERMINISTIC_MODES} - {"ties_to_even", "toward_zero"}))
 def test_every_arithmetic_has_its_verdicts(mode: str, verdicts: Mapping[str, Verdict]) -> None:
     """Also where nothing becomes zero, or nothing overflows."""
-    for judgement in judge(arithmetic=Arithmetic(mode)):
+    for judgement in judged_in(Arithmetic(mode)):
         assert judgement.verdict.reason
         result_of([judgement], Arithmetic(mode)).to_dict()
     if mode == "toward_positive":

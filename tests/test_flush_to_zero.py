@@ -222,16 +222,23 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Python keeps compiled modules: those of NumPy and others are made under the first switch."""
+    return tmp_path_factory.mktemp("bytecode")
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_a_package_that_was_imported_under_it_is_right_after_the_cure(switch: str, tmp_path: Path) -> None:
+def test_a_package_that_was_imported_under_it_is_right_after_the_cure(switch: str, bytecode: Path) -> None:
     """Not even the compiled modules remember: they are made anew here."""
+    shutil.rmtree(bytecode.joinpath(*Path(lab.__file__).parent.parts[1:]), ignore_errors=True)
     show = "from tests.test_flush_to_zero import fresh_answers; print(fresh_answers())"
     set_it = f"from tests.flushing import switch_on, reset; switch_on({SWITCHES[switch]}); import precision_lab\n"
-    done = run(f"{set_it}reset()\n{show}", PYTHONPYCACHEPREFIX=str(tmp_path))
+    done = run(f"{set_it}reset()\n{show}", PYTHONPYCACHEPREFIX=str(bytecode))
     assert done.stdout == f"{fresh_answers()}\n", done.stderr
-    refused = run(f"{set_it}precision_lab.round_to(1.0, 'bf16')", PYTHONPYCACHEPREFIX=str(tmp_path))
+    refused = run(f"{set_it}precision_lab.round_to(1.0, 'bf16')", PYTHONPYCACHEPREFIX=str(bytecode))
     assert "FloatingPointError: subnormal numbers are flushed" in refused.stderr
-    assert run(show, PYTHONPYCACHEPREFIX=str(tmp_path)).stdout == f"{fresh_answers()}\n"
+    assert run(show, PYTHONPYCACHEPREFIX=str(bytecode)).stdout == f"{fresh_answers()}\n"
 
 
 def test_reading_gives_the_bits_as_they_are(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,37 @@ from precision_lab.experiments import underflow
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
-from precision_lab.training.result import Snapshot
+from precision_lab.training.result import Snapshot, TrainingResult
 
 SMALL = UnderflowConfig(transformer_steps=2, steps=60, batches=3, loss_scale_exponents=(0, 3, 10, 16, 24, 32))
 STAGES = ("start", "middle", "end")
 DIVERGING = UnderflowConfig(transformer_steps=2, optimizer="sgd", learning_rate=1e38, steps=12, batches=2)
+
+
+@cache
+def trained(config: TrainingConfig) -> TrainingResult:
+    return train(config)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def transformers_are_trained_once() -> Iterator[None]:
+    """Nearly all runs have the same one, of two steps, and measure its losses over all the text for seconds."""
+
+    def train_or_remember(config: TrainingConfig, *, progress: Callable[[int], None]) -> TrainingResult:
+        if config.model != "transformer":
+            return train(config, progress=progress)
+        for step in range(1, config.steps + 1):
+            progress(step)
+        return trained(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(underflow, "train", train_or_remember)
+        yield
+
+
+@pytest.fixture
+def transformer_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(underflow, "train", train)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +226,7 @@ def test_too_large_a_scale_is_not_the_best() -> None:
 # ---- the same again, and as JSON ----
 
 
+@pytest.mark.usefixtures("transformer_is_trained")
 def test_the_same_seed_gives_the_same_result(result: UnderflowResult) -> None:
     again = run(SMALL)
     assert again.to_dict() == result.to_dict()
@@ -224,6 +253,7 @@ def test_json(result: UnderflowResult) -> None:
                     assert row == {**vars_of(c), "format": name}
 
 
+@pytest.mark.usefixtures("transformer_is_trained")
 def test_progress() -> None:
     seen: list[tuple[int, int]] = []
     config = UnderflowConfig(

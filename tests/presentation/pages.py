@@ -53,7 +53,7 @@ def finished() -> tuple[Finished, ...]:
         hidden=(8,),
     )
     found: dict[str, Any] = {
-        "underflow": underflow.run(underflow.UnderflowConfig(steps=30, batches=3, hidden=(8,))),
+        "underflow": underflow.run(underflow.UnderflowConfig(transformer_steps=2, steps=30, batches=3, hidden=(8,))),
         "storage": storage.run(trainings),
         "accumulation": accumulation.run(accumulation.AccumulationConfig(exponents=(2, 3), seeds=1, shown=50)),
     }

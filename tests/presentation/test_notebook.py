@@ -100,7 +100,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[type, object]:
         ),
         storage.run(storage.StorageExperimentConfig(configurations=("pure_bf16",), seeds=1, steps=10, sections=())),
         swamping.run(swamping.SwampingConfig(steps=9, batches=1, most_terms=1000)),
-        underflow.run(underflow.UnderflowConfig(steps=9, batches=1)),
+        underflow.run(underflow.UnderflowConfig(transformer_steps=2, steps=9, batches=1)),
         hyperparameters.run(),
         memory.run(),
         claims.run(claims.ClaimsConfig(("fp16-1e-7", "right-shift"))),

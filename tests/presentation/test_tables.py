@@ -13,7 +13,7 @@ from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import plan_tensors
 from precision_lab.analysis.loss_scale_replay import replay
 from precision_lab.analysis.loss_scalers import DynamicLossScale
-from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, run
+from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.numerics.inspection import inspect
 from precision_lab.presentation.tables.formats import formats_table, inspection_table, sources_table, verification_table
 from precision_lab.presentation.tables.loss_scaling import loss_scale_tables, scale_trace_tables
@@ -43,8 +43,12 @@ def test_number(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
-def test_every_table_is_rectangular() -> None:
-    result = run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
+@pytest.fixture(scope="module")
+def result() -> UnderflowResult:
+    return run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
+
+
+def test_every_table_is_rectangular(result: UnderflowResult) -> None:
     for table in (
         formats_table(FORMATS.values()),
         sources_table(FORMATS.values()),
@@ -59,8 +63,7 @@ def test_every_table_is_rectangular() -> None:
         assert table.totals is None or len(table.totals) == len(table.columns)
 
 
-def test_the_table_of_underflow_says_what_the_result_holds() -> None:
-    result = run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
+def test_the_table_of_underflow_says_what_the_result_holds(result: UnderflowResult) -> None:
     (table,) = underflow_tables(result)
     assert len(table.rows) == 3 * len(GROUPS)
     first = result.unscaled("start", "weight gradients", "fp16")

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -79,6 +80,12 @@ def drawn(strategy: st.SearchStrategy[Any], count: int = 200, of: int = 0) -> li
     return found
 
 
+@lru_cache
+def hard_ones(fmt: FloatFormat, carrier: object, count: int, of: int = 0) -> tuple[Any, ...]:
+    """What a seed draws of hard values: asked for by several tests."""
+    return tuple(drawn(hard_values(fmt, carrier), count, of))
+
+
 def simplest(strategy: st.SearchStrategy[Any], condition: Callable[[Any], bool], of: int = 0) -> Any:
     """What Hypothesis shrinks to."""
     found = find(strategy, condition, settings=settings(database=None, max_examples=500), random=random.Random(of))
@@ -93,6 +100,8 @@ def dtype_of(fmt: FloatFormat) -> np.dtype[Any]:
     return fmt.dtype or np.dtype(np.float32)
 
 
+# asked again and again of the same few numbers, in rational arithmetic
+@lru_cache(2**16)
 def around(x: float, fmt: FloatFormat) -> tuple[float, float]:
     """The magnitudes of the format at or below x, and above; where there is none, what would follow."""
     if x == 0:
@@ -101,22 +110,25 @@ def around(x: float, fmt: FloatFormat) -> tuple[float, float]:
     return float(c.k * c.spacing), float((c.k + 1) * c.spacing)
 
 
+@lru_cache(2**16)
 def is_tie(x: float, fmt: FloatFormat) -> bool:
     return x != 0 and reference.candidates(Fraction(abs(x)), fmt).position == Fraction(1, 2)
 
 
-def next_to(x: float, carrier: object) -> set[float]:
+@lru_cache(2**16)
+def next_to(x: float, carrier: object) -> frozenset[float]:
     """The neighbours in the carrier, by its own means."""
     if carrier == FP64:
-        return {math.nextafter(x, math.inf), math.nextafter(x, -math.inf)}
+        return frozenset({math.nextafter(x, math.inf), math.nextafter(x, -math.inf)})
     fmt = get_format(carrier)
     far = [
         reference.round_to(math.nextafter(x, up * math.inf), fmt, f"toward_{word}", saturate=not fmt.has_infinity)
         for up, word in ((1, "positive"), (-1, "negative"))
     ]
-    return set(far)
+    return frozenset(far)
 
 
+@lru_cache(2**16)
 def holds(carrier: object, x: float) -> bool:
     return carrier == FP64 or reference.round_to(x, get_format(carrier), saturate=True) == x
 
@@ -245,6 +257,14 @@ def test_all_midpoints_and_their_neighbours_can_be_drawn() -> None:
     assert {float(x) for x in drawn(values(fmt), 700)} == {s * x for x in magnitudes[:-1] for s in (1, -1)}
 
 
+@lru_cache
+def classes_of_hard_values(fmt: FloatFormat, carrier: str) -> list[tuple[float, set[str]]]:
+    """What 3,000 of them are, each with its number."""
+    numbers = [float(x) for x in hard_ones(fmt, carrier, 3000)]
+    known = {str(x): set(hard_classes(x, fmt, carrier)) for x in numbers}  # with the sign of 0.0
+    return [(x, known[str(x)]) for x in numbers]
+
+
 def hard_classes(x: float, fmt: FloatFormat, carrier: str) -> Iterator[str]:
     """In how many ways a number is hard."""
     yield "negative" if negative(x) else "positive"
@@ -298,7 +318,7 @@ def hard_classes(x: float, fmt: FloatFormat, carrier: str) -> Iterator[str]:
 def test_every_hard_class_is_drawn(fmt: str, carrier: str) -> None:
     """Each ten times in a thousand or more often, but what is drawn differs from one machine to the next."""
     target = get_format(fmt)
-    found = {name for x in drawn(hard_values(fmt, carrier), 3000) for name in hard_classes(float(x), target, carrier)}
+    found = {name for _, names in classes_of_hard_values(target, carrier) for name in names}
     thresholds = ("flush threshold", "subnormal threshold", "overflow threshold")
     wanted = {
         *("positive", "negative", "0.0", "-0.0", "inf", "-inf", "nan", "tie", "above a tie", "below a tie", "value"),
@@ -489,9 +509,9 @@ def differs(a: float, b: float) -> bool:
     return not (a == b and negative(a) == negative(b)) and not (math.isnan(a) and math.isnan(b))
 
 
-def shown(strategy: st.SearchStrategy[Any], casts: dict[str, Cast], correct: Cast) -> dict[str, int]:
+def shown(draw: Callable[[int], Iterable[Any]], casts: dict[str, Cast], correct: Cast) -> dict[str, int]:
     """How many of 1,600 examples show each mistake: eight seeds, since what one draws is not the same everywhere."""
-    examples = [float(x) for number in range(8) for x in drawn(strategy, 200, number)]
+    examples = [float(x) for number in range(8) for x in draw(number)]
     expected = [correct(x) for x in examples]
     return {
         name: sum(differs(cast(x), y) for x, y in zip(examples, expected, strict=True)) for name, cast in casts.items()
@@ -505,24 +525,26 @@ def test_planted_mistakes_are_found(fmt: str, carrier: str) -> None:
     casts = wrong_casts(target, carrier)
     if (fmt, carrier) in [("fp8_e5m2", "fp16"), ("bf16", "fp32")]:  # the carrier ends where the format does
         del casts["binade above max to zero"]
-    found = shown(hard_values(fmt, carrier), casts, right(target))
+    found = shown(partial(hard_ones, target, carrier, 200), casts, right(target))
     assert {name: count for name, count in found.items() if count < 8} == {}
 
 
 def test_a_right_cast_is_not_accused() -> None:
     bf16, fp16 = map(get_format, ("bf16", "fp16"))
     right_one: dict[str, Cast] = {"ml_dtypes": lambda x: float(np.float32(x).astype(ml_dtypes.bfloat16))}
-    assert shown(hard_values("bf16", "fp32"), right_one, right(bf16)) == {"ml_dtypes": 0}
-    assert shown(hard_values("fp16", FP64), {"numpy": lambda x: float(np.float16(x))}, right(fp16)) == {"numpy": 0}
+    assert shown(partial(hard_ones, bf16, "fp32", 200), right_one, right(bf16)) == {"ml_dtypes": 0}
+    also_right: dict[str, Cast] = {"numpy": lambda x: float(np.float16(x))}
+    assert shown(partial(hard_ones, fp16, FP64, 200), also_right, right(fp16)) == {"numpy": 0}
     # and ml_dtypes' own mistake is found: it rounds float64 through float32
     wrong: dict[str, Cast] = {"ml_dtypes": lambda x: float(np.float64(x).astype(ml_dtypes.bfloat16))}
-    assert shown(hard_values("bf16", FP64), wrong, right(bf16))["ml_dtypes"] > 80
+    assert shown(partial(hard_ones, bf16, FP64, 200), wrong, right(bf16))["ml_dtypes"] > 80
 
 
 def test_floats_alone_would_miss_it() -> None:
     """Why the strategies exist."""
-    casts = wrong_casts(get_format("bf16"), FP64)
-    found = shown(st.floats(), {"through float32": casts["through float32"]}, right(get_format("bf16")))
+    bf16 = get_format("bf16")
+    twice = {"through float32": wrong_casts(bf16, FP64)["through float32"]}
+    found = shown(lambda number: drawn(st.floats(), 200, number), twice, right(bf16))
     assert found["through float32"] < 8
 
 
@@ -593,9 +615,9 @@ def test_hard_values_lie_above_ties_as_often_as_below(fmt: str, carrier: str) ->
     target = get_format(fmt)
     thresholds = {target.flush_threshold, target.overflow_threshold, target.subnormal_threshold}
     count = dict.fromkeys(("above a tie", "below a tie"), 0)
-    for x in map(float, drawn(hard_values(fmt, carrier), 3000)):
+    for x, names in classes_of_hard_values(target, carrier):
         if math.isfinite(x) and x != 0 and not {abs(y) for y in next_to(x, carrier)} & thresholds:
-            for name in set(hard_classes(x, target, carrier)) & count.keys():
+            for name in names & count.keys():
                 count[name] += 1
     assert min(count.values()) > max(count.values()) / 3, count
     assert min(count.values()) > 100, count

@@ -1,4 +1,4 @@
-"""ExponentHistogram: one pass over the data, made before the question was asked.
+"""ExponentHistogram: exact counts that answer any format and loss scale afterwards.
 
 Whether a value is flushed, subnormal or overflows in a format depends on its magnitude alone, and only on a few
 thresholds: half the smallest subnormal, the middle between the largest subnormal and the smallest normal, the middle

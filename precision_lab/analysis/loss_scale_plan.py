@@ -84,7 +84,7 @@ class LossScalePlan(Shown):
         highest, sufficient = self.largest_safe, self.smallest_sufficient
         marks = [1.0, *(s for s in (highest, self._safe(self.margin), sufficient) if s is not None)]
         if sufficient is not None and sufficient < 1:
-            marks.remove(sufficient)  # smaller scales would do, but nobody asks
+            marks.remove(sufficient)  # smaller scales would do, but are not reported
         low = _LEAST if highest is None else max(log2_of_power_of_two(min(marks)) - 2, _LEAST)
         high = _MOST if sufficient is None else min(log2_of_power_of_two(max(marks)) + 2, _MOST)
         return range(low, high + 1)

@@ -1,4 +1,4 @@
-"""The doors of the first floor: `formats`, `inspect`, `verify`."""
+"""Commands about single numbers and formats: `formats`, `inspect`, `verify`."""
 
 from __future__ import annotations
 

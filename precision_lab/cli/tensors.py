@@ -38,7 +38,7 @@ def scan(
     processes: int | None,
     dask: str | None,
 ) -> None:
-    """Say what each format would do to tensors.
+    """Report what each format would do to tensors.
 
     How many elements of every tensor would be flushed to zero, become subnormal or overflow. A FILE is .safetensors,
     .npz, .npy, .pt or .pth (which need torch, and nothing in them is run), a folder of them, or the .json of a run that
@@ -110,7 +110,7 @@ def loss_scale(
     figure: Path | None,
     dtype: str | None,
 ) -> None:
-    """Say which loss scale gradients need, or replay how a framework moves it.
+    """Report which loss scale gradients need, or replay how a framework moves it.
 
     With FILEs of gradients (as for scan): the loss scales at which nothing is flushed, those at which nothing
     overflows, and which to choose. With a TRACE, the largest unscaled |gradient| of each step: which steps a
@@ -191,7 +191,7 @@ def _replay_loss_scale(
 def accumulation(
     files: tuple[Path, ...], fmt: str, squares: bool, limit: int, seed: int, data: Path | None, dtype: str | None
 ) -> None:
-    """Say what summing a tensor in a narrow format comes to.
+    """Report what summing a tensor in a narrow format comes to.
 
     Adds up the first elements of every tensor in seven ways, every step rounded, and compares with the exact sum: one
     after the other, stochastically rounded, in blocks, compensated (Kahan, Neumaier), in pairs, with a float32
@@ -231,7 +231,7 @@ def swamping(
     figure: Path | None,
     dtype: str | None,
 ) -> None:
-    """Say which weights would stand still.
+    """Report which weights would stand still.
 
     Which tensors of a checkpoint lose their updates when they are stored in a format, worst first: the real updates, or
     any of a given size. The default format is the 16-bit one that the weights are stored in, or bf16. Files are read

@@ -35,7 +35,7 @@ def hyperparameters(
     figure: Path | None,
     **asked: float | None,
 ) -> None:
-    """Say what an optimizer's constants become.
+    """Report what an optimizer's constants become.
 
     Whether lr, beta1, beta2, eps, 1 - lr*weight_decay and the bias corrections survive in a format, what follows if
     they do not, and the closest value that would. What is not given is torch's default; without -f: fp16 and bf16.
@@ -84,7 +84,7 @@ def hyperparameters(
 def memory(
     parameters: str, optimizer: str, chosen: tuple[str, ...], activations: str, ranks: int, data: Path | None
 ) -> None:
-    """Say what each storage configuration takes in bytes.
+    """Report what each storage configuration takes in bytes.
 
     Every buffer that training holds from step to step, by format; with --ranks also what ZeRO leaves on each and what a
     step sends over the network. Activations come on top, in the format that each configuration keeps them in.

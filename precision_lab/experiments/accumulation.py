@@ -8,7 +8,7 @@ What to look for
 ----------------
 *Stagnation.* One term after the other, the running sum in bf16 stops near 2^8: half its spacing is then larger than any
 term, and whatever is added is lost. Ten terms or ten million, the answer is the same. The worst-case bound n u has been
-above 100 % since n = 256, so nobody can complain.
+above 100 % since n = 256, so the bound is vacuous.
 
 *Order.* Pairs need log2(n) additions in a row instead of n, and do nearly as well as a float32 accumulator. Blocks only
 put the problem off: their totals are summed one after the other too.

@@ -90,7 +90,7 @@ def run(
         Nothing can be kept in the folder.
 
     """
-    # before the work: who edits a source while it runs shall not have the result taken for that of the new one
+    # digest before running, so that an edit during the run invalidates the result
     states = {name: digest(EXPERIMENTS[name], config) for name, config in configs.items()}
     if executor is None:
         for name, config in configs.items():

@@ -221,7 +221,7 @@ BLOCKS = 80
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What is kept of a `TrainingResult`: everything but what has a value for every step.
+    """Summary of a training run: a `TrainingResult` without its per-step series.
 
     Attributes
     ----------

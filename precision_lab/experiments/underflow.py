@@ -121,7 +121,7 @@ class UnderflowConfig(PlainData):
             batch_size=16,
             seed=self.seed,
             histogram_steps=tuple(looks),
-            measure_every=self.transformer_steps,  # nobody asks
+            measure_every=self.transformer_steps,  # not used
         )
 
     @property

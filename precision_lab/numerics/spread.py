@@ -1,4 +1,4 @@
-"""Pure tasks on any executor: this process, other processes, a cluster.
+"""Run independent tasks on an executor (this process, other processes, a cluster), in order of completion.
 
 What is long here is always the same: many independent pieces (slices of a file, ranges of bit patterns, runs of a
 sweep) whose results are exact and add up in any order. So a piece may be done anywhere, and again where a worker was

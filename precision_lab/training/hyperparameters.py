@@ -76,7 +76,7 @@ def severity_of(effect_error: float) -> Severity:
     """Return the severity of a relative change of an effect.
 
     ``ok`` is up to 1 %, ``note`` up to 10 %, ``warning`` more; ``fatal`` is a tenth or less, ten times or more, or NaN:
-    the hyperparameter does no longer what it is for.
+    the hyperparameter no longer has its effect.
 
     Examples
     --------

@@ -172,4 +172,4 @@ UPDATE_RULES: Mapping[str, UpdateRule] = {
     "collage_light": UpdateRule(_as_pair, {"second_word": "weights"}),
     "collage_plus": UpdateRule(_as_pair, {"second_word": "weights", "second_moment_word": "second_moment"}),
 }
-"""How a new weight is stored: rounded one way or the other, or with what the rounding lost kept beside it."""
+"""How a new weight is stored: rounded to nearest or stochastically, or with a second word that holds the rounding error."""

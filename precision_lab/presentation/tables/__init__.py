@@ -1,4 +1,4 @@
-"""Results as rows of text, by topic; whoever shows them chooses how.
+"""Tables of results by topic, independent of how they are rendered.
 
 `tables_of` in `table` knows the tables of every type of result.
 """

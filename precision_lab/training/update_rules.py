@@ -172,4 +172,4 @@ UPDATE_RULES: Mapping[str, UpdateRule] = {
     "collage_light": UpdateRule(_as_pair, {"second_word": "weights"}),
     "collage_plus": UpdateRule(_as_pair, {"second_word": "weights", "second_moment_word": "second_moment"}),
 }
-"""How a new weight is stored: rounded to nearest or stochastically, or with a second word that holds the rounding error."""
+"""How a new weight is stored: rounded to nearest or stochastically, or with a second word for the rounding error."""

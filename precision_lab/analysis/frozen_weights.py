@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.counting import BLOCK, MOST, merged, share, take_zeros, taken
 from precision_lab.numerics.environment import load_kernels
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, is_number
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import as_carrier, compiled_rounding
@@ -102,7 +102,7 @@ class WeightGaps(PlainData):
     gaps: dict[Gaps, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, weights: ArrayLike, fmt: object) -> Self:
+    def of(cls, weights: ArrayLike, fmt: FormatLike) -> Self:
         """Count the elements of an array.
 
         Parameters
@@ -227,7 +227,7 @@ def _gaps(fmt: FloatFormat, exponent: int, kind: int, negative: bool) -> Gaps:
     return Gaps(outward, outward_tie, inward, inward_tie)
 
 
-def frozen_fraction(weights: ArrayLike, update_sizes: ArrayLike, fmt: object) -> tuple[Frozen, ...]:
+def frozen_fraction(weights: ArrayLike, update_sizes: ArrayLike, fmt: FormatLike) -> tuple[Frozen, ...]:
     """Say which share of weights, stored in a format, updates of given magnitudes cannot move; ties to even.
 
     Parameters

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.counting import MOST, give_back, share, take_zeros
 from precision_lab.numerics.environment import load_kernels
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import is_integer, is_number
 from precision_lab.numerics.rounding import as_carrier
 from precision_lab.support.environment import require_gradual_underflow
@@ -253,7 +253,7 @@ class ExponentHistogram(PlainData, Shown):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def flushed(self, fmt: object, loss_scale: float = 1) -> int:
+    def flushed(self, fmt: FormatLike, loss_scale: float = 1) -> int:
         """Return how many finite non-zero elements become zero in the format after multiplication by `loss_scale`.
 
         Raises
@@ -266,20 +266,20 @@ class ExponentHistogram(PlainData, Shown):
         fmt = get_format(fmt)
         return self._below(fmt.flush_threshold, loss_scale, inclusive=True)
 
-    def subnormal(self, fmt: object, loss_scale: float = 1) -> int:
+    def subnormal(self, fmt: FormatLike, loss_scale: float = 1) -> int:
         """Return how many elements become subnormal, neither zero nor normal; otherwise as `flushed`."""
         fmt = get_format(fmt)
         if fmt.mantissa_bits == 0:  # there are no subnormals
             return 0
         return self._below(fmt.subnormal_threshold, loss_scale, inclusive=False) - self.flushed(fmt, loss_scale)
 
-    def overflowed(self, fmt: object, loss_scale: float = 1) -> int:
+    def overflowed(self, fmt: FormatLike, loss_scale: float = 1) -> int:
         """Return how many finite elements do not stay finite, or are clamped; otherwise as `flushed`."""
         fmt = get_format(fmt)
         stays = self._below(fmt.overflow_threshold, loss_scale, inclusive=not fmt.overflow_inclusive)
         return self.nonzero - stays
 
-    def conversion(self, fmt: object, loss_scale: float = 1) -> Conversion:
+    def conversion(self, fmt: FormatLike, loss_scale: float = 1) -> Conversion:
         """Return all counts of a conversion at once; raises as `flushed`."""
         fmt, k = get_format(fmt), log2_of_power_of_two(loss_scale)
         flushed, below, stays = (self._before(place, k) for place in _places(fmt))

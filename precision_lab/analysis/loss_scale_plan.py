@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.loss_scalers import check_integer, power_text
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
@@ -199,7 +199,7 @@ def _of(part: int, conversion: Conversion) -> str:
     return f"{part:,} of {whole:,} nonzero elements ({100 * part / whole:.3g} %)"
 
 
-def plan_loss_scale(histogram: ExponentHistogram, fmt: object, *, margin: int = 1) -> LossScalePlan:
+def plan_loss_scale(histogram: ExponentHistogram, fmt: FormatLike, *, margin: int = 1) -> LossScalePlan:
     """Ask what every power of two would do as a loss scale, and which to choose.
 
     Parameters
@@ -258,7 +258,9 @@ class TensorPlans(PlainReport, Shown):
         }
 
 
-def plan_tensors(histograms: Iterable[tuple[str, ExponentHistogram]], fmt: object, *, margin: int = 1) -> TensorPlans:
+def plan_tensors(
+    histograms: Iterable[tuple[str, ExponentHistogram]], fmt: FormatLike, *, margin: int = 1
+) -> TensorPlans:
     """Plan one loss scale for named tensors; parameters and errors as `plan_loss_scale`."""
     plans = [(name, plan_loss_scale(histogram, fmt, margin=margin)) for name, histogram in histograms]
     total = plan_loss_scale(ExponentHistogram.total(p.histogram for _, p in plans), fmt, margin=margin)

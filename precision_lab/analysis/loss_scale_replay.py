@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from precision_lab.analysis.loss_scalers import LossScale, scale_text
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.rounding import as_carrier
 from precision_lab.support.environment import require_gradual_underflow
@@ -150,7 +150,7 @@ class ScaleTrace(Shown):
         }
 
 
-def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: object) -> ScaleTrace:
+def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: FormatLike) -> ScaleTrace:
     """Say what a scaler would have done to a run whose largest gradients were recorded.
 
     A step overflows, and is skipped, if S times its largest magnitude does not stay finite in the format, ties_to_even:

@@ -15,7 +15,7 @@ from typing import Any
 
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.recording import Recording, is_recording, read_recording
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.spread import completed
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import PlainReport, header
@@ -102,9 +102,9 @@ class ScanResult(PlainReport, Shown):
 def scan(
     paths: TensorSource | Iterable[TensorSource],
     *,
-    formats: Sequence[object] = DEFAULT_FORMATS,
+    formats: Sequence[FormatLike] = DEFAULT_FORMATS,
     loss_scale: float = 1,
-    dtype: object = None,
+    dtype: FormatLike | None = None,
     executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScanResult:
@@ -163,7 +163,7 @@ def scan_recording(
     recording: Recording,
     file: Path | None = None,
     *,
-    formats: Sequence[object] = DEFAULT_FORMATS,
+    formats: Sequence[FormatLike] = DEFAULT_FORMATS,
     loss_scale: float = 1,
 ) -> ScanResult:
     """Return the gradients of a recorded run as if they had been scanned; those that were never there as skipped.

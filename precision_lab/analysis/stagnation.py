@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from precision_lab.analysis.counting import BLOCK
 from precision_lab.numerics.environment import load_kernels
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import _stream, as_carrier, random_numbers, round_to
@@ -53,7 +53,7 @@ class SwampingThresholds(Shown):
     subtract_must: Threshold
 
 
-def swamping_thresholds(fmt: object) -> SwampingThresholds:
+def swamping_thresholds(fmt: FormatLike) -> SwampingThresholds:
     """Return the ratios w/u from which an addition can, and must, vanish, and the same for a subtraction.
 
     Parameters
@@ -175,7 +175,7 @@ class Stagnation(Shown):
 
 
 def stagnation(
-    fmt: object,
+    fmt: FormatLike,
     series: Series,
     mode: str = "ties_to_even",
     *,

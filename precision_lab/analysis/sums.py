@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum, Terms, accumulate, rounded_sum
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted, is_integer
 from precision_lab.numerics.rounding import as_carrier
 from precision_lab.support.plain import PlainReport, header, number
@@ -58,7 +58,7 @@ WAYS: dict[str, Way] = {
 """The ways, by name; blocks have 64 terms."""
 
 
-def sum_every_way(terms: ArrayLike, fmt: object, *, seed: int = 0) -> dict[str, AccumulationTrace]:
+def sum_every_way(terms: ArrayLike, fmt: FormatLike, *, seed: int = 0) -> dict[str, AccumulationTrace]:
     """Add up the terms in each of `WAYS`.
 
     Parameters
@@ -168,12 +168,12 @@ class SumsResult(PlainReport, Shown):
 
 def sum_tensors(
     paths: str | Path | Iterable[str | Path],
-    fmt: object,
+    fmt: FormatLike,
     *,
     squares: bool = False,
     limit: int = 2**18,
     seed: int = 0,
-    dtype: object = None,
+    dtype: FormatLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SumsResult:
     """Add up every tensor of the files in each of `WAYS`.

@@ -11,7 +11,7 @@ from typing import Any
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.recording import Recording
 from precision_lab.analysis.updates import UpdateReport, update_report
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
@@ -109,7 +109,7 @@ def _by_format(reports: Sequence[UpdateReport]) -> dict[str, Any]:
     return {report.format.name: report.to_dict() for report in reports}
 
 
-def default_formats(weights: TensorSource, *, dtype: object = None) -> tuple[FloatFormat, ...]:
+def default_formats(weights: TensorSource, *, dtype: FormatLike | None = None) -> tuple[FloatFormat, ...]:
     """Return the 16-bit formats that the tensors of floats are stored in, bf16 if there are none."""
     found = {info.dtype for info in list_tensors(weights, dtype=_raw(dtype)) if not info.skipped}
     return tuple(f for f in FORMATS.values() if f.dtype is not None and f.bits == 16 and f.dtype.name in found) or (
@@ -121,8 +121,8 @@ def scan_frozen(
     weights: TensorSource,
     update_sizes: Sequence[float],
     *,
-    formats: Sequence[object] = (),
-    dtype: object = None,
+    formats: Sequence[FormatLike] = (),
+    dtype: FormatLike | None = None,
     progress: Progress | None = None,
 ) -> FrozenScan:
     """Read every tensor of weights once, in bounded memory, and ask which of them updates of given sizes cannot move.
@@ -169,8 +169,8 @@ def scan_updates(
     weights: TensorSource,
     updates: TensorSource,
     *,
-    formats: Sequence[object] = (),
-    dtype: object = None,
+    formats: Sequence[FormatLike] = (),
+    dtype: FormatLike | None = None,
     progress: Progress | None = None,
 ) -> UpdateScan:
     """Read weights and their updates once, in bounded memory, and report what becomes of the updates; ties to even.
@@ -226,9 +226,9 @@ def recorded_updates(recording: Recording, file: Path | None = None) -> UpdateSc
     return UpdateScan(tuple(tensors), (), formats)
 
 
-def _raw(dtype: object) -> FloatFormat | None:
+def _raw(dtype: FormatLike | None) -> FloatFormat | None:
     return None if dtype is None else get_format(dtype)
 
 
-def _formats(weights: TensorSource, formats: Sequence[object], dtype: object) -> tuple[FloatFormat, ...]:
+def _formats(weights: TensorSource, formats: Sequence[FormatLike], dtype: FormatLike | None) -> tuple[FloatFormat, ...]:
     return tuple(dict.fromkeys(map(get_format, formats))) or default_formats(weights, dtype=dtype)

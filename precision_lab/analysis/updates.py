@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 from precision_lab.analysis.counting import BLOCK, MOST, give_back, merged, share, take_zeros, taken
 from precision_lab.numerics.accumulation import nonzero_cells
 from precision_lab.numerics.environment import load_kernels
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding
@@ -103,7 +103,7 @@ class UpdateReport(PlainData, Shown):
     sums: tuple[_Sum, _Sum, _Sum]
 
     @classmethod
-    def empty(cls, fmt: object, mode: str = "ties_to_even") -> Self:
+    def empty(cls, fmt: FormatLike, mode: str = "ties_to_even") -> Self:
         """Return the report on nothing, the neutral element of ``+``."""
         return cls(get_format(fmt), get_mode(mode), 0, 0, 0, 0, 0, 0, {}, {}, (0, 0, 0))
 
@@ -177,7 +177,7 @@ _COUNTS = ("count", "nonzero", "lost", "overflowed", "nonfinite", "zero_weights"
 def update_report(
     weights: ArrayLike,
     updates: ArrayLike,
-    fmt: object,
+    fmt: FormatLike,
     mode: str = "ties_to_even",
     *,
     rng: int | tuple[int, int] | None = None,
@@ -230,7 +230,7 @@ def update_report(
     return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
 
 
-def update_outcomes(weights: ArrayLike, updates: ArrayLike, fmt: object) -> NDArray[np.uint8]:
+def update_outcomes(weights: ArrayLike, updates: ArrayLike, fmt: FormatLike) -> NDArray[np.uint8]:
     """Return what becomes of each update, ties to even: `LOST`, `MOVED`, or `NO_UPDATE`.
 
     The last is what `update_report` does not count as `nonzero`; updates that overflow are `MOVED`. The shape is that

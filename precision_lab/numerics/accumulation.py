@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import (
@@ -302,11 +302,11 @@ def _constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
 
 def accumulate(
     terms: ArrayLike | Terms,
-    fmt: object,
+    fmt: FormatLike,
     *,
     method: str = "sequential",
     mode: str = "ties_to_even",
-    accumulator: object = None,
+    accumulator: FormatLike | None = None,
     block: int = 64,
     rng: RandomSource = None,
 ) -> AccumulationTrace:
@@ -378,11 +378,11 @@ def accumulate(
 
 def rounded_sum(
     terms: ArrayLike | Terms,
-    fmt: object,
+    fmt: FormatLike,
     *,
     method: str = "sequential",
     mode: str = "ties_to_even",
-    accumulator: object = None,
+    accumulator: FormatLike | None = None,
     block: int = 64,
     rng: RandomSource = None,
 ) -> RoundedSum:
@@ -405,7 +405,7 @@ class _Asked(NamedTuple):
     block: int
 
 
-def _asked(fmt: object, method: str, mode: str, accumulator: object, block: int) -> _Asked:
+def _asked(fmt: FormatLike, method: str, mode: str, accumulator: FormatLike | None, block: int) -> _Asked:
     fmt = get_format(fmt)
     wide = fmt if accumulator is None else get_format(accumulator)
     rounding_mode = get_mode(mode)

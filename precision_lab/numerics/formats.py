@@ -31,6 +31,9 @@ import numpy as np
 from precision_lab.support.plain import register
 from precision_lab.support.shown import Shown
 
+FormatLike: TypeAlias = "FloatFormat | str | np.dtype[Any] | type"
+"""What `get_format` takes: a format, one of its names, or the dtype of one."""
+
 Specials: TypeAlias = Literal["ieee", "fn", "fnuz", "finite"]
 SPECIALS: tuple[Specials, ...] = ("ieee", "fn", "fnuz", "finite")
 
@@ -299,7 +302,7 @@ ALIASES: dict[str, str] = {
 }
 
 
-def get_format(spec: object) -> FloatFormat:
+def get_format(spec: FormatLike) -> FloatFormat:
     """Return the format that `spec` names.
 
     Parameters
@@ -327,7 +330,7 @@ def get_format(spec: object) -> FloatFormat:
             return FloatFormat.ieee(int(custom[1]), int(custom[2]))
     else:
         try:
-            name = np.dtype(spec).name  # type: ignore[call-overload]
+            name = np.dtype(spec).name
         except TypeError:
             name = ""
         if ALIASES.get(name, name) in FORMATS:

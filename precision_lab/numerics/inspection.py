@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from precision_lab.numerics import reference
-from precision_lab.numerics.environment import require_gradual_underflow
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import is_integer, is_number
 from precision_lab.numerics.reference import floor_log2
+from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.shown import Shown
 
 
@@ -168,7 +168,7 @@ def _spacing(value: float, fmt: FloatFormat) -> float:
     return math.ldexp(1.0, max(exponent, fmt.emin) - fmt.mantissa_bits)
 
 
-def inspect(number: Fraction | float | int | np.integer[Any] | np.floating[Any], fmt: object) -> Inspection:
+def inspect(number: Fraction | float | int | np.integer[Any] | np.floating[Any], fmt: FormatLike) -> Inspection:
     """Round one number (ties_to_even) into a format and take the result apart.
 
     Parameters

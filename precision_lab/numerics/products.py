@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import RandomSource, as_carrier, random_stream, round_to
@@ -34,9 +34,9 @@ def dot(
     a: ArrayLike,
     b: ArrayLike,
     *,
-    inputs: object = None,
-    accumulator: object,
-    output: object = None,
+    inputs: FormatLike | None = None,
+    accumulator: FormatLike,
+    output: FormatLike | None = None,
     round_products: bool = False,
     mode: str = "ties_to_even",
     rng: RandomSource = None,
@@ -67,7 +67,7 @@ def dot(
     return product[0, 0]
 
 
-def _operands(a: ArrayLike, b: ArrayLike, inputs: object) -> tuple[Array, Array, np.dtype[Any]]:
+def _operands(a: ArrayLike, b: ArrayLike, inputs: FormatLike | None) -> tuple[Array, Array, np.dtype[Any]]:
     """Return both matrices as float32, rounded to `inputs`, and the dtype of the result."""
     source = None if inputs is None else get_format(inputs)
     left, of_left = _taken(a, source, "a")
@@ -81,9 +81,9 @@ def matmul(
     a: ArrayLike,
     b: ArrayLike,
     *,
-    inputs: object = None,
-    accumulator: object,
-    output: object = None,
+    inputs: FormatLike | None = None,
+    accumulator: FormatLike,
+    output: FormatLike | None = None,
     round_products: bool = False,
     mode: str = "ties_to_even",
     rng: RandomSource = None,
@@ -288,7 +288,12 @@ def _require_gradual_underflow_of_blas(left: Array, right: Array) -> None:
 
 
 def matmul_fp32_accumulate(
-    a: ArrayLike, b: ArrayLike, *, inputs: object = None, output: object = None, mode: str = "ties_to_even"
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    inputs: FormatLike | None = None,
+    output: FormatLike | None = None,
+    mode: str = "ties_to_even",
 ) -> Array:
     """Return the product of two matrices with exact products and float32 sums: tensor-core style, by NumPy's BLAS.
 

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted, integers_as_doubles, refuse_masked
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.plans import Kernel, Plan, decode_exactly, decode_table, encode_plan, plan_of
@@ -135,7 +135,7 @@ def _round_randomly(plan: Plan, x: Array, out: Array, rng: RandomSource) -> None
 
 def round_to(
     x: ArrayLike,
-    fmt: object,
+    fmt: FormatLike,
     mode: str = "ties_to_even",
     *,
     subnormals: bool = True,
@@ -248,7 +248,7 @@ def random_numbers(seed: int, first: int, count: int) -> NDArray[np.uint16]:
     return numbers
 
 
-def code_dtype(fmt: object) -> np.dtype[Any]:
+def code_dtype(fmt: FormatLike) -> np.dtype[Any]:
     """Return the unsigned dtype that holds the format's codes: uint8, uint16 or uint32, right-aligned."""
     bits = get_format(fmt).bits
     return np.dtype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
@@ -256,7 +256,7 @@ def code_dtype(fmt: object) -> np.dtype[Any]:
 
 def encode(
     x: ArrayLike,
-    fmt: object,
+    fmt: FormatLike,
     mode: str = "ties_to_even",
     *,
     subnormals: bool = True,
@@ -283,7 +283,7 @@ def encode(
 
 def cast(
     x: ArrayLike,
-    fmt: object,
+    fmt: FormatLike,
     mode: str = "ties_to_even",
     *,
     subnormals: bool = True,
@@ -307,7 +307,7 @@ def cast(
     return _scalar_if_0d(codes.view(fmt.dtype))
 
 
-def decode(codes: ArrayLike, fmt: object, dtype: Any = np.float32) -> Array:
+def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = np.float32) -> Array:
     """Return the values of codes.
 
     Parameters
@@ -343,7 +343,7 @@ def decode(codes: ArrayLike, fmt: object, dtype: Any = np.float32) -> Array:
     return _scalar_if_0d(np.asarray(values))
 
 
-def spacing(x: ArrayLike, fmt: object) -> Array:
+def spacing(x: ArrayLike, fmt: FormatLike) -> Array:
     """Return the distance between neighbouring values of the format in the binade of x (its ulp).
 
     That is 2^(e - mantissa_bits) with e = floor(log2(abs(x))) held within emin..emax; for zero the smallest subnormal;
@@ -358,7 +358,7 @@ def spacing(x: ArrayLike, fmt: object) -> Array:
     return _scalar_if_0d(np.where(finite, result, array.dtype.type(np.nan)))
 
 
-def neighbours(x: ArrayLike, fmt: object) -> tuple[Array, Array]:
+def neighbours(x: ArrayLike, fmt: FormatLike) -> tuple[Array, Array]:
     """Return the largest value of the format below x and the smallest above x, both strictly.
 
     Where there is none (beyond the largest value of a format without infinities, beyond infinity, for NaN) it is NaN.
@@ -380,7 +380,7 @@ def _above(array: Array, fmt: FloatFormat) -> Array:
     return np.where(np.isnan(array) | (array == infinity), array.dtype.type(np.nan), above)
 
 
-def is_representable(x: ArrayLike, fmt: object) -> NDArray[np.bool_]:
+def is_representable(x: ArrayLike, fmt: FormatLike) -> NDArray[np.bool_]:
     """Return where rounding into the format changes nothing: neither the value nor the sign of a zero.
 
     NaN counts as representable where the format has a NaN. Errors as `round_to`.

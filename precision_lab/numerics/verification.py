@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab.numerics import reference
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import cast, code_dtype, decode, round_to, spacing
 
@@ -103,7 +103,7 @@ def differing_patterns(fmt: FloatFormat, patterns: Patterns) -> Patterns:
 
 
 def verify_against_ml_dtypes(
-    fmt: object,
+    fmt: FormatLike,
     *,
     exhaustive: bool = False,
     executor: Executor | None = None,
@@ -186,7 +186,7 @@ def _spread(fmt: FloatFormat, executor: Executor, progress: Callable[[int, int],
 
 
 def verify_against_reference(
-    fmt: object, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    fmt: FormatLike, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> Verification:
     """Compare all modes, both carriers and both switches with exact arithmetic.
 

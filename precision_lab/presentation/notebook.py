@@ -13,7 +13,7 @@ from html import escape
 from urllib.parse import quote
 
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.presentation.tables.table import BIT_COLORS, tables_of
 
 _BAR, _GREY = "#7f93a3", "#888888"  # readable on white and on black
@@ -46,7 +46,7 @@ def layout_picture(fmt: FloatFormat) -> str:
     return _image(x, size + 20, boxes, f"The {fmt.bits} bits of {fmt.name}: {words}")
 
 
-def histogram_picture(histogram: ExponentHistogram, fmt: object = "fp16") -> str:
+def histogram_picture(histogram: ExponentHistogram, fmt: FormatLike = "fp16") -> str:
     """Return a histogram as an image: a bar for each binade, zeros apart on the left, the limits of a format marked."""
     fmt = get_format(fmt)
     binades = histogram.binades

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.tensors.info import Chunks, TensorInfo, TensorSource
 from precision_lab.tensors.reading import list_tensors, open_tensors, read_tensors
 
@@ -50,7 +50,7 @@ class Walk:
         self,
         places: Iterable[TensorSource],
         *,
-        dtype: object = None,
+        dtype: FormatLike | None = None,
         progress: Progress | None = None,
         chunk_bytes: int | None = None,
     ) -> None:

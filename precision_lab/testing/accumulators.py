@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.testing.accumulator_model import Model, reproduced
 from precision_lab.testing.accumulator_order import order_of
@@ -45,7 +45,7 @@ _TRIALS = 50
 
 
 def check_accumulator(
-    dot: Dot, source: object = "fp32", *, length: int = 64, lengths: Sequence[int] = (8, 17, 33), seed: int = 0
+    dot: Dot, source: FormatLike = "fp32", *, length: int = 64, lengths: Sequence[int] = (8, 17, 33), seed: int = 0
 ) -> AccumulatorReport:
     """Find out how a dot product adds.
 

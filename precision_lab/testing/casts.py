@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import Array
 from precision_lab.support.environment import require_gradual_underflow
@@ -32,7 +32,7 @@ NAN_RULES = ("any", "quiet", "payload", "ignore")
 Cast = Callable[[Array], Any]
 
 
-def assert_cast(cast: Cast, source: object, target: object, **options: Any) -> None:
+def assert_cast(cast: Cast, source: FormatLike, target: FormatLike, **options: Any) -> None:
     """Raise AssertionError, with the report as its text, unless `check_cast` finds nothing wrong.
 
     Parameters
@@ -48,8 +48,8 @@ def assert_cast(cast: Cast, source: object, target: object, **options: Any) -> N
 
 def check_cast(
     cast: Cast,
-    source: object,
-    target: object,
+    source: FormatLike,
+    target: FormatLike,
     *,
     mode: str = "ties_to_even",
     subnormals: bool = True,
@@ -119,7 +119,9 @@ def check_cast(
         return Check(spec, caller, time_limit, progress).run(bool(exhaustive), seed)
 
 
-def _checked_spec(source: object, target: object, mode: str, subnormals: bool, saturate: bool, nan: str) -> Spec:
+def _checked_spec(
+    source: FormatLike, target: FormatLike, mode: str, subnormals: bool, saturate: bool, nan: str
+) -> Spec:
     rounding = get_mode(mode)
     if rounding is RoundingMode.STOCHASTIC:
         raise ValueError(

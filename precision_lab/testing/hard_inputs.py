@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.rounding import Array, as_carrier, code_dtype, decode, encode, spacing
 
 _WIDTHS = (11, 24, 38)  # significand bits of fp16 and tf32, of float32, and something between that and float64
@@ -78,7 +78,7 @@ class Source:
         return np.asarray(encode(values, self.format, "toward_zero"))
 
 
-def get_source(spec: object) -> Source:
+def get_source(spec: FormatLike) -> Source:
     """Return the source that `spec` names: ``float64`` (``fp64``, ``double``) or a format (see `get_format`).
 
     Raises

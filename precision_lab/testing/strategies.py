@@ -40,7 +40,7 @@ from hypothesis.errors import InvalidArgument
 from hypothesis.extra import numpy as of_numpy
 from numpy.typing import NDArray
 
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import code_dtype
 from precision_lab.support.environment import require_gradual_underflow
@@ -49,7 +49,7 @@ Strategy: TypeAlias = st.SearchStrategy[Any]
 Draw: TypeAlias = st.DrawFn
 
 
-def codes(fmt: object) -> st.SearchStrategy[int]:
+def codes(fmt: FormatLike) -> st.SearchStrategy[int]:
     """Draw codes of the format, all 2^bits of them, NaN included; in the order of their values, not of the integers.
 
     Simplest is 0, then the code of 1. Zeros, subnormals, powers of two, the ends of the range and specials are
@@ -61,7 +61,7 @@ def codes(fmt: object) -> st.SearchStrategy[int]:
 
 
 def values(
-    fmt: object,
+    fmt: FormatLike,
     *,
     allow_nan: bool | None = None,
     allow_infinity: bool | None = None,
@@ -128,7 +128,7 @@ def values(
     return _codes(fmt, first, last, allow_subnormal, allow_infinity, allow_nan).map(_scalar_of_code(fmt))
 
 
-def midpoints(fmt: object, *, carrier: object = None) -> Strategy:
+def midpoints(fmt: FormatLike, *, carrier: FormatLike | None = None) -> Strategy:
     """Draw ties of the format: numbers halfway between two neighbours, of either sign, as scalars of a carrier.
 
     The overflow threshold is among them, halfway between the largest value and what would follow it, and so is the
@@ -152,7 +152,7 @@ def midpoints(fmt: object, *, carrier: object = None) -> Strategy:
     return _ties(fmt, _carrier(carrier or (np.float32 if fmt.mantissa_bits < 23 else np.float64)), ((True, 0),))
 
 
-def near_midpoints(fmt: object, carrier: object = np.float32) -> Strategy:
+def near_midpoints(fmt: FormatLike, carrier: FormatLike = np.float32) -> Strategy:
     """Draw the values of the carrier next to a tie of the format, below and above.
 
     Whoever rounds them twice, truncates what lies below the tie, or forgets one of the lower bits, is off by one. A
@@ -173,7 +173,7 @@ def near_midpoints(fmt: object, carrier: object = np.float32) -> Strategy:
     return _ties(_format(fmt), _carrier(carrier), ((True, 1), (True, -1)))
 
 
-def hard_values(fmt: object, carrier: object = np.float32) -> Strategy:
+def hard_values(fmt: FormatLike, carrier: FormatLike = np.float32) -> Strategy:
     """Draw values of the carrier at which a cast to the format may go wrong.
 
     Almost half are landmarks: the flush threshold, that of subnormals and that of overflow, the smallest value, the
@@ -197,7 +197,7 @@ def hard_values(fmt: object, carrier: object = np.float32) -> Strategy:
     return _ties(fmt, wide, (*kinds, _ANY, *[_LANDMARK] * 6))
 
 
-def arrays(fmt: object, shape: Any, *, elements: Strategy | None = None) -> st.SearchStrategy[NDArray[Any]]:
+def arrays(fmt: FormatLike, shape: Any, *, elements: Strategy | None = None) -> st.SearchStrategy[NDArray[Any]]:
     """Draw arrays of the format's dtype (float32 for formats without one).
 
     Parameters
@@ -259,7 +259,7 @@ def rounding_modes(*, stochastic: bool = False) -> st.SearchStrategy[RoundingMod
 # ---- codes and values ----
 
 
-def _format(spec: object) -> FloatFormat:
+def _format(spec: FormatLike) -> FloatFormat:
     require_gradual_underflow()
     try:
         return get_format(spec)
@@ -453,10 +453,10 @@ class _Carrier(NamedTuple):
         return x + direction * step
 
 
-def _carrier(spec: object) -> _Carrier:
+def _carrier(spec: FormatLike) -> _Carrier:
     try:
         # NumPy asks a FloatFormat for its dtype, and some have none
-        is_double = spec == "fp64" or (not isinstance(spec, FloatFormat) and np.dtype(spec) == np.float64)  # type: ignore[call-overload]
+        is_double = spec == "fp64" or (not isinstance(spec, FloatFormat) and np.dtype(spec) == np.float64)
     except (TypeError, ValueError):
         is_double = False
     if is_double and spec is not None:

@@ -44,7 +44,7 @@ from precision_lab.analysis.recording import RecordedTensor, Recording
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan_recording
 from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
 from precision_lab.analysis.updates import UpdateReport, update_report
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.files import write_json
@@ -105,7 +105,7 @@ class GradientRecorder:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         every: int = 1,
-        formats: Sequence[object] = ("bf16", "fp16"),
+        formats: Sequence[FormatLike] = ("bf16", "fp16"),
         scaler: Any = None,
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -219,7 +219,7 @@ class GradientRecorder:
             self._every,
         )
 
-    def report(self, *, formats: Sequence[object] = DEFAULT_FORMATS, loss_scale: float = 1) -> ScanResult:
+    def report(self, *, formats: Sequence[FormatLike] = DEFAULT_FORMATS, loss_scale: float = 1) -> ScanResult:
         """Say what each format would have done to the gradients; as `precision_lab.scan`, for tables and figures."""
         return scan_recording(self.recording(), formats=formats, loss_scale=loss_scale)
 
@@ -227,7 +227,7 @@ class GradientRecorder:
         """Say what would have become of the updates, parameter by parameter, worst first."""
         return recorded_updates(self.recording())
 
-    def plan_loss_scale(self, fmt: object, *, margin: int = 1) -> LossScalePlan:
+    def plan_loss_scale(self, fmt: FormatLike, *, margin: int = 1) -> LossScalePlan:
         """Plan a loss scale for all recorded gradients together; see `precision_lab.plan_loss_scale`.
 
         These are the gradients of the parameters. Those of activations, which a backward pass in fp16 also has to

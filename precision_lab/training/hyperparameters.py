@@ -44,7 +44,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted, is_integer, is_number
 from precision_lab.numerics.inspection import to_double_by_odd
 from precision_lab.numerics.rounding import as_carrier, decode, encode, neighbours, round_to
@@ -179,7 +179,7 @@ class HyperparameterAudit(PlainData, Shown):
 
 
 def audit(
-    fmt: object,
+    fmt: FormatLike,
     *,
     optimizer: str = "adamw",
     lr: float | None = None,
@@ -303,12 +303,12 @@ def _as_double(value: object) -> float:
 # ---- the arithmetic ----
 
 
-def stored_value(value: Fraction, fmt: object) -> float:
+def stored_value(value: Fraction, fmt: FormatLike) -> float:
     """Return an exact number rounded once into the format (ties_to_even)."""
     return float(round_to(to_double_by_odd(value), fmt))
 
 
-def stored_rates(rates: ArrayLike, fmt: object) -> NDArray[np.float64]:
+def stored_rates(rates: ArrayLike, fmt: FormatLike) -> NDArray[np.float64]:
     """Return 1 - beta as the format has it for each asked 1 - beta: the staircase that ends in 0, where beta becomes 1.
 
     Parameters
@@ -329,7 +329,7 @@ def stored_rates(rates: ArrayLike, fmt: object) -> NDArray[np.float64]:
     return 1 - np.asarray(round_to(betas, fmt), np.float64)
 
 
-def settling_value(fmt: object, decay: float, gain: float) -> float:
+def settling_value(fmt: FormatLike, decay: float, gain: float) -> float:
     """Return where a running average stops that starts at 0 and is fed a constant.
 
     Parameters

@@ -23,7 +23,7 @@ from precision_lab.analysis import counting
 from precision_lab.analysis import histogram as module
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.numerics import kernels, reference
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import integers_as_doubles
 from precision_lab.numerics.rounding import round_to
 
@@ -42,7 +42,7 @@ class Losses(NamedTuple):
     overflowed: int
 
 
-def asked(h: ExponentHistogram, fmt: object, k: int) -> Losses:
+def asked(h: ExponentHistogram, fmt: FormatLike, k: int) -> Losses:
     scale = 2.0**k
     return Losses(h.flushed(fmt, scale), h.subnormal(fmt, scale), h.overflowed(fmt, scale))
 

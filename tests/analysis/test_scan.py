@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan
-from precision_lab.numerics.formats import FORMATS, FloatFormat
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike
 from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
 from precision_lab.tensors.reading import read_tensors
@@ -197,7 +197,7 @@ def test_npz(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "bfloat16", FORMATS["bf16"], np.dtype(ml_dtypes.bfloat16)], ids=str)
-def test_raw_items_need_a_dtype(tmp_path: Path, dtype: object) -> None:
+def test_raw_items_need_a_dtype(tmp_path: Path, dtype: FormatLike) -> None:
     x = gradients(50).astype(ml_dtypes.bfloat16)
     np.save(tmp_path / "x.npy", x)
     (tensor,) = strict_json(scan([tmp_path / "x.npy"], dtype=dtype))["tensors"]

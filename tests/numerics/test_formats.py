@@ -7,13 +7,14 @@ import pickle
 import subprocess
 import sys
 from fractions import Fraction
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from precision_lab.numerics import reference
-from precision_lab.numerics.formats import ALIASES, FORMATS, SPECIALS, FloatFormat, get_format
+from precision_lab.numerics.formats import ALIASES, FORMATS, SPECIALS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import encode
 from tests.numerics.helpers import REGISTERED, UP_TO_16_BITS, WITH_DTYPE
@@ -192,7 +193,7 @@ def test_aliases_in_any_case(alias: str, name: str) -> None:
         (ml_dtypes.float8_e4m3fn, "fp8_e4m3fn"),
     ],
 )
-def test_spellings_that_people_use(spec: object, name: str) -> None:
+def test_spellings_that_people_use(spec: FormatLike, name: str) -> None:
     assert get_format(spec).name == name
 
 
@@ -209,7 +210,7 @@ def test_e6m9() -> None:
     ["fp17", "", "e", "e6", "e6m", "float64", "e4m3fn2", np.float64, np.int8, float, None, 16, object(), complex, []],
     ids=lambda spec: repr(spec).split(" at ")[0],
 )
-def test_unknown_formats_are_refused_with_the_list(spec: object) -> None:
+def test_unknown_formats_are_refused_with_the_list(spec: Any) -> None:
     with pytest.raises(ValueError, match="unknown format") as error:
         get_format(spec)
     message = one_line(error)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from precision_lab.numerics import modes, reference, rounding, verification
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.verification import (
     Patterns,
     Verification,
@@ -125,7 +125,7 @@ def test_a_format_by_any_name() -> None:
 
 
 @pytest.mark.parametrize("fmt", ["tf32", "e6m9", FloatFormat.ieee(3, 4, "mine")], ids=str)
-def test_without_a_dtype_there_is_nothing_to_compare(fmt: object) -> None:
+def test_without_a_dtype_there_is_nothing_to_compare(fmt: FormatLike) -> None:
     with pytest.raises(ValueError, match="no NumPy or ml_dtypes dtype to compare with") as caught:
         verify_against_ml_dtypes(fmt)
     assert str(caught.value).isprintable()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.testing.casts import check_cast
 from precision_lab.testing.hard_inputs import all_patterns, get_source, hard_patterns, is_narrow, special_patterns
 
@@ -305,7 +305,7 @@ def test_a_source_says_what_it_is(source: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp64", "f64", "double", "binary64", float, np.float64, np.dtype(np.float64)])
-def test_names_of_float64(name: object) -> None:
+def test_names_of_float64(name: FormatLike) -> None:
     assert get_source(name) == get_source("float64")
 
 

@@ -25,7 +25,7 @@ from hypothesis.errors import InvalidArgument
 
 import _precision_lab_hypothesis as plugin
 from precision_lab.numerics import reference
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.testing import strategies
 from precision_lab.testing.strategies import (
@@ -81,7 +81,7 @@ def drawn(strategy: st.SearchStrategy[Any], count: int = 200, of: int = 0) -> li
 
 
 @lru_cache
-def hard_ones(fmt: FloatFormat, carrier: object, count: int, of: int = 0) -> tuple[Any, ...]:
+def hard_ones(fmt: FloatFormat, carrier: FormatLike, count: int, of: int = 0) -> tuple[Any, ...]:
     """What a seed draws of hard values: asked for by several tests."""
     return tuple(drawn(hard_values(fmt, carrier), count, of))
 
@@ -116,7 +116,7 @@ def is_tie(x: float, fmt: FloatFormat) -> bool:
 
 
 @lru_cache(2**16)
-def next_to(x: float, carrier: object) -> frozenset[float]:
+def next_to(x: float, carrier: FormatLike) -> frozenset[float]:
     """The neighbours in the carrier, by its own means."""
     if carrier == FP64:
         return frozenset({math.nextafter(x, math.inf), math.nextafter(x, -math.inf)})
@@ -129,7 +129,7 @@ def next_to(x: float, carrier: object) -> frozenset[float]:
 
 
 @lru_cache(2**16)
-def holds(carrier: object, x: float) -> bool:
+def holds(carrier: FormatLike, x: float) -> bool:
     return carrier == FP64 or reference.round_to(x, get_format(carrier), saturate=True) == x
 
 
@@ -449,7 +449,7 @@ def test_impossible_values_are_refused(options: dict[str, Any], message: str) ->
         (lambda: values("fp8_e4m3fn", min_value=math.inf), "cannot be exactly represented"),
         (lambda: values("fp4_e2m1fn", allow_nan=True), "fp4_e2m1fn has no NaN"),
         (lambda: values("fp17"), "unknown format 'fp17'; choose one of"),
-        (lambda: codes(None), "unknown format"),
+        (lambda: codes(None), "unknown format"),  # type: ignore[arg-type]
         (lambda: hard_values("bf16", "fp8_e4m3fn"), "carrier fp8_e4m3fn holds no tie of bf16"),
         (lambda: midpoints("fp32", carrier="fp32"), "carrier fp32 holds no tie of fp32"),
         (lambda: near_midpoints("fp32"), "must have more mantissa bits"),

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import Array, code_dtype, decode, round_to
 
@@ -50,23 +50,23 @@ class Arithmetic:
             raise ValueError(f"mode of claims must be one of {', '.join(DETERMINISTIC_MODES)}; got {mode.value!r}")
         object.__setattr__(self, "mode", mode.value)
 
-    def round(self, x: Any, fmt: object) -> Array:
+    def round(self, x: Any, fmt: FormatLike) -> Array:
         """Round every element once; float32 and float64 stay what they are, the rest counts as float64."""
         return np.asarray(round_to(x, fmt, self.mode, subnormals=self.subnormals))
 
-    def one(self, x: float, fmt: object) -> float:
+    def one(self, x: float, fmt: FormatLike) -> float:
         """Round one number."""
         return float(self.round([x], fmt)[0])
 
-    def flushed_up_to(self, fmt: object) -> float:
+    def flushed_up_to(self, fmt: FormatLike) -> float:
         """Return the largest float64 that becomes zero, found by bisection; 0 if no other does."""
         return self._last(lambda x: self.one(x, fmt) == 0)
 
-    def finite_up_to(self, fmt: object) -> float:
+    def finite_up_to(self, fmt: FormatLike) -> float:
         """Return the largest float64 that stays finite, found by bisection."""
         return self._last(lambda x: math.isfinite(self.one(x, fmt)))
 
-    def below_one_up_to(self, fmt: object) -> float:
+    def below_one_up_to(self, fmt: FormatLike) -> float:
         """Return the largest float64 that does not become 1 or more, found by bisection."""
         return self._last(lambda x: self.one(x, fmt) < 1)
 
@@ -207,7 +207,7 @@ def share(part: Any, whole: Any = None) -> float:
     return float(part) / float(whole) if whole else 0.0
 
 
-def positive_values(fmt: object) -> Array:
+def positive_values(fmt: FormatLike) -> Array:
     """Return all finite positive values of a format of at most 16 bits, ascending, in float64."""
     asked: FloatFormat = get_format(fmt)
     codes = np.arange(1, 2 ** (asked.bits - 1), dtype=code_dtype(asked))

@@ -23,7 +23,7 @@ from precision_lab.experiments.claims.claim import (
     stated,
 )
 from precision_lab.numerics import fixed
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 
 _claim = partial(stated, subject="Formats and casts")
 _FP16, _BF16, _FP32 = map(get_format, ("fp16", "bf16", "fp32"))
@@ -195,7 +195,7 @@ def _chopped(arithmetic: Arithmetic) -> Verdict:
     )
 
 
-def _back(arithmetic: Arithmetic, fmt: object, digits: int) -> float:
+def _back(arithmetic: Arithmetic, fmt: FormatLike, digits: int) -> float:
     """Return the share of decimal numbers that come back when they are stored and printed with as many digits."""
     numbers = np.arange(10 ** (digits - 1), 10**digits, max(1, 10**digits // 50_021), dtype=np.float64)
     came = []

@@ -26,7 +26,7 @@ from precision_lab.experiments.claims.claim import (
     stated,
     untested,
 )
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.optimizers import SGD, Adam, Optimizer, start, update, updated_parameters
 from precision_lab.training.storage import FP32
@@ -36,7 +36,7 @@ _FP16, _BF16 = map(get_format, ("fp16", "bf16"))
 _KINDS = ("activation_gradients", "weight_gradients")
 
 
-def _flushed(arithmetic: Arithmetic, x: Array, fmt: object) -> float:
+def _flushed(arithmetic: Arithmetic, x: Array, fmt: FormatLike) -> float:
     return share(arithmetic.round(x, fmt) == 0)
 
 

@@ -24,7 +24,7 @@ from precision_lab.experiments.claims.claim import (
     stated,
 )
 from precision_lab.numerics import fixed
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 
 _claim = partial(stated, subject="Weights, updates, moments")
 _FP16, _BF16 = map(get_format, ("fp16", "bf16"))
@@ -39,7 +39,7 @@ _GOOD = 1 + runs.KEEPS
 def _round_away(arithmetic: Arithmetic) -> Verdict:
     update, count = 1e-4, 2000
 
-    def after(fmt: object, sign: int) -> float:
+    def after(fmt: FormatLike, sign: int) -> float:
         weight = np.ones(1)
         for _ in range(count):
             weight = arithmetic.round(weight + sign * update, fmt)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from precision_lab.numerics import fixed
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.rounding import decode, spacing
 from precision_lab.presentation.plots.style import FATE_COLORS, dress, power, powers_between, styled
 
@@ -17,7 +17,7 @@ _MOST_BITS = 16
 
 
 def plot_number_line(
-    formats: Sequence[object] = ("fp8_e4m3fn", "fp8_e5m2", "fp6_e2m3fn", "fp4_e2m1fn"),
+    formats: Sequence[FormatLike] = ("fp8_e4m3fn", "fp8_e5m2", "fp6_e2m3fn", "fp4_e2m1fn"),
     *,
     span: tuple[float, float] = (0.0, 4.0),
     ax: Axes | None = None,
@@ -61,7 +61,7 @@ def plot_number_line(
 
 
 def plot_spacing(
-    formats: Sequence[object] = ("fp32", "bf16", "fp16"),
+    formats: Sequence[FormatLike] = ("fp32", "bf16", "fp16"),
     *,
     exponents: tuple[int, int] = (-30, 20),
     ax: Axes | None = None,

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.scan import ScanResult
 from precision_lab.numerics import fixed
-from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,
     INK,
@@ -251,12 +251,12 @@ class Span:
 def plot_exponent_histogram(
     histogram: ExponentHistogram,
     *,
-    formats: Sequence[object] = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2"),
+    formats: Sequence[FormatLike] = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2"),
     loss_scale: float = 1,
     ax: Axes | None = None,
     title: str | None = None,
     share_of: ShareOf = "all",
-    fate_in: object = None,
+    fate_in: FormatLike | None = None,
     exponents: tuple[int, int] | None = None,
     ruler: bool = True,
 ) -> Axes:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from precision_lab.experiments.hyperparameters import HyperparametersResult
 from precision_lab.numerics import fixed
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import INK, PALE, SMALL, dress, style, styled
 from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, stored_rates
@@ -30,7 +30,7 @@ _LANE = 0.9  # where windows without end are drawn, as a share of the height
 
 
 def plot_betas(
-    formats: Sequence[object], *, betas: Sequence[float] = (), ax: Axes | None = None, title: str | None = None
+    formats: Sequence[FormatLike], *, betas: Sequence[float] = (), ax: Axes | None = None, title: str | None = None
 ) -> Axes:
     """Draw the averaging window 1/(1 - beta) that each format stores against the one that was asked for.
 

@@ -18,6 +18,7 @@ from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
 from precision_lab.analysis.updates import UpdateReport
 from precision_lab.experiments.swamping import MODES, STAGES, RunningSum, SwampingResult
 from precision_lab.numerics import fixed
+from precision_lab.numerics.formats import FormatLike
 from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import (
     FATE_COLORS,
@@ -45,7 +46,7 @@ LINES = ("-", "--", "-.", ":")
 def plot_update_ratios(
     report: UpdateReport,
     *,
-    formats: Sequence[object] = (),
+    formats: Sequence[FormatLike] = (),
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.experiments.underflow import GROUPS, UnderflowResult
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.histograms import Limits, Ruler, Span, drop_lines, plot_exponent_histogram
 from precision_lab.presentation.plots.loss_scaling import plot_loss_scale
@@ -126,7 +126,7 @@ def underflow_figure(result: UnderflowResult) -> Figure:
 
 
 def plot_gradient_histogram(
-    histogram: ExponentHistogram, fmt: object = "fp16", *, ax: Axes | None = None, title: str | None = None
+    histogram: ExponentHistogram, fmt: FormatLike = "fp16", *, ax: Axes | None = None, title: str | None = None
 ) -> Axes:
     """Draw a histogram of gradients as Micikevicius et al. did (2018, figure 3): zeros apart, regions named.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from precision_lab.analysis.loss_scale_plan import TensorPlans, plan_tensors
 from precision_lab.analysis.scan import ScanResult, scan
-from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.inputs import is_number
 from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource
 from precision_lab.tensors.reading import list_tensors, open_tensors
@@ -40,7 +40,7 @@ def preflight(
     optimizer_state: TensorSource | None = None,
     gradients: TensorSource | None = None,
     tolerance: float = 0.0,
-    dtype: object = None,
+    dtype: FormatLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PreflightReport:
     """Say which storage configuration is the cheapest that loses nothing that fp32 keeps, and why no cheaper one does.

@@ -25,8 +25,10 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-import ml_dtypes
 import numpy as np
+
+# isort: split
+import ml_dtypes  # after NumPy, which it imports from C: there a Ctrl-C would become an ImportError
 
 from precision_lab.support.plain import register
 from precision_lab.support.shown import Shown

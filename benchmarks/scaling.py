@@ -23,7 +23,7 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from precision_lab import ExponentHistogram, list_tensors, scan
-from precision_lab.numerics.spread import completed
+from precision_lab.support.executors import completed
 
 ELEMENTS = 1 << 21  # float32 in a file: 8 MiB
 FILES = (1, 8, 64)

@@ -16,8 +16,8 @@ from typing import Any
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.recording import Recording, is_recording, read_recording
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.spread import completed
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.executors import completed
 from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
 from precision_lab.support.text import shown

@@ -22,7 +22,7 @@ from precision_lab.numerics.rounding import cast, code_dtype, decode, round_to, 
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
-from precision_lab.numerics.spread import completed
+from precision_lab.support.executors import completed
 
 Patterns = NDArray[np.uint32]
 _CHUNK = 1 << 22

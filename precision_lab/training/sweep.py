@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from precision_lab.numerics.spread import completed
+from precision_lab.support.executors import completed
 from precision_lab.support.files import only_one
 from precision_lab.support.jsontext import digest_of
 from precision_lab.support.reading import MAX_BYTES, InputError, open_regular, parse_json

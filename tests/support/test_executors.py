@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from precision_lab.numerics import verification
-from precision_lab.numerics.spread import WorkersLostError, completed
 from precision_lab.numerics.verification import verify_against_ml_dtypes
+from precision_lab.support.executors import WorkersLostError, completed
 
 
 class Shuffled(Executor):

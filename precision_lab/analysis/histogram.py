@@ -28,8 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 from precision_lab.analysis.counting import MOST, give_back, share, take_zeros
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import is_integer, is_number
+from precision_lab.numerics.inputs import is_number
 from precision_lab.numerics.rounding import as_carrier
+from precision_lab.support.arguments import is_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import PlainData, register
 from precision_lab.support.shown import Shown

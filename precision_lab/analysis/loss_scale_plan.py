@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
-from precision_lab.analysis.loss_scalers import check_integer, power_text
+from precision_lab.analysis.loss_scalers import power_text
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, cast
 import numpy as np
 
 from precision_lab.analysis.histogram import log2_of_power_of_two
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
 
 ScaleDtype: TypeAlias = Literal["float32", "float64"]
@@ -424,13 +425,6 @@ def _check_number(name: str, value: Any, *, above: float, below: float = math.in
     if not _is_number(value) or not above < value < below:
         limit = "finite" if below == math.inf else f"below {below:g}"
         raise ValueError(f"{name} must be a number above {above:g} and {limit}, got {value!r}")
-
-
-def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raise ValueError where it is no integer in the range."""
-    if type(value) is not int or value < least or (most is not None and value > most):
-        accepted = f"of at least {least}" if most is None else f"in {least}..{most}"
-        raise ValueError(f"{name} must be an integer {accepted}, got {value!r}")
 
 
 LossScale: TypeAlias = NoLossScale | StaticLossScale | DynamicLossScale

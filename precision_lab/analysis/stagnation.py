@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from precision_lab.analysis.counting import BLOCK
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import converted, is_integer, is_number
+from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import _stream, as_carrier, random_numbers, round_to
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.shown import Shown
 
 
@@ -217,8 +218,7 @@ def stagnation(
     kernels = load_kernels().sums
 
     fmt, mode = get_format(fmt), get_mode(mode)
-    if not is_integer(most) or not 1 <= most <= MOST_TERMS:
-        raise ValueError(f"most must be an integer in 1..2^27, got {most!r}")
+    most = check_integer("most", most, 1, MOST_TERMS)
     constants, stochastic = _addition(fmt, mode), mode is RoundingMode.STOCHASTIC
     seed, start = _stream(rng).tolist()
     if start:

@@ -24,8 +24,9 @@ from numpy.typing import ArrayLike
 
 from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum, Terms, accumulate, rounded_sum
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import converted, is_integer
+from precision_lab.numerics.inputs import converted
 from precision_lab.numerics.rounding import as_carrier
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import PlainReport, header, number
 from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo
@@ -204,8 +205,7 @@ def sum_tensors(
 
     """
     asked = get_format(fmt)
-    if not is_integer(limit) or limit < 1:
-        raise ValueError(f"limit must be an integer of at least 1, got {limit!r}")
+    limit = check_integer("limit", limit, 1)
     places: list[Any] = [paths] if isinstance(paths, str | Path) else list(paths)
     if not places:
         raise ValueError("nothing to add up; name a file or a folder")

@@ -39,6 +39,7 @@ from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.products import matmul
 from precision_lab.numerics.rounding import round_to
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.datasets import digits, split
@@ -83,8 +84,7 @@ class AccumulationConfig(PlainData):
         ):
             raise ValueError(f"exponents must be an ascending tuple of integers in 0..24, got {self.exponents!r}")
         for name in ("seeds", "shown", "hidden"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
+            check_integer(name, getattr(self, name), 1)
         for accumulator in self.accumulators:
             get_format(accumulator)
 

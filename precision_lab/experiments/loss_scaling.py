@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import COUNTED, Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
@@ -76,8 +77,7 @@ class Accident:
     growth: float = 1.0
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or self.steps < 1:
-            raise ValueError(f"the steps of an accident must be an integer of at least 1, got {self.steps!r}")
+        check_integer("the steps of an accident", self.steps, 1)
         for name in ("loss_factor", "growth"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -133,8 +133,7 @@ class LossScalingConfig(PlainData):
 
     def __post_init__(self) -> None:
         for name in ("steps", "accident_steps"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 3:
-                raise ValueError(f"{name} must be an integer of at least 3, got {getattr(self, name)!r}")
+            check_integer(name, getattr(self, name), 3)
         for name in ("factors", "products", "starts"):
             exponents = getattr(self, name)
             if (

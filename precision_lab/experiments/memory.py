@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.memory import MemoryLedger, ledgers
@@ -55,8 +56,7 @@ class MemoryConfig(PlainData):
     def __post_init__(self) -> None:
         if not self.sizes or not self.configurations:
             raise ValueError("sizes and configurations must have at least one member")
-        if type(self.ranks) is not int or self.ranks < 1:
-            raise ValueError(f"ranks must be an integer of at least 1, got {self.ranks!r}")
+        check_integer("ranks", self.ranks, 1)
 
     @classmethod
     def quick(cls) -> Self:

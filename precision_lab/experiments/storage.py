@@ -35,6 +35,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
@@ -96,14 +97,12 @@ class StorageExperimentConfig(PlainData):
     section_steps: int = 2000
 
     def __post_init__(self) -> None:
-        if type(self.seeds) is not int or self.seeds < 1:
-            raise ValueError(f"seeds must be an integer of at least 1, got {self.seeds!r}")
+        check_integer("seeds", self.seeds, 1)
         if not self.configurations or not self.settings:
             raise ValueError("configurations and settings must have at least one member")
         if unknown := [name for name in self.sections if name not in SECTIONS]:
             raise ValueError(f"sections must be among {', '.join(SECTIONS)}; got {unknown[0]!r}")
-        if type(self.section_steps) is not int or self.section_steps < 10:
-            raise ValueError(f"section_steps must be an integer of at least 10, got {self.section_steps!r}")
+        check_integer("section_steps", self.section_steps, 10)
         asked = [n for name in self.configurations for n in (CONFIGURATIONS if name == "all" else [name])]
         object.__setattr__(self, "configurations", tuple(dict.fromkeys(["fp32", *asked])))
         for setting in self.settings:

@@ -34,6 +34,7 @@ from precision_lab.analysis.stagnation import MOST_TERMS, Series, Stagnation, co
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
@@ -91,18 +92,13 @@ class SwampingConfig(PlainData):
         return cls(steps=1500, most_terms=2**22)
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or self.steps < 3:
-            raise ValueError(f"steps must be an integer of at least 3, got {self.steps!r}")
-        if type(self.batches) is not int or not 1 <= self.batches <= self.steps // 3:
-            raise ValueError(
-                f"batches must be an integer in 1..{self.steps // 3}, a third of the steps, got {self.batches!r}"
-            )
+        check_integer("steps", self.steps, 3)
+        check_integer("batches", self.batches, 1, self.steps // 3)
         if not isinstance(self.runs, tuple) or not self.runs:
             raise ValueError(f"runs must be a tuple of (optimizer, learning rate), at least one, got {self.runs!r}")
         if not isinstance(self.formats, tuple) or not self.formats:
             raise ValueError(f"formats must be a tuple of names, at least one, got {self.formats!r}")
-        if type(self.most_terms) is not int or not 1 <= self.most_terms <= MOST_TERMS:
-            raise ValueError(f"most_terms must be an integer in 1..2^27, got {self.most_terms!r}")
+        check_integer("most_terms", self.most_terms, 1, MOST_TERMS)
         exponents = self.update_exponents
         if not exponents or not all(type(k) is int and -149 <= k <= 127 for k in exponents):
             raise ValueError(f"update_exponents must be a tuple of integers in -149..127, got {exponents!r}")

@@ -28,6 +28,7 @@ from typing import ClassVar, Self
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
@@ -73,12 +74,8 @@ class UnderflowConfig(PlainData):
         return cls(steps=2000, transformer_steps=60)
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or self.steps < 3:
-            raise ValueError(f"steps must be an integer of at least 3, got {self.steps!r}")
-        if type(self.batches) is not int or not 1 <= self.batches <= self.steps // 3:
-            raise ValueError(
-                f"batches must be an integer in 1..{self.steps // 3}, a third of the steps, got {self.batches!r}"
-            )
+        check_integer("steps", self.steps, 3)
+        check_integer("batches", self.batches, 1, self.steps // 3)
         exponents = self.loss_scale_exponents
         if (
             not isinstance(exponents, tuple)
@@ -92,8 +89,7 @@ class UnderflowConfig(PlainData):
             raise ValueError(f"formats must be a tuple of names, at least one, got {self.formats!r}")
         for fmt in self.formats:
             get_format(fmt)
-        if type(self.transformer_steps) is not int or self.transformer_steps < 1:
-            raise ValueError(f"transformer_steps must be an integer of at least 1, got {self.transformer_steps!r}")
+        check_integer("transformer_steps", self.transformer_steps, 1)
         self.training()
 
     def training(self) -> TrainingConfig:

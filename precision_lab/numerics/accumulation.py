@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import converted, is_integer, is_number
+from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import (
     RandomSource,
@@ -50,6 +50,7 @@ from precision_lab.numerics.rounding import (
     random_stream,
     round_to,
 )
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.shown import Shown
 
@@ -411,9 +412,7 @@ def _asked(fmt: FormatLike, method: str, mode: str, accumulator: FormatLike | No
     rounding_mode = get_mode(mode)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    if not is_integer(block) or block < 1:
-        raise ValueError(f"block must be an integer of at least 1, got {block!r}")
-    return _Asked(fmt, wide, method, rounding_mode, int(block))
+    return _Asked(fmt, wide, method, rounding_mode, check_integer("block", block, 1))
 
 
 class _Added(NamedTuple):

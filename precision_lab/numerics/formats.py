@@ -30,6 +30,7 @@ import numpy as np
 # isort: split
 import ml_dtypes  # after NumPy, which it imports from C: there a Ctrl-C would become an ImportError
 
+from precision_lab.support.arguments import check_integer, is_integer
 from precision_lab.support.plain import register
 from precision_lab.support.shown import Shown
 
@@ -72,7 +73,7 @@ class FloatFormat(Shown):
     def __post_init__(self) -> None:
         for label in ("exponent_bits", "mantissa_bits", "bias"):
             value = getattr(self, label)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            if not is_integer(value):
                 raise ValueError(f"{label} must be an integer, got {value!r}")
         if not 2 <= self.exponent_bits <= 8:
             raise ValueError(f"exponent_bits must be 2..8, got {self.exponent_bits}")
@@ -113,8 +114,7 @@ class FloatFormat(Shown):
             ("exponent_bits", exponent_bits, 2, 8),
             ("mantissa_bits", mantissa_bits, 0, 23),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{label} must be an integer in {low}..{high}, got {value!r}")
+            check_integer(label, value, low, high)
         bias = 2 ** (exponent_bits - 1) - 1
         return cls(name or f"e{exponent_bits}m{mantissa_bits}", exponent_bits, mantissa_bits, bias)
 

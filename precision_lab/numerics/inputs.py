@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS
+from precision_lab.support.arguments import is_integer
 
 Array: TypeAlias = NDArray[Any]
 
@@ -26,11 +27,6 @@ _EXACT = 2**53  # float64 holds all integers up to here
 _LARGEST_BITS = 1024  # of an integer in the range of float64
 _BOOLS: set[type] = {bool, np.bool_}
 _NUMBERS = (int, float, np.integer, np.float16, np.float32)  # what may stand in a list beside large integers
-
-
-def is_integer(value: object) -> TypeGuard[int | np.integer[Any]]:
-    """Return whether it is an integer; a bool is none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[int | float | np.integer[Any] | np.floating[Any]]:

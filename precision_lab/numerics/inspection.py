@@ -15,8 +15,9 @@ import numpy as np
 
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import is_integer, is_number
+from precision_lab.numerics.inputs import is_number
 from precision_lab.numerics.reference import floor_log2
+from precision_lab.support.arguments import is_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.shown import Shown
 

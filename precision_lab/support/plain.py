@@ -187,6 +187,8 @@ def _converter() -> Converter:
     write_as, read_as = converter.register_unstructure_hook_func, converter.register_structure_hook_func
 
     converter.register_unstructure_hook(float, number)
+    converter.register_unstructure_hook(int, int)  # of NumPy's, Python's
+    converter.register_unstructure_hook(bool, bool)
     for kind, of in ((float, _float), (int, _int), (bool, _bool), (str, _str)):
         converter.register_structure_hook(kind, partial(_scalar, of))
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_lab.numerics.formats import FloatFormat
-from precision_lab.numerics.inputs import is_integer
+from precision_lab.support.arguments import is_integer
 from precision_lab.support.reading import read_small, state_of
 from precision_lab.support.text import shown
 from precision_lab.tensors import torch_files

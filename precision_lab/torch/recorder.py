@@ -46,6 +46,7 @@ from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.files import write_json
 
@@ -108,8 +109,7 @@ class GradientRecorder:
         formats: Sequence[FormatLike] = ("bf16", "fp16"),
         scaler: Any = None,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be an integer of at least 1, got {every!r}")
+        every = check_integer("every", every, 1)
         if scaler is not None and optimizer is None:
             raise ValueError("a scaler is asked about the steps of an optimizer: give the optimizer too")
         asked = tuple(dict.fromkeys(map(get_format, formats)))

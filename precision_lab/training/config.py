@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from precision_lab.numerics.inputs import is_integer
+from precision_lab.support.arguments import check_integer, is_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.reading import read_small
 from precision_lab.support.text import shown
@@ -140,9 +140,7 @@ class TrainingConfig(PlainData):
             raise ValueError(f"momentum must be 0 unless optimizer is {' or '.join(owners)}, got {self.momentum!r}")
         self.build_optimizer()
         for name, lowest in _INTEGERS.items():
-            value = getattr(self, name)
-            if not is_integer(value) or value < lowest:
-                raise ValueError(f"{name} must be an integer of at least {lowest}, got {value!r}")
+            check_integer(name, getattr(self, name), lowest)
         if self.seed >= 2**64:  # the limit of stochastic rounding
             raise ValueError(f"seed must be below 2^64, got {self.seed!r}")
         if self.batch_size % self.micro_batches:

@@ -45,9 +45,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import converted, is_integer, is_number
+from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.inspection import to_double_by_odd
 from precision_lab.numerics.rounding import as_carrier, decode, encode, neighbours, round_to
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.optimizers import (
@@ -238,9 +239,7 @@ def audit(
     }
     made = _optimizer(optimizer, given)
     values = by_symbol(made)
-    length = int(steps) if is_integer(steps) else 0
-    if length < 1:
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    length = check_integer("steps", steps, 1)
     return HyperparameterAudit(fmt, optimizer, values, length, tuple(_findings(fmt, made, values, length)))
 
 

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import code_dtype
+from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData, header
 from precision_lab.support.shown import Shown
 from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, buffers, by_symbol, make_optimizer, usual_values
@@ -112,7 +113,7 @@ class MemoryLedger(PlainData, Shown):
             `ranks` below 1, or a `stage` that is none of `ZERO_STAGES`.
 
         """
-        _check_ranks(ranks)
+        check_integer("ranks", ranks, 1)
         if stage not in ZERO_STAGES:
             raise ValueError(f"stage must be one of {', '.join(map(str, ZERO_STAGES))}; got {stage!r}")
         return sum(
@@ -132,7 +133,7 @@ class MemoryLedger(PlainData, Shown):
             `ranks` below 1.
 
         """
-        _check_ranks(ranks)
+        check_integer("ranks", ranks, 1)
         share = (ranks - 1) / ranks
         weights = self.parameters * bytes_of(self.storage.weights)
         gradients = self.parameters * bytes_of(self.storage.gradients)
@@ -141,11 +142,6 @@ class MemoryLedger(PlainData, Shown):
             "FSDP all-gather": 2 * share * weights,
             "FSDP reduce-scatter": share * gradients,
         }
-
-
-def _check_ranks(ranks: int) -> None:
-    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
-        raise ValueError(f"ranks must be an integer of at least 1, got {ranks!r}")
 
 
 def memory(storage: StorageConfig, optimizer: Optimizer, parameters: int, *, activations: int = 0) -> MemoryLedger:
@@ -168,9 +164,8 @@ def memory(storage: StorageConfig, optimizer: Optimizer, parameters: int, *, act
         `parameters` below 1 or `activations` below 0.
 
     """
-    for name, value, least in (("parameters", parameters, 1), ("activations", activations, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    parameters = check_integer("parameters", parameters, 1)
+    activations = check_integer("activations", activations, 0)
     # what every forward pass starts from is divided last: the master copy, if the weights are cast anew in each
     later = {"gradients": 2, "master" if storage.transient_weights else "weights": 3}
     rows = tuple(Buffer(name, fmt, parameters, later.get(name, 1)) for name, fmt in buffers(optimizer, storage).items())

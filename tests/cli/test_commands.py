@@ -252,7 +252,7 @@ def test_bad_input_gets_one_line_status_2_and_writes_nothing(
         (["inspect", "--bogus"], "--bogus"),
         (["verify", "-f", "fp17"], "fp17"),
         (["nonsense"], "nonsense"),
-        (["underflow", "--steps", "9"], "a third of the steps"),
+        (["underflow", "--steps", "9"], "batches must be an integer in 1..3"),
         (["underflow", "--seed", "-1"], "seed"),
         (["report", "-o", "/proc/nowhere"], "/proc/nowhere"),
     ],

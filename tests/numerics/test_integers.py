@@ -22,7 +22,7 @@ from precision_lab.analysis.updates import update_report
 from precision_lab.numerics import reference
 from precision_lab.numerics.accumulation import accumulate, exact_sum
 from precision_lab.numerics.formats import FloatFormat, get_format
-from precision_lab.numerics.inputs import as_array, integers_as_doubles, is_integer, is_number
+from precision_lab.numerics.inputs import as_array, integers_as_doubles, is_number
 from precision_lab.numerics.inspection import inspect
 from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
 from precision_lab.numerics.rounding import (
@@ -36,6 +36,7 @@ from precision_lab.numerics.rounding import (
     round_to,
     spacing,
 )
+from precision_lab.support.arguments import is_integer
 from tests.numerics.helpers import MODES, assert_same
 
 FORMATS = (

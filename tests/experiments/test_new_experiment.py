@@ -11,6 +11,7 @@ import pytest
 
 from precision_lab.experiments.registry import EXPERIMENTS, Experiment
 from precision_lab.presentation import notebook
+from precision_lab.support.plain import header
 from tests.conftest import CommandLine
 
 MODULE = '''"""Adding one to one.
@@ -20,15 +21,16 @@ The *sum* is ``two``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
+from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 
 
 @dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(PlainData):
     terms: int = 3
 
     @classmethod
@@ -37,20 +39,15 @@ class ToyConfig:
 
 
 @dataclass(frozen=True)
-class ToyResult(Shown):
+class ToyResult(PlainData, Shown):
+    layout: ClassVar = Layout("experiment toy")
+
     config: ToyConfig
     total: int
 
     @property
     def answer(self) -> str:
         return f"it comes to {self.total}"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"experiment": "toy", **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(ToyConfig(**data["config"]), data["total"])
 
 
 def run(config: ToyConfig | None = None, *, progress: Callable[[int, int], None] | None = None) -> ToyResult:
@@ -108,7 +105,7 @@ def test_its_table_figure_json_and_section_are_there(
     files = {"toy.json", "toy_sum.png", "toy_sum.svg", "report.html", "results.json"}
     assert {file.name for file in folder.iterdir()} == files
     data = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert data["experiments"] == {"toy": {"experiment": "toy", "config": {"terms": 3}, "total": 3}}
+    assert data["experiments"] == {"toy": header("experiment toy") | {"config": {"terms": 3}, "total": 3}}
     assert data["configs"] == {"toy": {"terms": 3}}
     page = (folder / "report.html").read_text(encoding="utf-8")
     for part in ('<section id="toy"', "How much is one and one?", "it comes to 3", "A sum of ones", "<code>two</code>"):

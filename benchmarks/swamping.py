@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import Function, interleaved
 
-from precision_lab import counting, frozen_fraction, harmonic, stagnation, update_report
+from precision_lab import Series, frozen_fraction, stagnation, update_report
 
 SIZE = 10_000_000
 SIZES = np.logspace(-8, 0, 33)
@@ -31,7 +31,7 @@ def ours(w: np.ndarray, u: np.ndarray) -> dict[str, tuple[str, Function]]:
         "update_report bf16, 7 of 8 updates zero": ("4", lambda: update_report(w, sparse, "bf16")),
         "update_report bf16, weights in bf16": ("4", lambda: update_report(brain, u, "bf16")),
         "update_report fp32, in float64": ("", lambda: update_report(w, u, "fp32")),
-        "update_report bf16 stochastic": ("", lambda: update_report(w, u, "bf16", "stochastic", rng=1)),
+        "update_report bf16 stochastic": ("", lambda: update_report(w, u, "bf16", mode="stochastic", rng=1)),
         "frozen_fraction bf16, 33 sizes": ("4", lambda: frozen_fraction(w, SIZES, "bf16")),
         "frozen_fraction fp16, 33 sizes": ("4", lambda: frozen_fraction(w, SIZES, "fp16")),
     }
@@ -71,9 +71,9 @@ def main() -> None:
     for heading in ("", "value", "terms", "seconds"):
         sums.add_column(heading, justify="right" if heading else "left")
     for fmt in ("bf16", "fp16", "fp32"):
-        for series in (counting(), harmonic()):
+        for series in (Series.counting(), Series.harmonic()):
             start = time.perf_counter()
-            end = stagnation(fmt, series)
+            end = stagnation(series, fmt)
             sums.add_row(
                 f"{series.name}, {fmt}", f"{end.value:g}", f"{end.terms:,}", f"{time.perf_counter() - start:.2f}"
             )

@@ -10,46 +10,53 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from precision_lab.analysis.frozen_weights import Frozen, WeightGaps, frozen_fraction
     from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-    from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale
-    from precision_lab.analysis.loss_scale_replay import ScaleTrace, replay
-    from precision_lab.analysis.loss_scalers import DynamicLossScale, NoLossScale, StaticLossScale
+    from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale, plan_tensors
+    from precision_lab.analysis.loss_scale_replay import ScaleTrace, replay_loss_scale
+    from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, NoLossScale, StaticLossScale, get_scaler
     from precision_lab.analysis.scan import ScanResult, scan
     from precision_lab.analysis.stagnation import (
         Series,
         Stagnation,
         SwampingThresholds,
-        counting,
-        harmonic,
         stagnation,
         swamping_thresholds,
     )
     from precision_lab.analysis.updates import UpdateReport, update_report
-    from precision_lab.numerics.accumulation import AccumulationTrace, accumulate, exact_sum
-    from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-    from precision_lab.numerics.inspection import Inspection, inspect
-    from precision_lab.numerics.modes import RoundingMode
+    from precision_lab.numerics.accumulation import METHODS, AccumulationTrace, accumulate, exact_sum
+    from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
+    from precision_lab.numerics.inspection import Inspection, inspect_number
+    from precision_lab.numerics.modes import RoundingMode, get_mode
     from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
     from precision_lab.numerics.rounding import cast, decode, encode, is_representable, neighbours, round_to, spacing
     from precision_lab.tensors.info import TensorFileError, TensorInfo
     from precision_lab.tensors.reading import list_tensors, read_tensors
     from precision_lab.training.config import TrainingConfig
-    from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, audit
+    from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit_hyperparameters
     from precision_lab.training.loop import train
-    from precision_lab.training.memory import MemoryLedger, memory
+    from precision_lab.training.memory import MemoryLedger, memory_ledger
+    from precision_lab.training.optimizers import SGD, Adam, AdamW
     from precision_lab.training.preflight import PreflightReport, preflight
     from precision_lab.training.result import TrainingResult
-    from precision_lab.training.storage import StorageConfig
+    from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
     from precision_lab.training.sweep import sweep
 
     __version__: str
 
 __all__ = [
+    "CONFIGURATIONS",
     "FORMATS",
+    "METHODS",
+    "SCALERS",
+    "SGD",
     "AccumulationTrace",
+    "Adam",
+    "AdamW",
     "Conversion",
     "DynamicLossScale",
     "ExponentHistogram",
+    "Finding",
     "FloatFormat",
+    "FormatLike",
     "Frozen",
     "HyperparameterAudit",
     "Inspection",
@@ -73,27 +80,28 @@ __all__ = [
     "UpdateReport",
     "WeightGaps",
     "accumulate",
-    "audit",
+    "audit_hyperparameters",
     "cast",
-    "counting",
     "decode",
     "dot",
     "encode",
     "exact_sum",
     "frozen_fraction",
     "get_format",
-    "harmonic",
-    "inspect",
+    "get_mode",
+    "get_scaler",
+    "inspect_number",
     "is_representable",
     "list_tensors",
     "matmul",
     "matmul_fp32_accumulate",
-    "memory",
+    "memory_ledger",
     "neighbours",
     "plan_loss_scale",
+    "plan_tensors",
     "preflight",
     "read_tensors",
-    "replay",
+    "replay_loss_scale",
     "round_to",
     "scan",
     "spacing",
@@ -108,35 +116,34 @@ __all__ = [
 _NAMES = {
     "analysis.frozen_weights": ("Frozen", "WeightGaps", "frozen_fraction"),
     "analysis.histogram": ("Conversion", "ExponentHistogram"),
-    "analysis.loss_scale_plan": ("LossScalePlan", "plan_loss_scale"),
-    "analysis.loss_scale_replay": ("ScaleTrace", "replay"),
-    "analysis.loss_scalers": ("DynamicLossScale", "NoLossScale", "StaticLossScale"),
+    "analysis.loss_scale_plan": ("LossScalePlan", "plan_loss_scale", "plan_tensors"),
+    "analysis.loss_scale_replay": ("ScaleTrace", "replay_loss_scale"),
+    "analysis.loss_scalers": ("SCALERS", "DynamicLossScale", "NoLossScale", "StaticLossScale", "get_scaler"),
     "analysis.scan": ("ScanResult", "scan"),
     "analysis.stagnation": (
         "Series",
         "Stagnation",
         "SwampingThresholds",
-        "counting",
-        "harmonic",
         "stagnation",
         "swamping_thresholds",
     ),
     "analysis.updates": ("UpdateReport", "update_report"),
-    "numerics.accumulation": ("AccumulationTrace", "accumulate", "exact_sum"),
-    "numerics.formats": ("FORMATS", "FloatFormat", "get_format"),
-    "numerics.inspection": ("Inspection", "inspect"),
-    "numerics.modes": ("RoundingMode",),
+    "numerics.accumulation": ("METHODS", "AccumulationTrace", "accumulate", "exact_sum"),
+    "numerics.formats": ("FORMATS", "FloatFormat", "FormatLike", "get_format"),
+    "numerics.inspection": ("Inspection", "inspect_number"),
+    "numerics.modes": ("RoundingMode", "get_mode"),
     "numerics.products": ("dot", "matmul", "matmul_fp32_accumulate"),
     "numerics.rounding": ("cast", "decode", "encode", "is_representable", "neighbours", "round_to", "spacing"),
     "tensors.info": ("TensorFileError", "TensorInfo"),
     "tensors.reading": ("list_tensors", "read_tensors"),
     "training.config": ("TrainingConfig",),
-    "training.hyperparameters": ("HyperparameterAudit", "Severity", "audit"),
+    "training.hyperparameters": ("Finding", "HyperparameterAudit", "Severity", "audit_hyperparameters"),
     "training.loop": ("train",),
-    "training.memory": ("MemoryLedger", "memory"),
+    "training.memory": ("MemoryLedger", "memory_ledger"),
+    "training.optimizers": ("SGD", "Adam", "AdamW"),
     "training.preflight": ("PreflightReport", "preflight"),
     "training.result": ("TrainingResult",),
-    "training.storage": ("StorageConfig",),
+    "training.storage": ("CONFIGURATIONS", "StorageConfig"),
     "training.sweep": ("sweep",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

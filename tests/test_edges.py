@@ -101,7 +101,7 @@ def exactly_summed(x: Any) -> object:
 def updated(x: Any) -> object:
     small = np.full(x.shape, 1e-3, np.float32)
     return [
-        pl.update_report(w, u, fmt, mode, rng=1 if mode == "stochastic" else None)
+        pl.update_report(w, u, fmt, mode=mode, rng=1 if mode == "stochastic" else None)
         for w, u in ((x, x), (x, small), (small, x), (small.astype(np.float64), x))
         for fmt in FORMATS
         for mode in ("ties_to_even", "toward_positive", "stochastic")
@@ -113,7 +113,7 @@ def frozen(x: Any) -> object:
 
 
 def looked_at(x: Any) -> object:
-    return [pl.inspect(number, fmt) for number in x for fmt in FORMATS]
+    return [pl.inspect_number(number, fmt) for number in x for fmt in FORMATS]
 
 
 def decoded(x: Any) -> object:
@@ -154,15 +154,15 @@ def replayed(x: Any) -> object:
         if x.dtype == ml_dtypes.bfloat16:  # not taken here
             return None
         x = np.where(x < 0, np.abs(x), x)  # magnitudes
-    return pl.replay(pl.DynamicLossScale.torch(), x, "fp16").to_dict()
+    return pl.replay_loss_scale(pl.DynamicLossScale.torch(), x, "fp16").to_dict()
 
 
 def stagnated(x: Any) -> object:
     """Terms that are no numbers are refused."""
     if isinstance(x, np.ma.MaskedArray):
-        return pl.stagnation("fp16", pl.Series("masked", lambda n: np.ma.array(np.ones(n.size), mask=n > 1)), most=4)
+        return pl.stagnation(pl.Series("masked", lambda n: np.ma.array(np.ones(n.size), mask=n > 1)), "fp16", most=4)
     with pytest.raises(ValueError, match="finite in fp16"):
-        pl.stagnation("fp16", pl.Series("all", lambda n: x), most=x.size)
+        pl.stagnation(pl.Series("all", lambda n: x), "fp16", most=x.size)
     return None
 
 
@@ -177,7 +177,7 @@ TAKES_ARRAYS: dict[str, Call] = {
     "encode": each(pl.encode, FORMATS, MODES),
     "exact_sum": exactly_summed,
     "frozen_fraction": frozen,
-    "inspect": looked_at,
+    "inspect_number": looked_at,
     "is_representable": each(pl.is_representable, FORMATS),
     "list_tensors": lambda x: pl.list_tensors({"w": x}),
     "matmul": products(partial(pl.matmul, accumulator="fp16"), MATRIX_OPTIONS),
@@ -185,7 +185,7 @@ TAKES_ARRAYS: dict[str, Call] = {
     "neighbours": each(pl.neighbours, FORMATS),
     "preflight": flown,
     "read_tensors": read,
-    "replay": replayed,
+    "replay_loss_scale": replayed,
     "round_to": each(pl.round_to, FORMATS, MODES),
     "scan": scanned,
     "spacing": each(pl.spacing, FORMATS),
@@ -195,11 +195,49 @@ TAKES_ARRAYS: dict[str, Call] = {
 """The public functions that take arrays, by name: what is to be called with one."""
 
 TAKE_NONE = (
-    *("FORMATS", "AccumulationTrace", "Conversion", "DynamicLossScale", "FloatFormat", "Frozen", "HyperparameterAudit"),
-    *("Inspection", "LossScalePlan", "MemoryLedger", "NoLossScale", "PreflightReport", "RoundingMode", "ScaleTrace"),
-    *("ScanResult", "Severity", "Stagnation", "StaticLossScale", "StorageConfig", "SwampingThresholds"),
-    *("TensorFileError", "TensorInfo", "TrainingConfig", "TrainingResult", "UpdateReport", "audit", "counting"),
-    *("get_format", "harmonic", "memory", "plan_loss_scale", "swamping_thresholds", "sweep", "train"),
+    "AccumulationTrace",
+    "Adam",
+    "AdamW",
+    "CONFIGURATIONS",
+    "Conversion",
+    "DynamicLossScale",
+    "FORMATS",
+    "Finding",
+    "FloatFormat",
+    "FormatLike",
+    "Frozen",
+    "HyperparameterAudit",
+    "Inspection",
+    "LossScalePlan",
+    "METHODS",
+    "MemoryLedger",
+    "NoLossScale",
+    "PreflightReport",
+    "RoundingMode",
+    "SCALERS",
+    "SGD",
+    "ScaleTrace",
+    "ScanResult",
+    "Severity",
+    "Stagnation",
+    "StaticLossScale",
+    "StorageConfig",
+    "SwampingThresholds",
+    "TensorFileError",
+    "TensorInfo",
+    "TrainingConfig",
+    "TrainingResult",
+    "UpdateReport",
+    "audit_hyperparameters",
+    "get_format",
+    "get_mode",
+    "get_scaler",
+    "memory_ledger",
+    "plan_loss_scale",
+    "plan_tensors",
+    "swamping_thresholds",
+    "sweep",
+    "train",
 )
 """Public names that take no arrays of the user's: results, configurations, numbers."""
 
@@ -300,7 +338,7 @@ def test_the_lists_would_notice_a_warning() -> None:
 # ---- masked arrays ----
 
 
-@pytest.mark.parametrize("name", [n for n in [*TAKES_ARRAYS, *BESIDE] if n != "inspect"])
+@pytest.mark.parametrize("name", [n for n in [*TAKES_ARRAYS, *BESIDE] if n != "inspect_number"])
 def test_masked_arrays_are_refused_with_a_cure(name: str) -> None:
     x = np.ma.array(np.array([1e-9, 1.0, 2.0], np.float32), mask=[True, False, False])
     with pytest.raises(ValueError, match="masked array") as error:
@@ -361,16 +399,16 @@ BOOLS = [True, False, np.True_, np.False_]
         lambda b: pl.accumulate([1.0], "fp16").probabilistic_bound(b),
         lambda b: pl.matmul([[1.0]], [[1.0]], accumulator="fp16", mode="sr", rng=b),
         lambda b: pl.dot([1.0], [1.0], accumulator="fp16", mode="sr", rng=b),
-        lambda b: pl.update_report([1.0], [1.0], "fp16", "sr", rng=b),
-        lambda b: pl.stagnation("fp16", pl.harmonic(), "sr", rng=b),
-        lambda b: pl.stagnation("fp16", pl.harmonic(), most=b),
-        lambda b: pl.counting(b),
+        lambda b: pl.update_report([1.0], [1.0], "fp16", mode="sr", rng=b),
+        lambda b: pl.stagnation(pl.Series.harmonic(), "fp16", mode="sr", rng=b),
+        lambda b: pl.stagnation(pl.Series.harmonic(), "fp16", most=b),
+        lambda b: pl.Series.counting(b),
         lambda b: pl.frozen_fraction([1.0], b, "fp16"),
         lambda b: pl.frozen_fraction([1.0], [b], "fp16"),
         lambda b: pl.frozen_fraction([1.0], [0.5, b], "fp16"),
         lambda b: pl.WeightGaps.of([1.0], "fp16").frozen(b),
         lambda b: scan_frozen({"w": np.ones(1)}, [b]),
-        lambda b: pl.inspect(b, "fp16"),
+        lambda b: pl.inspect_number(b, "fp16"),
         lambda b: pl.decode(b, "fp16"),
         lambda b: pl.decode([1, b], "fp16"),
         lambda b: pl.round_to(b, "fp16"),
@@ -390,7 +428,7 @@ BOOLS = [True, False, np.True_, np.False_]
         lambda b: list(pl.read_tensors({"w": np.ones(1)}, chunk_bytes=b)),
         lambda b: pl.preflight({"w": np.ones(1)}, tolerance=b),
         lambda b: pl.plan_loss_scale(pl.ExponentHistogram.of([1.0]), "fp16", margin=b),
-        lambda b: pl.replay(pl.DynamicLossScale.torch(), [1.0, b], "fp16"),
+        lambda b: pl.replay_loss_scale(pl.DynamicLossScale.torch(), [1.0, b], "fp16"),
         lambda b: pl.StaticLossScale(b),
         lambda b: pl.DynamicLossScale(init_scale=b),
         lambda b: pl.DynamicLossScale(window=b),
@@ -400,9 +438,9 @@ BOOLS = [True, False, np.True_, np.False_]
         lambda b: pl.FloatFormat("f", 5, b, 15),
         lambda b: pl.FloatFormat("f", b, 3, 15),
         lambda b: pl.FloatFormat("f", 5, 3, b),
-        lambda b: pl.audit("fp16", lr=b),
-        lambda b: pl.audit("fp16", beta1=b),
-        lambda b: pl.audit("fp16", steps=b),
+        lambda b: pl.audit_hyperparameters("fp16", lr=b),
+        lambda b: pl.audit_hyperparameters("fp16", beta1=b),
+        lambda b: pl.audit_hyperparameters("fp16", steps=b),
         lambda b: stored_rates([0.5, b], "fp16"),
         lambda b: sum_every_way([1.0], "fp16", seed=b),
     ],

@@ -43,7 +43,7 @@ class ScaleChange:
 
 @dataclass(frozen=True)
 class ScaleTrace(Shown):
-    """What a scaler would have done to a run; made by `replay`.
+    """What a scaler would have done to a run; made by `replay_loss_scale`.
 
     Attributes
     ----------
@@ -150,7 +150,7 @@ class ScaleTrace(Shown):
         }
 
 
-def replay(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: FormatLike) -> ScaleTrace:
+def replay_loss_scale(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: FormatLike) -> ScaleTrace:
     """Say what a scaler would have done to a run whose largest gradients were recorded.
 
     A step overflows, and is skipped, if S times its largest magnitude does not stay finite in the format, ties_to_even:
@@ -234,7 +234,7 @@ _OVERFLOWS = (None, "nan", "inf")  # as JSON may say it
 
 
 def read_trace(path: str | Path) -> tuple[float, ...]:
-    """Read the largest gradient of each step from a file, for `replay`.
+    """Read the largest gradient of each step from a file, for `replay_loss_scale`.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,22 +114,22 @@ class Series:
     name: str
     terms: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+    @classmethod
+    def counting(cls, step: float = 1) -> Self:
+        """Return step + step + step + ...; raises ValueError where `step` is no number."""
+        if not is_number(step):
+            raise ValueError(f"step must be a number, got {step!r}")
+        term = float(as_carrier(step, to_odd=True))  # terms are rounded into the format
+        return cls(f"counting by {step:g}", lambda numbers: np.full(numbers.size, term))
 
-def counting(step: float = 1) -> Series:
-    """Return step + step + step + ...; raises ValueError where `step` is no number."""
-    if not is_number(step):
-        raise ValueError(f"step must be a number, got {step!r}")
-    term = float(as_carrier(step, to_odd=True))  # terms are rounded into the format
-    return Series(f"counting by {step:g}", lambda numbers: np.full(numbers.size, term))
+    @classmethod
+    def harmonic(cls) -> Self:
+        """Return 1 + 1/2 + 1/3 + ..., which has no limit.
 
-
-def harmonic() -> Series:
-    """Return 1 + 1/2 + 1/3 + ..., which has no limit.
-
-    The quotients are rounded to float64 before they are rounded to the format, without harm: 1/k, if not a middle M
-    between two values, is at least 1/(k * 2^(p+1)) of itself away from M, more than float64's 2^-53 for k < 2^28.
-    """
-    return Series("harmonic series", lambda numbers: 1 / numbers)
+        The quotients are rounded to float64 before they are rounded to the format, without harm: 1/k, if not a middle M
+        between two values, is at least 1/(k * 2^(p+1)) of itself away from M, more than float64's 2^-53 for k < 2^28.
+        """
+        return cls("harmonic series", lambda numbers: 1 / numbers)
 
 
 MOST_TERMS = 1 << 27
@@ -176,10 +176,10 @@ class Stagnation(Shown):
 
 
 def stagnation(
-    fmt: FormatLike,
     series: Series,
-    mode: str = "ties_to_even",
+    fmt: FormatLike,
     *,
+    mode: str = "ties_to_even",
     most: int = 1 << 25,
     rng: int | tuple[int, int] | None = None,
 ) -> Stagnation:
@@ -189,10 +189,10 @@ def stagnation(
 
     Parameters
     ----------
+    series : Series
+        `Series.counting`, `Series.harmonic`, or one of your own.
     fmt : str, dtype or FloatFormat
         See `get_format`.
-    series : Series
-        `counting`, `harmonic`, or one of your own.
     mode : str
         Rounding of the additions; see `round_to`.
     most : int

@@ -178,8 +178,8 @@ def update_report(
     weights: ArrayLike,
     updates: ArrayLike,
     fmt: FormatLike,
-    mode: str = "ties_to_even",
     *,
+    mode: str = "ties_to_even",
     rng: int | tuple[int, int] | None = None,
 ) -> UpdateReport:
     """Say what becomes of updates when the weights are stored in a format.

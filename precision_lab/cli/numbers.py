@@ -40,8 +40,7 @@ def inspect(values: tuple[str, ...], chosen: tuple[str, ...]) -> None:
     precision-lab inspect 1e-7 65519.99 -f fp16 -f bf16
     """
     from precision_lab.numerics.formats import FORMATS, get_format
-    from precision_lab.numerics.inspection import inspect as inspect_number
-    from precision_lab.numerics.inspection import parse_number
+    from precision_lab.numerics.inspection import inspect_number, parse_number
     from precision_lab.presentation.tables.formats import inspection_table
 
     asked = [get_format(name) for name in chosen or FORMATS]

@@ -160,7 +160,7 @@ def _plan_loss_scale(
 def _replay_loss_scale(
     recorded: Path, fmt: str, names: tuple[str, ...], data: Path | None, figure: Path | None
 ) -> None:
-    from precision_lab.analysis.loss_scale_replay import read_trace, replay
+    from precision_lab.analysis.loss_scale_replay import read_trace, replay_loss_scale
     from precision_lab.analysis.loss_scalers import SCALERS, get_scaler
     from precision_lab.presentation.tables.loss_scaling import scale_trace_tables
     from precision_lab.support.files import write_json
@@ -168,7 +168,7 @@ def _replay_loss_scale(
 
     scalers = [s for name in names for s in (SCALERS.values() if name == "all" else [get_scaler(name)])]
     max_abs = read_trace(recorded)
-    traces = [replay(scaler, max_abs, fmt) for scaler in dict.fromkeys(scalers)]
+    traces = [replay_loss_scale(scaler, max_abs, fmt) for scaler in dict.fromkeys(scalers)]
     for table in scale_trace_tables(traces):
         show(table)
     if data is not None:

@@ -50,10 +50,10 @@ def hyperparameters(
     from precision_lab.presentation.tables.hyperparameters import hyperparameters_table
     from precision_lab.support.files import write_json
     from precision_lab.support.plain import header
-    from precision_lab.training.hyperparameters import audit
+    from precision_lab.training.hyperparameters import audit_hyperparameters
 
     formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
-    audits = [audit(fmt, optimizer=optimizer, steps=steps, **asked) for fmt in formats]
+    audits = [audit_hyperparameters(fmt, optimizer=optimizer, steps=steps, **asked) for fmt in formats]
     for one in audits:
         show(hyperparameters_table(one))
     if data is not None:

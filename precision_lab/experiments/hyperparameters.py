@@ -1,7 +1,8 @@
 """Which of an optimizer's usual constants are lost in 16 bits or fewer?
 
-Three settings that people copy from each other, in the formats that they might keep an optimizer in. `audit` says of
-each constant what it becomes, what follows and what would survive; nothing is trained here.
+Three settings that people copy from each other, in the formats that they might keep an optimizer in.
+`audit_hyperparameters` says of each constant what it becomes, what follows and what would survive; nothing is trained
+here.
 
 What to look for
 ----------------
@@ -22,7 +23,7 @@ from typing import Any, ClassVar, Self
 from precision_lab.numerics.formats import get_format
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
-from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, audit
+from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, audit_hyperparameters
 from precision_lab.training.optimizers import OPTIMIZERS
 
 
@@ -146,7 +147,7 @@ def run(
     Raises
     ------
     ValueError
-        As `audit`.
+        As `audit_hyperparameters`.
 
     """
     config = config or HyperparametersConfig()
@@ -155,7 +156,9 @@ def run(
     for setting in config.settings:
         for fmt in config.formats:
             given: dict[str, Any] = dict(setting.hyperparameters)
-            audits[setting.name].append(audit(fmt, optimizer=setting.optimizer, steps=config.steps, **given))
+            audits[setting.name].append(
+                audit_hyperparameters(fmt, optimizer=setting.optimizer, steps=config.steps, **given)
+            )
             if progress is not None:
                 progress(sum(map(len, audits.values())), everything)
     return HyperparametersResult(config, {name: tuple(found) for name, found in audits.items()})

@@ -30,7 +30,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from precision_lab.analysis.frozen_weights import Frozen, WeightGaps
-from precision_lab.analysis.stagnation import MOST_TERMS, Series, Stagnation, counting, harmonic, stagnation
+from precision_lab.analysis.stagnation import MOST_TERMS, Series, Stagnation, stagnation
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
@@ -254,7 +254,11 @@ def run(config: SwampingConfig | None = None, *, progress: Callable[[int, int], 
         for stage, steps in config.stages.items():
             snapshots = [snapshot for snapshot in training.snapshots if snapshot.step in steps]
             looks.append(_look(config, optimizer, learning_rate, stage, steps, snapshots))
-    sums = [_running_sum(config, series, *which) for series in (counting(), harmonic()) for which in config.sums]
+    sums = [
+        _running_sum(config, series, *which)
+        for series in (Series.counting(), Series.harmonic())
+        for which in config.sums
+    ]
     return SwampingResult(config, tuple(looks), tuple(sums))
 
 
@@ -270,7 +274,7 @@ def _look(
             for name, updates in snapshot.updates.items():
                 for mode in MODES:
                     rng = (config.seed, first)
-                    found[mode][name] += update_report(snapshot.parameters[name], updates, fmt, mode, rng=rng)
+                    found[mode][name] += update_report(snapshot.parameters[name], updates, fmt, mode=mode, rng=rng)
                 first += updates.size
         reports[fmt] = {
             mode: sum(by_tensor.values(), UpdateReport.empty(fmt, mode)) for mode, by_tensor in found.items()
@@ -288,8 +292,8 @@ def _look(
 
 def _running_sum(config: SwampingConfig, series: Series, fmt: str, mode: str) -> RunningSum:
     """Add up, once to the end and once to each of some numbers of terms, about eight a factor of ten."""
-    end = stagnation(fmt, series, mode, most=config.most_terms, rng=config.seed)
+    end = stagnation(series, fmt, mode=mode, most=config.most_terms, rng=config.seed)
     number = 1 + math.ceil(8 * float(fixed.log10(max(end.terms, 2))))
     points = np.unique(fixed.geomspace(1, end.terms, number).round().astype(int))
-    values = [stagnation(fmt, series, mode, most=n, rng=config.seed).value for n in points.tolist()]
+    values = [stagnation(series, fmt, mode=mode, most=n, rng=config.seed).value for n in points.tolist()]
     return RunningSum(tuple(points.tolist()), tuple(values), end)

@@ -169,7 +169,7 @@ def _spacing(value: float, fmt: FloatFormat) -> float:
     return math.ldexp(1.0, max(exponent, fmt.emin) - fmt.mantissa_bits)
 
 
-def inspect(number: Fraction | float | int | np.integer[Any] | np.floating[Any], fmt: FormatLike) -> Inspection:
+def inspect_number(number: Fraction | float | int | np.integer[Any] | np.floating[Any], fmt: FormatLike) -> Inspection:
     """Round one number (ties_to_even) into a format and take the result apart.
 
     Parameters

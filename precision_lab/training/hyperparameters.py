@@ -11,10 +11,10 @@ of few bits has few values near 1 and an early end near 0, and these constants s
   to v before v reaches g^2 (*swamping*), even where beta2 itself survives: with 0.999 in fp16 v stops at 0.75 g^2 for
   g = 1, and for other g, depending on where g^2 lies in its binade, anywhere between 0.61 and 1.02.
 
-`audit` asks all of this about one format. The rule behind every row: each number is computed exactly from the
-hyperparameters and rounded **once** (ties_to_even), which is the kindest that an implementation in this format can be.
-There are two exceptions: bias corrections are those of the *stored* beta, and running averages round each product and
-each sum. "Exactly" means from the doubles that were given: 0.999 is the double closest to 0.999.
+`audit_hyperparameters` asks all of this about one format. The rule behind every row: each number is computed exactly
+from the hyperparameters and rounded **once** (ties_to_even), which is the kindest that an implementation in this
+format can be. There are two exceptions: bias corrections are those of the *stored* beta, and running averages round
+each product and each sum. "Exactly" means from the doubles that were given: 0.999 is the double closest to 0.999.
 
 Frameworks often keep the constants in float32 and round only what they compute. That spares the bias corrections, but
 not the rest: 0.999*v and 0.99999*w are rounded back to v and w, and on bfloat16 parameters torch.optim.AdamW comes to
@@ -179,10 +179,10 @@ class HyperparameterAudit(PlainData, Shown):
         return max((finding.severity for finding in self.findings), key=list(Severity).index)
 
 
-def audit(
+def audit_hyperparameters(
     fmt: FormatLike,
     *,
-    optimizer: str = "adamw",
+    optimizer: Optimizer | str = "adamw",
     lr: float | None = None,
     beta1: float | None = None,
     beta2: float | None = None,
@@ -197,8 +197,8 @@ def audit(
     ----------
     fmt : format spec
         See `get_format`.
-    optimizer : {"adamw", "adam", "sgd"}
-        Decides which hyperparameters there are, see `optimizers.OPTIMIZERS`.
+    optimizer : str or Optimizer
+        A name of `optimizers.OPTIMIZERS`, which decides what hyperparameters there are, or one with its own values.
     lr : float, optional
         Above 0. Default: as for all hyperparameters that of torch.optim.
     beta1, beta2 : float, optional
@@ -240,7 +240,9 @@ def audit(
     made = _optimizer(optimizer, given)
     values = by_symbol(made)
     length = check_integer("steps", steps, 1)
-    return HyperparameterAudit(fmt, optimizer, values, length, tuple(_findings(fmt, made, values, length)))
+    return HyperparameterAudit(
+        fmt, type(made).__name__.lower(), values, length, tuple(_findings(fmt, made, values, length))
+    )
 
 
 def _findings(fmt: FloatFormat, optimizer: Optimizer, values: dict[str, float], steps: int) -> Iterator[Finding]:
@@ -271,11 +273,12 @@ def _findings(fmt: FloatFormat, optimizer: Optimizer, values: dict[str, float], 
             yield _decay(fmt, lr, decay, momentum, steps)
 
 
-def _optimizer(name: str, given: dict[str, float | None]) -> Optimizer:
+def _optimizer(chosen: Optimizer | str, given: dict[str, float | None]) -> Optimizer:
     """Check what was given and fill in the defaults."""
+    name = chosen if isinstance(chosen, str) else type(chosen).__name__.lower()
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
-    values = usual_values(name)
+    values = by_symbol(chosen) if isinstance(chosen, Optimizer) else usual_values(name)
     ranges = {known.symbol: known.range for known in hyperparameters(OPTIMIZERS[name]).values()}
     for symbol, value in given.items():
         if value is None:

@@ -144,15 +144,17 @@ class MemoryLedger(PlainData, Shown):
         }
 
 
-def memory(storage: StorageConfig, optimizer: Optimizer, parameters: int, *, activations: int = 0) -> MemoryLedger:
+def memory_ledger(
+    storage: StorageConfig, optimizer: Optimizer | str, parameters: int, *, activations: int = 0
+) -> MemoryLedger:
     """Make the ledger of a run.
 
     Parameters
     ----------
     storage : StorageConfig
         The formats.
-    optimizer : Optimizer
-        Which buffers there are.
+    optimizer : Optimizer or str
+        Which buffers there are; or a name of `named_optimizers`.
     parameters : int
         Number of parameters, at least 1.
     activations : int
@@ -161,20 +163,21 @@ def memory(storage: StorageConfig, optimizer: Optimizer, parameters: int, *, act
     Raises
     ------
     ValueError
-        `parameters` below 1 or `activations` below 0.
+        `parameters` below 1, `activations` below 0, or no optimizer of that name.
 
     """
+    used = optimizer if isinstance(optimizer, Optimizer) else _named(optimizer)
     parameters = check_integer("parameters", parameters, 1)
     activations = check_integer("activations", activations, 0)
     # what every forward pass starts from is divided last: the master copy, if the weights are cast anew in each
     later = {"gradients": 2, "master" if storage.transient_weights else "weights": 3}
-    rows = tuple(Buffer(name, fmt, parameters, later.get(name, 1)) for name, fmt in buffers(optimizer, storage).items())
+    rows = tuple(Buffer(name, fmt, parameters, later.get(name, 1)) for name, fmt in buffers(used, storage).items())
     transient = []
     if storage.transient_weights:
         transient.append(Buffer("cast weights", storage.weights, parameters))
     if activations:
         transient.append(Buffer("activations", storage.activations, activations))
-    return MemoryLedger(storage, type(optimizer).__name__.lower(), parameters, rows, tuple(transient))
+    return MemoryLedger(storage, type(used).__name__.lower(), parameters, rows, tuple(transient))
 
 
 def memory_report(found: Mapping[str, MemoryLedger], ranks: int) -> dict[str, Any]:
@@ -198,6 +201,13 @@ def named_optimizers() -> dict[str, Optimizer]:
     return named | {name: make_optimizer(name, usual_values(name)) for name in OPTIMIZERS}
 
 
+def _named(optimizer: str) -> Optimizer:
+    named = named_optimizers()
+    if optimizer not in named:
+        raise ValueError(f"optimizer must be one of {', '.join(named)}; got {optimizer!r}")
+    return named[optimizer]
+
+
 def ledgers(
     names: Sequence[str], optimizer: str, parameters: str | float, activations: str | float = 0
 ) -> dict[str, MemoryLedger]:
@@ -218,13 +228,12 @@ def ledgers(
         Unknown names, or numbers that are no whole ones of at least 1 (activations: 0).
 
     """
-    named = named_optimizers()
-    if optimizer not in named:
-        raise ValueError(f"optimizer must be one of {', '.join(named)}; got {optimizer!r}")
+    used = _named(optimizer)
     count, kept = _whole(parameters, "parameters", 1), _whole(activations, "activations", 0)
     asked = [n for name in names or ("all",) for n in (CONFIGURATIONS if name == "all" else [name])]
-    used = named[optimizer]
-    return {name: memory(StorageConfig.parse(name), used, count, activations=kept) for name in dict.fromkeys(asked)}
+    return {
+        name: memory_ledger(StorageConfig.parse(name), used, count, activations=kept) for name in dict.fromkeys(asked)
+    }
 
 
 def _whole(number: str | float, what: str, least: int) -> int:

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale, plan_tensors
-from precision_lab.analysis.loss_scale_replay import read_trace, replay
+from precision_lab.analysis.loss_scale_replay import read_trace, replay_loss_scale
 from precision_lab.analysis.loss_scalers import (
     SCALERS,
     DynamicLossScale,
@@ -707,7 +707,7 @@ def test_a_step_overflows_as_the_exact_product_rounds(fmt: FloatFormat, scale: f
     for _ in range(abs(ulps)):
         magnitude = math.nextafter(magnitude, math.inf if ulps > 0 else 0)
     for m in (magnitude, magnitude * near):
-        trace = replay(StaticLossScale(scale), [m], fmt)
+        trace = replay_loss_scale(StaticLossScale(scale), [m], fmt)
         assert trace.skipped == (does_overflow(Fraction(scale) * Fraction(m), fmt),)
 
 
@@ -720,7 +720,9 @@ def test_a_product_that_float64_rounds_onto_the_threshold_is_decided_exactly() -
             if scale * m == fp16.overflow_threshold:
                 exact = Fraction(scale) * Fraction(m)
                 found.add(exact < fp16.overflow_threshold)
-                assert replay(StaticLossScale(scale), [m], fp16).skipped == (exact >= fp16.overflow_threshold,)
+                assert replay_loss_scale(StaticLossScale(scale), [m], fp16).skipped == (
+                    exact >= fp16.overflow_threshold,
+                )
     assert found == {True, False}, "the test has seen both sides"
 
 
@@ -732,7 +734,7 @@ def test_a_product_that_float64_rounds_onto_the_threshold_is_decided_exactly() -
 )
 def test_a_replay_is_the_scaler_run_by_hand(name: str, steps: list[float], fmt: str) -> None:
     start = PAIRS[name](lambda choices: choices[min(2, len(choices) - 1)])[0]
-    trace = replay(start, steps, fmt)
+    trace = replay_loss_scale(start, steps, fmt)
     now, scales, skipped = start, [], []
     for m in steps:
         if now.ended:
@@ -754,7 +756,7 @@ def test_a_replay_is_the_scaler_run_by_hand(name: str, steps: list[float], fmt: 
 
 
 def test_a_replay_says_what_happened() -> None:
-    trace = replay(DynamicLossScale.torch(window=2), [1.0, 0.1, 0.1, math.nan, math.inf, 0.0], "fp16")
+    trace = replay_loss_scale(DynamicLossScale.torch(window=2), [1.0, 0.1, 0.1, math.nan, math.inf, 0.0], "fp16")
     assert trace.loss_scales == (2.0**16, 2.0**15, 2.0**15, 2.0**16, 2.0**15, 2.0**14)
     assert trace.skipped == (True, False, False, True, True, False)
     assert trace.nonfinite_steps == 2
@@ -764,15 +766,15 @@ def test_a_replay_says_what_happened() -> None:
     )
     assert not trace.exhausted
     assert trace.floor_from is None
-    equally_long = replay(NoLossScale(), [1e6, 1e6, 1.0, 1e6, 1e6], "fp16")
+    equally_long = replay_loss_scale(NoLossScale(), [1e6, 1e6, 1.0, 1e6, 1e6], "fp16")
     assert equally_long.longest_skip == range(2)
-    assert replay(StaticLossScale(3.0), [1.0], "fp16").summary == (
+    assert replay_loss_scale(StaticLossScale(3.0), [1.0], "fp16").summary == (
         "static: 0 of 1 steps skipped; S = 3 at the start, 3 at the end."
     )
 
 
 def test_a_replay_ends_where_deepspeed_raises_and_surfaces_it() -> None:
-    trace = replay(DynamicLossScale.deepspeed(2.0, hysteresis=1), [1e6] * 10, "fp16")
+    trace = replay_loss_scale(DynamicLossScale.deepspeed(2.0, hysteresis=1), [1e6] * 10, "fp16")
     assert trace.loss_scales == (2.0, 1.0)
     assert trace.floor_from == 1
     assert trace.exhausted
@@ -781,7 +783,7 @@ def test_a_replay_ends_where_deepspeed_raises_and_surfaces_it() -> None:
 
 
 def test_a_replay_surfaces_a_floor_where_steps_are_skipped_for_ever() -> None:
-    trace = replay(DynamicLossScale.jmp(2.0), [math.nan] * 10, "fp16")
+    trace = replay_loss_scale(DynamicLossScale.jmp(2.0), [math.nan] * 10, "fp16")
     assert trace.skipped_steps == trace.steps == 10
     assert trace.floor_from == 1
     assert trace.final.unanswered == 9
@@ -789,11 +791,11 @@ def test_a_replay_surfaces_a_floor_where_steps_are_skipped_for_ever() -> None:
 
 
 def test_a_replay_stops_before_a_scale_is_used_that_cannot_be_undone() -> None:
-    trace = replay(DynamicLossScale.torch(), [math.nan] * 400, "fp16")
+    trace = replay_loss_scale(DynamicLossScale.torch(), [math.nan] * 400, "fp16")
     assert trace.loss_scales[-1] == 2.0**-127
     assert trace.final.loss_scale == 2.0**-128
     assert trace.steps == 144
-    infinite = replay(DynamicLossScale.megatron(2.0**127, window=1), [0.0] * 5, "fp16")
+    infinite = replay_loss_scale(DynamicLossScale.megatron(2.0**127, window=1), [0.0] * 5, "fp16")
     assert infinite.steps == 1
     assert infinite.to_dict()["final_loss_scale"] == "inf"
 
@@ -804,15 +806,15 @@ def test_a_replay_stops_before_a_scale_is_used_that_cannot_be_undone() -> None:
     ids=repr,
 )
 def test_traces_that_are_refused(steps: Any) -> None:
-    refused(lambda: replay(NoLossScale(), steps, "fp16"), "one number for each step, not negative")
+    refused(lambda: replay_loss_scale(NoLossScale(), steps, "fp16"), "one number for each step, not negative")
 
 
 def test_other_arguments_of_replays() -> None:
-    refused(lambda: replay("torch", [1.0], "fp16"), "DynamicLossScale")  # type: ignore[arg-type]
-    refused(lambda: replay(NoLossScale(), [1.0], "half a format"), "fp16")
-    assert replay(NoLossScale(), np.array([1, 70000], np.int32), "fp16").skipped == (False, True)
-    assert replay(NoLossScale(), np.array([65520], np.float32), "fp16").skipped == (True,)
-    assert replay(NoLossScale(), [-0.0], "fp16").skipped == (False,)
+    refused(lambda: replay_loss_scale("torch", [1.0], "fp16"), "DynamicLossScale")  # type: ignore[arg-type]
+    refused(lambda: replay_loss_scale(NoLossScale(), [1.0], "half a format"), "fp16")
+    assert replay_loss_scale(NoLossScale(), np.array([1, 70000], np.int32), "fp16").skipped == (False, True)
+    assert replay_loss_scale(NoLossScale(), np.array([65520], np.float32), "fp16").skipped == (True,)
+    assert replay_loss_scale(NoLossScale(), [-0.0], "fp16").skipped == (False,)
 
 
 # ---- trace files ---------------------------------------------------------------------------------------------------
@@ -834,9 +836,9 @@ def test_traces_are_read_from_json(tmp_path: Path, text: str, steps: list[float]
 
 
 def test_what_a_replay_writes_can_be_replayed(tmp_path: Path) -> None:
-    trace = replay(DynamicLossScale.torch(), [1.0, math.inf, 0.5], "fp16")
+    trace = replay_loss_scale(DynamicLossScale.torch(), [1.0, math.inf, 0.5], "fp16")
     (tmp_path / "trace.json").write_text(json.dumps(trace.to_dict()), encoding="utf-8")
-    again = replay(DynamicLossScale.torch(), read_trace(tmp_path / "trace.json"), "fp16")
+    again = replay_loss_scale(DynamicLossScale.torch(), read_trace(tmp_path / "trace.json"), "fp16")
     assert again.skipped == trace.skipped
 
 

@@ -194,7 +194,7 @@ def test_cells_that_are_used_again_are_zeros_again() -> None:
 
     def found(part: Any) -> list[Any]:
         other = part[::-1].copy()
-        doubles = update_report(part.astype(np.float64), other, "fp16", "stochastic", rng=1)
+        doubles = update_report(part.astype(np.float64), other, "fp16", mode="stochastic", rng=1)
         return [WeightGaps.of(part, "fp8_e4m3fn"), update_report(part, other, "bf16"), doubles]
 
     def in_a_new_thread(part: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from precision_lab import TensorFileError, scan
 from precision_lab.tensors.slices import read_slices, slice_tensors
 from tests.conftest import CommandLine
-from tests.numerics.test_spread import Shuffled
+from tests.support.test_executors import Shuffled
 
 scan_module: Any = importlib.import_module("precision_lab.analysis.scan")
 

@@ -23,8 +23,6 @@ from precision_lab.analysis.stagnation import (
     Series,
     Stagnation,
     Threshold,
-    counting,
-    harmonic,
     stagnation,
     swamping_thresholds,
 )
@@ -181,7 +179,7 @@ def pairs(draw: st.DrawFn, fmt: FloatFormat) -> tuple[Array, Array]:
 @settings(max_examples=200, deadline=None)
 def test_a_report_equals_the_definitions(data: st.DataObject, fmt: FloatFormat, mode: str, seed: int) -> None:
     weights, updates = data.draw(pairs(fmt))
-    assert update_report(weights, updates, fmt, mode, rng=seed) == brute_report(weights, updates, fmt, mode, seed)
+    assert update_report(weights, updates, fmt, mode=mode, rng=seed) == brute_report(weights, updates, fmt, mode, seed)
 
 
 @given(st.data(), FORMATS_AND_CUSTOM)
@@ -249,8 +247,8 @@ def test_long_arrays_of_every_kind(name: str, mode: str) -> None:
     weights[1500:1600] = rng.choice([1e-45, 1e-40, -1e-39, 3e38], 100)
     updates[1550:1650] = rng.choice([1e-45, -1e-41, 3e38, 65504], 100)
     expected = brute_report(weights, updates, fmt, mode, 3)
-    assert update_report(weights, updates, fmt, mode, rng=3) == expected
-    assert update_report(weights, updates.astype(np.float64), fmt, mode, rng=3) == expected
+    assert update_report(weights, updates, fmt, mode=mode, rng=3) == expected
+    assert update_report(weights, updates.astype(np.float64), fmt, mode=mode, rng=3) == expected
 
 
 def test_sums_are_those_of_fsum() -> None:
@@ -274,9 +272,9 @@ def test_chunks_add_up_to_the_whole(data: st.DataObject, mode: str) -> None:
     n = data.draw(st.integers(1, 5000))
     weights = rng.standard_normal(n).astype(np.float32)
     updates = (rng.standard_normal(n) * 10.0 ** rng.integers(-20, 2, n)).astype(np.float32)
-    whole = update_report(weights, updates, "bf16", mode, rng=9)
+    whole = update_report(weights, updates, "bf16", mode=mode, rng=9)
     cuts = [0, *sorted(data.draw(st.lists(st.integers(0, n), max_size=4))), n]
-    parts = [update_report(weights[a:b], updates[a:b], "bf16", mode, rng=(9, a)) for a, b in pairwise(cuts)]
+    parts = [update_report(weights[a:b], updates[a:b], "bf16", mode=mode, rng=(9, a)) for a, b in pairwise(cuts)]
     assert sum(parts, UpdateReport.empty("bf16", mode)) == whole
     assert sum(reversed(parts), UpdateReport.empty("bf16", mode)) == whole
     gaps = WeightGaps.of(weights, "bf16")
@@ -287,14 +285,14 @@ def test_blocks_and_parts_of_large_arrays(monkeypatch: pytest.MonkeyPatch) -> No
     rng = np.random.default_rng(2)
     weights = rng.standard_normal(70_000).astype(ml_dtypes.bfloat16)
     updates = (rng.standard_normal(70_000) * 1e-3).astype(np.float32)
-    reports = [update_report(weights, updates, "bf16", mode, rng=4) for mode in MODES]
+    reports = [update_report(weights, updates, "bf16", mode=mode, rng=4) for mode in MODES]
     same_dtype = update_report(weights.astype(np.float32), updates, "bf16")
     gaps = WeightGaps.of(weights, "bf16")
     assert same_dtype == reports[0]
     for module in (updates_module, frozen_weights):
         monkeypatch.setattr(module, "MOST", 30_001)
         monkeypatch.setattr(module, "BLOCK", 1000)
-    assert [update_report(weights, updates, "bf16", mode, rng=4) for mode in MODES] == reports
+    assert [update_report(weights, updates, "bf16", mode=mode, rng=4) for mode in MODES] == reports
     assert update_report(weights.astype(np.float32), updates, "bf16") == same_dtype
     assert WeightGaps.of(weights, "bf16") == gaps
 
@@ -365,10 +363,10 @@ def test_sums_beyond_the_carrier() -> None:
     top = FORMATS["bf16"].max
     weights, updates = np.array([top, -top], np.float32), np.array([3e38, -3e38], np.float32)
     for mode in MODES:
-        assert update_report(weights, updates, "bf16", mode, rng=0) == brute_report(
+        assert update_report(weights, updates, "bf16", mode=mode, rng=0) == brute_report(
             weights, updates, FORMATS["bf16"], mode
         )
-    assert update_report(weights, updates, "bf16", "toward_zero").lost == 2
+    assert update_report(weights, updates, "bf16", mode="toward_zero").lost == 2
 
 
 def test_infinities_count_where_the_format_has_none() -> None:
@@ -418,8 +416,8 @@ def test_reports_refuse_in_one_line(arguments: tuple[Any, ...], needle: str) -> 
 
 def test_bad_random_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="rng must be a seed"):
-        update_report([1.0], [1.0], "fp16", "stochastic", rng=-1)
-    fresh = [update_report(np.ones(1000), np.full(1000, 2.0**-9), "bf16", "sr").lost for _ in range(4)]
+        update_report([1.0], [1.0], "fp16", mode="stochastic", rng=-1)
+    fresh = [update_report(np.ones(1000), np.full(1000, 2.0**-9), "bf16", mode="sr").lost for _ in range(4)]
     assert len(set(fresh)) > 1
 
 
@@ -612,40 +610,40 @@ def same(found: Stagnation, expected: tuple[float, int, bool]) -> bool:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fmt", [*UP_TO_8_BITS, *CUSTOM[:4], *CUSTOM[-2:]], ids=str)
-@pytest.mark.parametrize("series", [counting(), counting(0.1), harmonic()], ids=lambda s: s.name)
+@pytest.mark.parametrize("series", [Series.counting(), Series.counting(0.1), Series.harmonic()], ids=lambda s: s.name)
 def test_running_sums_of_small_formats(fmt: FloatFormat, series: Series, mode: str) -> None:
     most = 400
-    assert same(stagnation(fmt, series, mode, most=most, rng=11), brute_sum(fmt, series, mode, most, 11))
+    assert same(stagnation(series, fmt, mode=mode, most=most, rng=11), brute_sum(fmt, series, mode, most, 11))
 
 
 @pytest.mark.parametrize("mode", ["ties_to_even", "ties_to_away", "toward_zero", "to_odd", "stochastic"])
 @pytest.mark.parametrize("fmt", [FORMATS["fp16"], FORMATS["bf16"], FORMATS["tf32"]], ids=str)
 def test_running_sums_of_16_bits(fmt: FloatFormat, mode: str) -> None:
-    for series in (counting(), counting(0.1), harmonic()):
-        assert same(stagnation(fmt, series, mode, most=2100, rng=1), brute_sum(fmt, series, mode, 2100, 1))
+    for series in (Series.counting(), Series.counting(0.1), Series.harmonic()):
+        assert same(stagnation(series, fmt, mode=mode, most=2100, rng=1), brute_sum(fmt, series, mode, 2100, 1))
 
 
 @pytest.mark.parametrize(
     ("name", "series", "value", "terms"),
     [
-        ("bf16", counting(), 256, 256),
-        ("fp16", counting(), 2048, 2048),
-        ("tf32", counting(), 2048, 2048),
-        ("fp8_e4m3fn", counting(), 16, 16),
-        ("fp8_e5m2", counting(), 8, 8),
-        ("fp4_e2m1fn", counting(), 4, 4),
-        ("fp32", counting(), 2**24, 2**24),
-        ("bf16", counting(0.1), 32, 276),
-        ("fp16", counting(0.1), 256, 2207),
-        ("fp32", counting(0.1), 2097152, 18073720),
-        ("bf16", harmonic(), 5.0625, 64),
-        ("fp16", harmonic(), 7.0859375, 512),
-        ("fp32", harmonic(), 15.403682708740234, 2097151),
+        ("bf16", Series.counting(), 256, 256),
+        ("fp16", Series.counting(), 2048, 2048),
+        ("tf32", Series.counting(), 2048, 2048),
+        ("fp8_e4m3fn", Series.counting(), 16, 16),
+        ("fp8_e5m2", Series.counting(), 8, 8),
+        ("fp4_e2m1fn", Series.counting(), 4, 4),
+        ("fp32", Series.counting(), 2**24, 2**24),
+        ("bf16", Series.counting(0.1), 32, 276),
+        ("fp16", Series.counting(0.1), 256, 2207),
+        ("fp32", Series.counting(0.1), 2097152, 18073720),
+        ("bf16", Series.harmonic(), 5.0625, 64),
+        ("fp16", Series.harmonic(), 7.0859375, 512),
+        ("fp32", Series.harmonic(), 15.403682708740234, 2097151),
     ],
     ids=lambda x: getattr(x, "name", str(x)),
 )
 def test_running_sums_that_are_known(name: str, series: Series, value: float, terms: int) -> None:
-    found = stagnation(name, series)
+    found = stagnation(series, name)
     assert (found.value, found.terms, found.stopped) == (value, terms, True)
     assert found.first_lost == terms + 1
     assert not found.overflowed
@@ -656,7 +654,7 @@ def test_harmonic_sums_against_numpy(dtype: type, terms: int) -> None:
     """`add.accumulate` adds in turn in the dtype."""
     one_by_one = np.add.accumulate((1 / np.arange(1, terms + 100, dtype=np.float64)).astype(dtype))
     assert one_by_one[terms - 2] < one_by_one[terms - 1] == one_by_one[terms] == one_by_one[-1]
-    assert stagnation(dtype, harmonic()).value == one_by_one[-1]
+    assert stagnation(Series.harmonic(), dtype).value == one_by_one[-1]
 
 
 def test_quotients_are_rounded_once() -> None:
@@ -665,42 +663,44 @@ def test_quotients_are_rounded_once() -> None:
         np.concatenate([2.0**28 - np.arange(1, 3000), np.arange(1.0, 3000), np.arange(2.0**24, 2.0**24 + 3000)])
     )
     for name in ("fp32", "bf16"):
-        stored = np.asarray(round_to(harmonic().terms(k), name)).tolist()
+        stored = np.asarray(round_to(Series.harmonic().terms(k), name)).tolist()
         for number, term in zip(k.tolist(), stored, strict=True):
             assert term == rounded(Fraction(1, int(number)), FORMATS[name], "ties_to_even")
 
 
 def test_a_sum_that_does_not_stop() -> None:
-    found = stagnation("fp32", counting(), "toward_positive", most=1000)
+    found = stagnation(Series.counting(), "fp32", mode="toward_positive", most=1000)
     assert (found.value, found.terms, found.stopped, found.first_lost) == (1000, 1000, False, None)
-    blocks = stagnation("fp32", counting(), most=100_001)
+    blocks = stagnation(Series.counting(), "fp32", most=100_001)
     assert (blocks.value, blocks.terms, blocks.stopped) == (100_001, 100_001, False)
 
 
 def test_a_sum_that_overflows() -> None:
-    found = stagnation("fp16", counting(), "toward_positive")
+    found = stagnation(Series.counting(), "fp16", mode="toward_positive")
     assert (found.value, found.stopped, found.overflowed) == (math.inf, True, True)
-    assert stagnation("fp16", counting(65504), "toward_zero").value == 65504
-    nan = stagnation("fp8_e4m3fn", counting(256))
+    assert stagnation(Series.counting(65504), "fp16", mode="toward_zero").value == 65504
+    nan = stagnation(Series.counting(256), "fp8_e4m3fn")
     assert math.isnan(nan.value)
     assert nan.overflowed
 
 
 def test_sixteen_random_bits_stop_too() -> None:
     """Stochastic rounding moves a sum until a term is less than 2^-16 of the spacing: 2^16 times as far."""
-    assert stagnation("bf16", counting(), "stochastic", rng=0).value == 2.0**24
-    assert stagnation("fp8_e5m2", counting(1e-3), "stochastic", rng=0).value == 2.0**-10 * 2.0**19
-    assert stagnation("fp16", harmonic(), "stochastic", rng=0).stopped
+    assert stagnation(Series.counting(), "bf16", mode="stochastic", rng=0).value == 2.0**24
+    assert stagnation(Series.counting(1e-3), "fp8_e5m2", mode="stochastic", rng=0).value == 2.0**-10 * 2.0**19
+    assert stagnation(Series.harmonic(), "fp16", mode="stochastic", rng=0).stopped
 
 
 def test_random_sums_repeat_by_seed() -> None:
-    first, again, other = (stagnation("bf16", counting(), "sr", most=50_000, rng=seed).value for seed in (1, 1, 2))
+    first, again, other = (
+        stagnation(Series.counting(), "bf16", mode="sr", most=50_000, rng=seed).value for seed in (1, 1, 2)
+    )
     assert first == again != other
     assert 40_000 < first < 60_000
 
 
 def test_a_series_of_ones_own() -> None:
-    found = stagnation("fp16", Series("squares", lambda k: 1 / k**2))
+    found = stagnation(Series("squares", lambda k: 1 / k**2), "fp16")
     assert same(found, brute_sum(FORMATS["fp16"], Series("", lambda k: 1 / k**2), "ties_to_even", 1000))
     assert found.series == "squares"
 
@@ -708,24 +708,24 @@ def test_a_series_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("series", "options", "needle"),
     [
-        (counting(-1), {}, "terms must be positive, not growing"),
-        (counting(0), {}, "terms must be positive"),
-        (counting(math.nan), {}, "terms must be positive"),
-        (counting(1e6), {}, "finite in fp16"),
+        (Series.counting(-1), {}, "terms must be positive, not growing"),
+        (Series.counting(0), {}, "terms must be positive"),
+        (Series.counting(math.nan), {}, "terms must be positive"),
+        (Series.counting(1e6), {}, "finite in fp16"),
         (Series("growing", lambda k: k), {}, "growing: terms must be"),
         (Series("later", lambda k: np.where(k < 40_000, 1e-7, 1.0)), {"most": 50_000, "mode": "sr"}, "not growing"),
         (Series("one", lambda k: np.ones(1)), {}, "32768 terms are asked for"),
-        (counting(), {"most": 0}, r"most must be an integer in 1\.\.2\^27"),
-        (counting(), {"most": 2**28}, "most must be"),
-        (counting(), {"most": 1.5}, "most must be"),
-        (counting(), {"most": True}, "most must be"),
-        (counting(), {"mode": "nearest"}, "unknown rounding mode"),
-        (counting(), {"rng": -1}, "rng must be a seed"),
-        (counting(), {"rng": (1, 5)}, "begins at the first term"),
+        (Series.counting(), {"most": 0}, r"most must be an integer in 1\.\.2\^27"),
+        (Series.counting(), {"most": 2**28}, "most must be"),
+        (Series.counting(), {"most": 1.5}, "most must be"),
+        (Series.counting(), {"most": True}, "most must be"),
+        (Series.counting(), {"mode": "nearest"}, "unknown rounding mode"),
+        (Series.counting(), {"rng": -1}, "rng must be a seed"),
+        (Series.counting(), {"rng": (1, 5)}, "begins at the first term"),
     ],
     ids=lambda value: getattr(value, "name", None) or str(value),
 )
 def test_bad_sums_are_refused_in_one_line(series: Series, options: dict[str, Any], needle: str) -> None:
     with pytest.raises(ValueError, match=needle) as caught:
-        stagnation("fp16", series, **options)
+        stagnation(series, "fp16", **options)
     assert str(caught.value).isprintable()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from precision_lab import audit
+from precision_lab import audit_hyperparameters
 from precision_lab.support.plain import header
 from tests.cli.helpers import in_a_terminal, one_line
 from tests.conftest import CommandLine
@@ -53,7 +53,7 @@ def test_json_and_a_figure(command_line: CommandLine, tmp_path: Path) -> None:
         "hyperparameters", "-f", "fp8_e4m3fn", "-f", "fp32", "--steps", 5, "--json", data, "--figure", figure
     )
     assert finished.status == 0
-    expected = [audit(fmt, steps=5).to_dict() for fmt in ("fp8_e4m3fn", "fp32")]
+    expected = [audit_hyperparameters(fmt, steps=5).to_dict() for fmt in ("fp8_e4m3fn", "fp32")]
     assert json.loads(data.read_text()) == header("hyperparameter audits") | {"audits": expected}
     assert figure.read_bytes().startswith(b"\x89PNG")
 
@@ -65,7 +65,7 @@ def test_sentences_are_broken_at_words(columns: int) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
     assert max(map(len, plain.splitlines())) <= columns
     words = set(plain.split())
-    for finding in audit("bf16").findings:
+    for finding in audit_hyperparameters("bf16").findings:
         assert set(finding.consequence.split()) <= words
         assert set(finding.advice.split()) <= words
 

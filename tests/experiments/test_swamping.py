@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from precision_lab.analysis.frozen_weights import WeightGaps
-from precision_lab.analysis.stagnation import counting, stagnation
+from precision_lab.analysis.stagnation import Series, stagnation
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.experiments.swamping import MODES, STAGES, SwampingConfig, SwampingResult, run
 from precision_lab.presentation.tables.swamping import swamping_tables
@@ -57,7 +57,7 @@ def test_reports_are_those_of_the_updates(result: SwampingResult, optimizer: str
             weights = np.concatenate([s.parameters[name].reshape(-1) for s in seen for name in s.updates])
             updates = np.concatenate([u.reshape(-1) for s in seen for u in s.updates.values()])
             for mode in MODES:
-                assert look.reports[fmt][mode] == update_report(weights, updates, fmt, mode, rng=SMALL.seed)
+                assert look.reports[fmt][mode] == update_report(weights, updates, fmt, mode=mode, rng=SMALL.seed)
             whole = sum(look.tensors[fmt].values(), UpdateReport.empty(fmt))
             assert whole == look.reports[fmt]["ties_to_even"]
             first = np.concatenate([array.reshape(-1) for array in seen[0].parameters.values()])
@@ -95,7 +95,7 @@ def test_running_sums(result: SwampingResult) -> None:
         assert (s.terms[0], s.terms[-1]) == (1, s.end.terms)
         assert list(s.terms) == sorted(set(s.terms))
         for n, value in zip(s.terms, s.values, strict=True):
-            assert value == stagnation(s.end.format, counting(), s.end.mode, most=n).value
+            assert value == stagnation(Series.counting(), s.end.format, mode=s.end.mode, most=n).value
 
 
 def test_the_result_is_json(result: SwampingResult) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.numerics.inspection import Inspection, inspect, parse_number, to_double_by_odd
+from precision_lab.numerics.inspection import Inspection, inspect_number, parse_number, to_double_by_odd
 from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
 from tests.numerics.helpers import MODES, REGISTERED, UP_TO_8_BITS, assert_same, hard_values, runs, unsigned_nan
 
@@ -247,12 +247,12 @@ def near_ties(draw: st.DrawFn) -> tuple[Fraction, FloatFormat]:
 def test_rounded_again_it_is_as_if_rounded_once(case: tuple[Fraction, FloatFormat]) -> None:
     value, fmt = case
     expected = exact_rounding(value, fmt)
-    stored = inspect(value, fmt).stored
+    stored = inspect_number(value, fmt).stored
     if math.isinf(expected):
         assert stored == math.inf or math.isnan(stored) or stored == fmt.max
     else:
         assert stored == expected
-    mirrored = inspect(-value, fmt).stored
+    mirrored = inspect_number(-value, fmt).stored
     assert mirrored == -stored or (math.isnan(mirrored) and math.isnan(stored))
 
 
@@ -260,7 +260,7 @@ def test_rounded_again_it_is_as_if_rounded_once(case: tuple[Fraction, FloatForma
 
 
 def look(text: str, name: str) -> Inspection:
-    return inspect(parse_number(text), name)
+    return inspect_number(parse_number(text), name)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_all_codes_of_the_small_formats(fmt: FloatFormat) -> None:
     finite = sorted({v for v in values.values() if math.isfinite(v)})
     for code, value in values.items():
         number: Any = value if math.isinf(value) or math.isnan(value) or value == 0 else Fraction(value)
-        found = inspect(number, fmt)
+        found = inspect_number(number, fmt)
         digits = found.sign + found.exponent + found.significand
         assert (len(found.sign), len(found.exponent), len(digits)) == (1, fmt.exponent_bits, fmt.bits)
         assert int(digits, 2) == found.code
@@ -412,7 +412,7 @@ def test_one_number_is_rounded_as_arrays_are(fmt: FloatFormat, mode: str) -> Non
         assert_same(np.float64(rounded), stored)
         assert reference.encode(rounded, fmt) == code
         if mode == "ties_to_even":
-            found = inspect(number, fmt)
+            found = inspect_number(number, fmt)
             assert_same(np.float64(found.stored), stored)
             assert found.code == code
             below, above = neighbours(stored, fmt)
@@ -423,7 +423,7 @@ def test_one_number_is_rounded_as_arrays_are(fmt: FloatFormat, mode: str) -> Non
 @settings(deadline=None, max_examples=200)
 @given(RATIONALS.filter(lambda number: abs(number) <= LARGEST), st.sampled_from(REGISTERED))
 def test_any_number(number: Fraction, fmt: FloatFormat) -> None:
-    found = inspect(number, fmt)
+    found = inspect_number(number, fmt)
     rounded = exact_rounding(number, fmt) if number else 0.0
     if math.isinf(rounded):
         assert found.lost == "overflowed"
@@ -442,21 +442,21 @@ def test_any_number(number: Fraction, fmt: FloatFormat) -> None:
 
 @pytest.mark.parametrize("x", [1.5, -0.1, 2.0**-24, 5e-324, 1e300, np.float64(0.3), 1, -3])
 def test_a_double_and_its_fraction_are_one_number(x: float) -> None:
-    assert repr(inspect(x, "fp16")) == repr(inspect(Fraction(x), "fp16"))  # in which NaN is itself
+    assert repr(inspect_number(x, "fp16")) == repr(inspect_number(Fraction(x), "fp16"))  # in which NaN is itself
 
 
 def test_an_unknown_format() -> None:
     with pytest.raises(ValueError, match="unknown format 'fp17'"):
-        inspect(1.0, "fp17")
+        inspect_number(1.0, "fp17")
 
 
 def test_integers_and_numpy_scalars_are_taken_exactly() -> None:
-    assert inspect(2**60 + 2**36 + 1, "fp32").stored == 2.0**60 + 2.0**37  # 2^60 by way of a double
-    assert inspect(np.float32(0.1), "fp32").lost == "exact"
+    assert inspect_number(2**60 + 2**36 + 1, "fp32").stored == 2.0**60 + 2.0**37  # 2^60 by way of a double
+    assert inspect_number(np.float32(0.1), "fp32").lost == "exact"
 
 
 def test_a_custom_format() -> None:
-    found = inspect(Fraction(1, 3), "e6m9")
+    found = inspect_number(Fraction(1, 3), "e6m9")
     assert (found.format.name, len(found.exponent), len(found.significand)) == ("e6m9", 6, 9)
     assert found.stored == exact_rounding(Fraction(1, 3), found.format)
 
@@ -480,7 +480,7 @@ def test_hexadecimal_floats_are_exact() -> None:
     # a hair above the tie at 2^-25: fp16 has it as 2^-24
     value = parse_number("0x1.000000000000008p-25")
     assert value == Fraction(1, 2**25) * (1 + Fraction(1, 2**57))
-    assert inspect(value, "fp16").lost == "rounded"
+    assert inspect_number(value, "fp16").lost == "rounded"
     assert parse_number("0x1p-1080") == Fraction(1, 2**1080)
 
 
@@ -498,4 +498,4 @@ def test_an_e_in_a_hexadecimal_float_is_a_digit(text: str) -> None:
 
 
 def test_an_error_below_the_doubles_is_one() -> None:
-    assert inspect(1 + Fraction(1, 10**400), "fp16").lost == "rounded"
+    assert inspect_number(1 + Fraction(1, 10**400), "fp16").lost == "rounded"

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from precision_lab.analysis.frozen_weights import WeightGaps, frozen_fraction
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.loss_scale_replay import replay
+from precision_lab.analysis.loss_scale_replay import replay_loss_scale
 from precision_lab.analysis.loss_scalers import DynamicLossScale
-from precision_lab.analysis.stagnation import counting
+from precision_lab.analysis.stagnation import Series
 from precision_lab.analysis.updates import update_report
 from precision_lab.numerics import reference
 from precision_lab.numerics.accumulation import accumulate, exact_sum
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, integers_as_doubles, is_number
-from precision_lab.numerics.inspection import inspect
+from precision_lab.numerics.inspection import inspect_number
 from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
 from precision_lab.numerics.rounding import (
     as_carrier,
@@ -179,7 +179,7 @@ def test_products_of_integers_with_inputs_round_once(n: int, fmt: FloatFormat, m
 
 @given(st.one_of(PYTHON, SIGNED.map(np.int64), UNSIGNED.map(np.uint64)), st.sampled_from(FORMATS))
 def test_one_integer_is_inspected_exactly(n: int | np.integer[Any], fmt: FloatFormat) -> None:
-    seen = inspect(n, fmt)
+    seen = inspect_number(n, fmt)
     assert seen.stored == reference.round_to(Fraction(int(n)), fmt) or math.isnan(seen.stored)
     if math.isfinite(seen.stored):
         error = Fraction(seen.stored) - int(n)
@@ -243,7 +243,7 @@ LARGE = [2**53 + 1, 1]
         lambda x: update_report(np.ones(np.shape(x)), x, "bf16"),
         lambda x: frozen_fraction([1.0], x, "bf16"),
         lambda x: WeightGaps.of([1.0], "bf16").frozen(x[0]),
-        lambda x: replay(DynamicLossScale.torch(), x, "fp16"),
+        lambda x: replay_loss_scale(DynamicLossScale.torch(), x, "fp16"),
         as_carrier,
     ],
 )
@@ -274,7 +274,7 @@ def test_exact_integers_are_taken_everywhere() -> None:
     assert exact_sum([2**70, 0.5]) == 2**70 + Fraction(1, 2)
     assert integers_as_doubles(np.array(large), to_odd=False).tolist() == large
     assert as_carrier(np.array([2**63], np.uint64)).tolist() == [2.0**63]
-    assert counting(2**53 + 1).terms(np.ones(2)).tolist() == [as_array([2**53 + 1, 0.5], to_odd=True)[0]] * 2
+    assert Series.counting(2**53 + 1).terms(np.ones(2)).tolist() == [as_array([2**53 + 1, 0.5], to_odd=True)[0]] * 2
 
 
 def test_odd_doubles_have_odd_last_bits() -> None:

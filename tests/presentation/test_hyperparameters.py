@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from precision_lab import Severity, audit
+from precision_lab import Severity, audit_hyperparameters
 from precision_lab.presentation.plots.hyperparameters import hyperparameters_figure, plot_betas, plot_severities
 from precision_lab.presentation.plots.style import save_figure
 from precision_lab.presentation.tables.hyperparameters import hyperparameters_table
@@ -19,7 +19,7 @@ mpl.use("Agg")
 
 
 def test_the_table_has_a_row_a_finding() -> None:
-    result = audit("bf16", lr=1e-4, weight_decay=0.1)
+    result = audit_hyperparameters("bf16", lr=1e-4, weight_decay=0.1)
     table = hyperparameters_table(result)
     assert len(table.rows) == len(result.findings)
     assert {len(row) for row in table.rows} == {len(table.columns)}
@@ -31,7 +31,7 @@ def test_the_table_has_a_row_a_finding() -> None:
 
 
 def test_severities_are_drawn_as_they_are() -> None:
-    audits = [audit(fmt) for fmt in ("bf16", "fp16", "fp32")]
+    audits = [audit_hyperparameters(fmt) for fmt in ("bf16", "fp16", "fp32")]
     ax = plot_severities(audits)
     (image,) = ax.images
     codes = np.ma.filled(np.ma.asarray(image.get_array()).astype(float), np.nan)
@@ -67,7 +67,9 @@ def test_stairs_of_few_steps(fmt: str) -> None:
 
 
 def test_the_page(tmp_path: Path) -> None:
-    page = hyperparameters_figure([audit(fmt, optimizer="sgd", momentum=0.9) for fmt in ("fp32", "bf16")])
+    page = hyperparameters_figure(
+        [audit_hyperparameters(fmt, optimizer="sgd", momentum=0.9) for fmt in ("fp32", "bf16")]
+    )
     assert isinstance(page, Figure)
     left, right = page.axes
     legend = right.get_legend()
@@ -84,7 +86,7 @@ def test_the_page(tmp_path: Path) -> None:
 def test_it_draws_where_it_is_told() -> None:
     figure = Figure()
     left, right = figure.subplots(1, 2)
-    assert plot_severities([audit("bf16")], ax=left, title="here") is left
+    assert plot_severities([audit_hyperparameters("bf16")], ax=left, title="here") is left
     assert left.get_title(loc="left") == "here"
     assert plot_betas(["bf16"], ax=right) is right
 
@@ -94,7 +96,7 @@ def test_bad_arguments() -> None:
         with pytest.raises(ValueError, match="no audits"):
             draw([])
         with pytest.raises(ValueError, match="same optimizer"):
-            draw([audit("bf16"), audit("fp16", lr=1)])
+            draw([audit_hyperparameters("bf16"), audit_hyperparameters("fp16", lr=1)])
     with pytest.raises(ValueError, match="no formats"):
         plot_betas([])
     with pytest.raises(ValueError, match=r"\(0, 1\), got 1"):

@@ -78,14 +78,14 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[type, object]:
         pl.get_format("fp16"),
         scan_frozen(path, [1e-3]),
         scan_updates(path, path),
-        pl.audit("bf16", lr=1e-4),
-        pl.inspect(1e-7, "fp16"),
+        pl.audit_hyperparameters("bf16", lr=1e-4),
+        pl.inspect_number(1e-7, "fp16"),
         pl.plan_loss_scale(histogram, "fp16"),
         plan_tensors([(NASTY, histogram)], "fp16"),
-        pl.memory(pl.StorageConfig.parse("master_bf16"), Adam(1e-3), 1000),
-        pl.replay(pl.DynamicLossScale.torch(), [0.5, 1e9, 1.0], "fp16"),
+        pl.memory_ledger(pl.StorageConfig.parse("master_bf16"), Adam(1e-3), 1000),
+        pl.replay_loss_scale(pl.DynamicLossScale.torch(), [0.5, 1e9, 1.0], "fp16"),
         pl.scan(path),
-        pl.stagnation("bf16", pl.counting()),
+        pl.stagnation(pl.Series.counting(), "bf16"),
         pl.StorageConfig.parse("pure_bf16"),
         sum_tensors(path, "bf16"),
         pl.swamping_thresholds("bf16"),
@@ -146,13 +146,13 @@ def test_everything_in_a_table_is_escaped(place: str) -> None:
 def test_a_loss_scale_without_a_text_can_be_shown() -> None:
     storage = pl.StorageConfig(weights=pl.get_format("fp16"), loss_scale=pl.DynamicLossScale.torch(window=7))
     run = pl.train(pl.TrainingConfig(steps=3, storage=storage))
-    for value in (storage, run, pl.memory(storage, Adam(1e-3), 10)):
+    for value in (storage, run, pl.memory_ledger(storage, Adam(1e-3), 10)):
         assert "weights=fp16, ..., loss_scale=DynamicLossScale" in notebook.to_html(value)
 
 
 def test_a_code_and_a_severity_keep_their_text() -> None:
-    assert "0 01111 0000000000" in Page(notebook.to_html(pl.inspect(1.0, "fp16"))).cells
-    assert Page(notebook.to_html(pl.audit("bf16", beta2=0.999))).cells.count("fatal") >= 1
+    assert "0 01111 0000000000" in Page(notebook.to_html(pl.inspect_number(1.0, "fp16"))).cells
+    assert Page(notebook.to_html(pl.audit_hyperparameters("bf16", beta2=0.999))).cells.count("fatal") >= 1
 
 
 def test_the_picture_of_a_format_has_a_box_a_bit() -> None:

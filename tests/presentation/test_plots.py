@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import plan_loss_scale, plan_tensors
-from precision_lab.analysis.loss_scale_replay import replay
+from precision_lab.analysis.loss_scale_replay import replay_loss_scale
 from precision_lab.analysis.loss_scalers import DynamicLossScale
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.numerics.formats import FORMATS, FloatFormat
@@ -340,7 +340,7 @@ class TestLossScalePlan:
 
 class TestScaleTrace:
     def test_scales_limits_and_skipped_steps(self) -> None:
-        trace = replay(DynamicLossScale.torch(window=2), [1.0, 0.5, 0.25, np.nan, 0.0, 2.0], "fp16")
+        trace = replay_loss_scale(DynamicLossScale.torch(window=2), [1.0, 0.5, 0.25, np.nan, 0.0, 2.0], "fp16")
         ax = plot_scale_trace(trace)
         scale = lines(ax)["loss scale"]
         assert list(np.asarray(scale.get_xdata())) == list(range(7))
@@ -353,7 +353,7 @@ class TestScaleTrace:
         assert ax.get_title(loc="left") == f"torch: {trace.skipped_steps} of 6 steps skipped"
 
     def test_the_end_of_a_run_is_shaded_and_told(self) -> None:
-        trace = replay(DynamicLossScale.deepspeed(4.0), [np.inf] * 20, "fp16")
+        trace = replay_loss_scale(DynamicLossScale.deepspeed(4.0), [np.inf] * 20, "fp16")
         ax = plot_scale_trace(trace)
         (ended,) = (patch for patch in ax.patches if patch.get_label() == "_ended")
         assert ended.get_extents().transformed(ax.transData.inverted()).x0 == pytest.approx(trace.steps)
@@ -361,7 +361,7 @@ class TestScaleTrace:
 
     def test_several_scalers_share_the_steps_and_one_legend(self) -> None:
         steps = list(np.geomspace(1e-3, 1e3, 50))
-        traces = [replay(s, steps, "fp16") for s in (DynamicLossScale.torch(), DynamicLossScale.megatron())]
+        traces = [replay_loss_scale(s, steps, "fp16") for s in (DynamicLossScale.torch(), DynamicLossScale.megatron())]
         upper, lower = scale_trace_figure(traces).axes
         assert upper.get_xlim() == lower.get_xlim()
         assert upper.get_legend() is not None
@@ -369,7 +369,7 @@ class TestScaleTrace:
         assert lower.get_xlabel() == "step"
 
     def test_a_single_step_is_drawn(self) -> None:
-        draw(scale_trace_figure([replay(DynamicLossScale.torch(), [0.0], "fp16")]))
+        draw(scale_trace_figure([replay_loss_scale(DynamicLossScale.torch(), [0.0], "fp16")]))
 
 
 class TestLossScale:

@@ -17,7 +17,7 @@ import pytest
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import plan_loss_scale
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.inspection import inspect, parse_number
+from precision_lab.numerics.inspection import inspect_number, parse_number
 from precision_lab.numerics.reference import decode
 from precision_lab.presentation.report import write_scan_page
 from precision_lab.presentation.tables.table import percent
@@ -336,7 +336,7 @@ def test_hard_numbers_are_rounded_as_in_python(browser: Browser, name: str) -> N
     if "numberExplorer" not in browser.run("return typeof lab === 'undefined' ? '' : Object.keys(lab).join()"):
         browser.open("scan")
     for text, found in zip(texts, browser.json(INSPECT, texts, name), strict=True):
-        i = inspect(parse_number(text), fmt)
+        i = inspect_number(parse_number(text), fmt)
         numbers = (i.stored, i.error, i.relative_error, i.below, i.above, i.ulp)
         assert found[:3] == [i.code, i.kind, i.lost], text
         assert [as_python(value) for value in found[3:]] == [repr(float(v)) for v in numbers], text
@@ -438,7 +438,7 @@ def test_every_bit_of_every_format_can_be_flipped(browser: Browser) -> None:
     for fmt in FORMATS.values():
         browser.run("const m = document.querySelector('#number-format'); m.value = arguments[0]", fmt.name)
         browser.run("document.querySelector('#number-format').dispatchEvent(new Event('change'))")
-        code = inspect(parse_number("0.1"), fmt).code
+        code = inspect_number(parse_number("0.1"), fmt).code
         assert len(bits_of(browser)) == fmt.bits
         found = browser.json(
             """[...document.querySelectorAll('#bits button')].map((button) => {

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from precision_lab import FORMATS
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import plan_tensors
-from precision_lab.analysis.loss_scale_replay import replay
+from precision_lab.analysis.loss_scale_replay import replay_loss_scale
 from precision_lab.analysis.loss_scalers import DynamicLossScale
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
-from precision_lab.numerics.inspection import inspect
+from precision_lab.numerics.inspection import inspect_number
 from precision_lab.presentation.tables.formats import formats_table, inspection_table, sources_table, verification_table
 from precision_lab.presentation.tables.loss_scaling import loss_scale_tables, scale_trace_tables
 from precision_lab.presentation.tables.table import Table, number, percent
@@ -52,11 +52,11 @@ def test_every_table_is_rectangular(result: UnderflowResult) -> None:
     for table in (
         formats_table(FORMATS.values()),
         sources_table(FORMATS.values()),
-        inspection_table("1", [inspect(1.0, fmt) for fmt in FORMATS.values()]),
+        inspection_table("1", [inspect_number(1.0, fmt) for fmt in FORMATS.values()]),
         *underflow_tables(result),
         verification_table([]),
         *loss_scale_tables(plan_tensors([("a", ExponentHistogram.of([1.0])), ("b", EMPTY)], "fp16")),
-        *scale_trace_tables([replay(DynamicLossScale.torch(), [1.0, 0.5], "fp16")]),
+        *scale_trace_tables([replay_loss_scale(DynamicLossScale.torch(), [1.0, 0.5], "fp16")]),
     ):
         assert {len(row) for row in table.rows} <= {len(table.columns)}
         assert all(0 <= column < len(table.columns) for column in table.numeric)
@@ -72,7 +72,7 @@ def test_the_table_of_underflow_says_what_the_result_holds(result: UnderflowResu
 
 
 def test_bits_of_a_format_without_mantissa() -> None:
-    row = inspection_table("4", [inspect(4.0, "e4m0")]).rows[0]
+    row = inspection_table("4", [inspect_number(4.0, "e4m0")]).rows[0]
     assert row[1] == "0 1001"
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from precision_lab import FORMATS, FloatFormat, audit, get_format, neighbours
+from precision_lab import FORMATS, FloatFormat, audit_hyperparameters, get_format, neighbours
 from precision_lab.numerics import reference
 from precision_lab.training import hyperparameters as module
 from precision_lab.training.hyperparameters import (
@@ -105,11 +105,11 @@ KNOWN: list[tuple[str, dict[str, Any], str, float]] = [
 @pytest.mark.parametrize(("fmt", "asked", "expression", "stored"), KNOWN)
 def test_known_values(fmt: str, asked: dict[str, Any], expression: str, stored: float) -> None:
     assert len(KNOWN) >= 30
-    assert same(audit(fmt, **asked)[expression].stored, stored)
+    assert same(audit_hyperparameters(fmt, **asked)[expression].stored, stored)
 
 
 def test_the_folklore_of_bf16() -> None:
-    result = audit("bf16", lr=1e-4, beta2=0.999, weight_decay=0.1)
+    result = audit_hyperparameters("bf16", lr=1e-4, beta2=0.999, weight_decay=0.1)
     beta2 = result["beta2"]
     assert beta2.severity is Severity.FATAL
     assert beta2.survives == 0.99609375
@@ -123,7 +123,7 @@ def test_the_folklore_of_bf16() -> None:
     assert decay.severity is Severity.FATAL
     assert decay.consequence == "becomes 1: no decay; 10,000 steps multiply a weight by 1, asked 0.904837"
     assert "decay once in 196 steps" in decay.advice
-    assert "once in" not in audit("bf16", lr=1e-4, weight_decay=0.1, steps=195)[DECAY].advice
+    assert "once in" not in audit_hyperparameters("bf16", lr=1e-4, weight_decay=0.1, steps=195)[DECAY].advice
     assert result.worst is Severity.FATAL
     # counted, not believed: 195 steps' worth of decay at once is lost, 196 steps' is not
     assert rounded(1 - 195 * Fraction(1e-4) * Fraction(0.1), result.format) == 1
@@ -131,7 +131,7 @@ def test_the_folklore_of_bf16() -> None:
 
 
 def test_the_folklore_of_fp16() -> None:
-    result = audit("fp16", lr=1e-4)
+    result = audit_hyperparameters("fp16", lr=1e-4)
     eps, lost = result["eps"], result[LOST]
     assert eps.severity is Severity.FATAL
     assert eps.survives == 2**-24
@@ -146,8 +146,8 @@ def test_the_folklore_of_fp16() -> None:
 
 
 def test_fp32_has_nothing_to_say() -> None:
-    assert audit("fp32").worst is Severity.OK
-    assert all(finding.advice == "" for finding in audit("fp32").findings)
+    assert audit_hyperparameters("fp32").worst is Severity.OK
+    assert all(finding.advice == "" for finding in audit_hyperparameters("fp32").findings)
 
 
 # ---- every row against Fractions ----
@@ -161,7 +161,7 @@ BETAS = st.one_of(st.floats(0, 1, exclude_max=True), st.integers(1, 20).map(lamb
 def test_adamw_against_rational_arithmetic(
     fmt: FloatFormat, lr: float, beta1: float, beta2: float, eps: float, decay: float, steps: int
 ) -> None:
-    result = audit(fmt, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, steps=steps)
+    result = audit_hyperparameters(fmt, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, steps=steps)
     b1, b2 = (Fraction(rounded(Fraction(beta), fmt)) for beta in (beta1, beta2))
     x1, x2 = 1 - Fraction(beta1), 1 - Fraction(beta2)
     rate = Fraction(lr) * Fraction(decay)
@@ -209,7 +209,7 @@ def test_adamw_against_rational_arithmetic(
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(ALL), POSITIVE, st.floats(0, 1, exclude_max=True), st.floats(1e-9, 10))
 def test_sgd_against_rational_arithmetic(fmt: FloatFormat, lr: float, momentum: float, decay: float) -> None:
-    result = audit(fmt, optimizer="sgd", lr=lr, momentum=momentum, weight_decay=decay)
+    result = audit_hyperparameters(fmt, optimizer="sgd", lr=lr, momentum=momentum, weight_decay=decay)
     assert same(result["weight_decay"].stored, rounded(Fraction(decay), fmt))
     factor = 1 - Fraction(lr) * Fraction(decay) / (1 - Fraction(momentum))
     expression = DECAY + "/(1 - momentum)" * (momentum > 0)
@@ -220,16 +220,16 @@ def test_sgd_against_rational_arithmetic(fmt: FloatFormat, lr: float, momentum: 
 
 
 def test_only_what_the_optimizer_has_is_asked() -> None:
-    assert [f.expression for f in audit("bf16", optimizer="sgd").findings] == ["lr"]
-    adam = [f.expression for f in audit("bf16", optimizer="adam", weight_decay=0.1).findings]
+    assert [f.expression for f in audit_hyperparameters("bf16", optimizer="sgd").findings] == ["lr"]
+    adam = [f.expression for f in audit_hyperparameters("bf16", optimizer="adam", weight_decay=0.1).findings]
     assert adam[-1] == "weight_decay"
     assert DECAY not in adam
-    assert DECAY not in [f.expression for f in audit("bf16", weight_decay=0).findings]
+    assert DECAY not in [f.expression for f in audit_hyperparameters("bf16", weight_decay=0).findings]
 
 
 def test_the_defaults_are_torchs() -> None:
     adam = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-    assert {name: audit("bf16", optimizer=name).hyperparameters for name in OPTIMIZERS} == {
+    assert {name: audit_hyperparameters("bf16", optimizer=name).hyperparameters for name in OPTIMIZERS} == {
         "sgd": {"lr": 1e-3, "momentum": 0.0, "weight_decay": 0.0},
         "adam": adam | {"weight_decay": 0.0},
         "adamw": adam | {"weight_decay": 1e-2},
@@ -277,7 +277,7 @@ def test_averages_settle_where_real_arithmetic_does(fmt: str, scalar: Any, beta:
             break
     else:
         raise AssertionError("it did not settle")
-    assert audit(fmt, beta2=beta)[V].stored == float(value)
+    assert audit_hyperparameters(fmt, beta2=beta)[V].stored == float(value)
 
 
 def test_where_v_settles_depends_on_the_gradient() -> None:
@@ -305,7 +305,7 @@ def test_the_beta_that_settles_is_the_largest_one(fmt: str, beta: float) -> None
         exact = rounded(1 - Fraction(value), get_format(fmt))
         return abs(where - 1) <= 0.1 and exact > 0
 
-    finding = audit(fmt, beta2=beta)[V]
+    finding = audit_hyperparameters(fmt, beta2=beta)[V]
     stored = rounded(Fraction(beta), get_format(fmt))
     below_one = [v for v in reference.finite_values(get_format(fmt)) if 0 < v <= stored and v < 1]
     if finding.severity in (Severity.OK, Severity.NOTE):
@@ -322,30 +322,30 @@ def test_the_beta_that_settles_is_the_largest_one(fmt: str, beta: float) -> None
 @pytest.mark.parametrize("name", ["lr", "eps"])
 def test_the_smallest_that_is_not_flushed(fmt: FloatFormat, name: str) -> None:
     asked = fmt.flush_threshold
-    finding = audit(fmt, **{name: asked})[name]  # type: ignore[arg-type]
+    finding = audit_hyperparameters(fmt, **{name: asked})[name]  # type: ignore[arg-type]
     assert finding.stored == 0
     assert finding.severity is Severity.FATAL
     assert finding.survives is not None
-    assert audit(fmt, **{name: finding.survives})[name].stored == finding.survives  # type: ignore[arg-type]
+    assert audit_hyperparameters(fmt, **{name: finding.survives})[name].stored == finding.survives  # type: ignore[arg-type]
     assert neighbours(finding.survives, fmt)[0] == 0  # the next value of the format
-    assert audit(fmt, **{name: math.nextafter(asked, 1)})[name].stored == finding.survives  # type: ignore[arg-type]
+    assert audit_hyperparameters(fmt, **{name: math.nextafter(asked, 1)})[name].stored == finding.survives  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
 def test_the_largest_beta_below_one(fmt: FloatFormat) -> None:
-    finding = audit(fmt, beta2=math.nextafter(1, 0))["beta2"]
+    finding = audit_hyperparameters(fmt, beta2=math.nextafter(1, 0))["beta2"]
     assert finding.stored == 1
     assert finding.survives is not None
     assert finding.survives < 1
     assert neighbours(finding.survives, fmt)[1] == 1
-    assert audit(fmt, beta2=finding.survives)["beta2"].effect_error == 0
+    assert audit_hyperparameters(fmt, beta2=finding.survives)["beta2"].effect_error == 0
     assert f"(window {1 / (1 - finding.survives):.6g} steps)" in finding.advice
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from(ALL), st.floats(1e-6, 1), st.floats(1e-12, 1e-3))
 def test_the_smallest_weight_decay_that_decays(fmt: FloatFormat, lr: float, decay: float) -> None:
-    finding = audit(fmt, lr=lr, weight_decay=decay)[DECAY]
+    finding = audit_hyperparameters(fmt, lr=lr, weight_decay=decay)[DECAY]
     if finding.stored < 1:
         assert finding.survives == decay
         return
@@ -361,7 +361,7 @@ def test_the_smallest_weight_decay_that_decays(fmt: FloatFormat, lr: float, deca
 
 @pytest.mark.parametrize("fmt", ["fp8_e4m3fn", "fp16", "fp4_e2m1fn", "fp8_e3m4"])
 def test_the_largest_beta_whose_complement_is_not_flushed(fmt: str) -> None:
-    finding = audit(fmt, beta2=math.nextafter(1, 0))["1 - beta2"]
+    finding = audit_hyperparameters(fmt, beta2=math.nextafter(1, 0))["1 - beta2"]
     assert finding.stored == 0
     assert "v stays 0" in finding.consequence
     assert finding.survives is not None
@@ -371,7 +371,7 @@ def test_the_largest_beta_whose_complement_is_not_flushed(fmt: str) -> None:
 
 @pytest.mark.parametrize(("fmt", "lr"), [("fp16", 1e-10), ("fp16", 1e6), ("fp8_e4m3fn", 1e4), ("bf16", 1e-45)])
 def test_the_closest_lr_of_the_first_step(fmt: str, lr: float) -> None:
-    finding = audit(fmt, lr=lr)["lr/(1 - beta1^t), t = 1"]
+    finding = audit_hyperparameters(fmt, lr=lr)["lr/(1 - beta1^t), t = 1"]
     rate = 1 - Fraction(rounded(Fraction(0.9), get_format(fmt)))
 
     def survives(value: float) -> bool:
@@ -398,7 +398,7 @@ def test_the_largest_gradient_that_is_lost(fmt: FloatFormat, beta: float) -> Non
 
     values = list(reference.finite_values(fmt))
     step = 1 if fmt.bits <= 10 else 7
-    lost = audit(fmt, beta2=beta)[LOST].stored
+    lost = audit_hyperparameters(fmt, beta2=beta)[LOST].stored
     if share:
         assert added(lost) == 0
         assert added(float(neighbours(lost, fmt)[1])) != 0
@@ -407,13 +407,13 @@ def test_the_largest_gradient_that_is_lost(fmt: FloatFormat, beta: float) -> Non
 
 def test_what_a_lost_gradient_does_to_the_step() -> None:
     fmt = get_format("fp16")
-    finding = audit("fp16", eps=1e-3)[LOST]
+    finding = audit_hyperparameters("fp16", eps=1e-3)[LOST]
     eps, lost = Fraction(rounded(Fraction(1e-3), fmt)), Fraction(finding.stored)
     assert finding.effect_error == float((lost + Fraction(1e-3)) / eps - 1)
     assert finding.severity is Severity.WARNING
     assert "lr*g/eps is up to 6.452 times as large" in finding.consequence
     # the advice is the first eps at which the step is not ten times too large
-    fatal = audit("fp16", eps=1e-8)[LOST]
+    fatal = audit_hyperparameters("fp16", eps=1e-8)[LOST]
     assert fatal.survives is not None
     assert (lost + Fraction(fatal.survives)) / Fraction(fatal.survives) < 10
     next_value = Fraction(float(neighbours(fatal.survives, fmt)[0]))
@@ -481,7 +481,7 @@ def test_the_docstrings_tell_the_truth() -> None:
 def test_consequences_have_the_right_numbers(
     fmt: str, asked: dict[str, Any], expression: str, words: list[str]
 ) -> None:
-    consequence = audit(fmt, **asked)[expression].consequence
+    consequence = audit_hyperparameters(fmt, **asked)[expression].consequence
     for word in words:
         assert word in consequence
 
@@ -490,7 +490,7 @@ def test_consequences_have_the_right_numbers(
 @given(st.sampled_from(SMALL + [get_format(f) for f in ("e5m5", "e6m4", "e8m2")]), st.floats(1e-9, 1e3))
 @example(get_format("fp6_e3m2fn"), 2.0)  # the largest is clamped, the second even: the third moves
 def test_the_largest_weight_that_lr_moves(fmt: FloatFormat, lr: float) -> None:
-    finding = audit(fmt, lr=lr)["lr"]
+    finding = audit_hyperparameters(fmt, lr=lr)["lr"]
     stored = Fraction(finding.stored) if math.isfinite(finding.stored) else None
     if not stored:
         return
@@ -503,7 +503,7 @@ def test_the_largest_weight_that_lr_moves(fmt: FloatFormat, lr: float) -> None:
 
 
 def test_decay_over_many_steps_is_exact() -> None:
-    finding = audit("bf16", lr=0.01, weight_decay=0.3, steps=1000)[DECAY]
+    finding = audit_hyperparameters("bf16", lr=0.01, weight_decay=0.3, steps=1000)[DECAY]
     with localcontext(prec=100):
         asked = (1 - Decimal.from_float(0.01) * Decimal.from_float(0.3)) ** 1000
         stored = Decimal(finding.stored) ** 1000
@@ -512,7 +512,7 @@ def test_decay_over_many_steps_is_exact() -> None:
 
 @pytest.mark.parametrize("steps", [1, 10**9, 10**40])
 def test_any_number_of_steps(steps: int) -> None:
-    result = audit("fp32", steps=steps, beta2=1 - 2**-12, lr=1e-300)
+    result = audit_hyperparameters("fp32", steps=steps, beta2=1 - 2**-12, lr=1e-300)
     assert f"t = {steps:,}" in result["1 - beta2^t, t = 1"].consequence
     assert result["1 - beta2^t, t = 1"].stored == 2**-12
 
@@ -528,8 +528,8 @@ def test_any_numbers_get_an_answer(
     fmt: FloatFormat, lr: float, beta1: float, beta2: float, eps: float, decay: float, steps: int
 ) -> None:
     for result in (
-        audit(fmt, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, steps=steps),
-        audit(fmt, optimizer="sgd", lr=lr, momentum=beta1, weight_decay=decay, steps=steps),
+        audit_hyperparameters(fmt, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, steps=steps),
+        audit_hyperparameters(fmt, optimizer="sgd", lr=lr, momentum=beta1, weight_decay=decay, steps=steps),
     ):
         assert all(f.severity is severity_of(f.effect_error) for f in result.findings)
         assert all(len(f.consequence + f.advice) < 300 for f in result.findings)
@@ -537,7 +537,7 @@ def test_any_numbers_get_an_answer(
 
 
 def test_enormous_and_tiny_numbers() -> None:
-    result = audit(
+    result = audit_hyperparameters(
         "fp16", lr=1e300, weight_decay=1e300, steps=10**9 + 1, eps=5e-324, beta1=5e-324, beta2=math.nextafter(1, 0)
     )
     assert result[DECAY].stored == -math.inf
@@ -595,33 +595,33 @@ def test_stored_value_rounds_a_fraction_once() -> None:
 )
 def test_bad_arguments(asked: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as raised:
-        audit("bf16", **asked)
+        audit_hyperparameters("bf16", **asked)
     for word in words:
         assert word in str(raised.value)
 
 
 def test_bad_formats() -> None:
     with pytest.raises(ValueError, match="fp17"):
-        audit("fp17")
+        audit_hyperparameters("fp17")
     with pytest.raises(ValueError, match="must hold 1"):
-        audit(FloatFormat("tiny", 3, 2, 12))
+        audit_hyperparameters(FloatFormat("tiny", 3, 2, 12))
 
 
 def test_a_custom_format() -> None:
-    assert audit(FloatFormat.ieee(6, 9), beta2=0.999)["beta2"].stored == 1 - 2**-10
+    assert audit_hyperparameters(FloatFormat.ieee(6, 9), beta2=0.999)["beta2"].stored == 1 - 2**-10
 
 
 @pytest.mark.parametrize("fmt", ALL, ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_format_gets_an_answer(fmt: FloatFormat, optimizer: str) -> None:
-    result = audit(fmt, optimizer=optimizer, lr=1e-5, weight_decay=0.1)
+    result = audit_hyperparameters(fmt, optimizer=optimizer, lr=1e-5, weight_decay=0.1)
     assert result.format is fmt
     assert result.findings
     assert result.worst in Severity
 
 
 def test_the_dictionary() -> None:
-    result = audit("fp8_e4m3fn", lr=1e6, steps=7)
+    result = audit_hyperparameters("fp8_e4m3fn", lr=1e6, steps=7)
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert set(data) == {"format", "optimizer", "hyperparameters", "steps", "worst", "findings"}
     assert data["format"] == "fp8_e4m3fn"
@@ -637,17 +637,17 @@ def test_the_dictionary() -> None:
 
 
 def test_findings_are_found_by_expression() -> None:
-    result = audit("bf16")
+    result = audit_hyperparameters("bf16")
     assert result["beta2"].name == "beta2"
     with pytest.raises(KeyError, match=r"beta3.*beta2"):
         result["beta3"]
 
 
 def test_results_are_frozen() -> None:
-    result = audit("bf16")
+    result = audit_hyperparameters("bf16")
     with pytest.raises(AttributeError):
         result.steps = 3  # type: ignore[misc]
     with pytest.raises(AttributeError):
         result.findings[0].stored = 3  # type: ignore[misc]
-    same = audit(get_format("bf16"), optimizer="adamw", lr=np.float64(1e-3), steps=np.int64(10_000))  # type: ignore[arg-type]
+    same = audit_hyperparameters(get_format("bf16"), optimizer="adamw", lr=np.float64(1e-3), steps=np.int64(10_000))  # type: ignore[arg-type]
     assert result.to_dict() == same.to_dict()  # where there is a NaN, Python 3.13 calls no two results equal

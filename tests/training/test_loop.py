@@ -21,7 +21,7 @@ from precision_lab.training import config as configuration
 from precision_lab.training.config import MODELS, TOPICS_WINDOWS, TrainingConfig, load_data
 from precision_lab.training.datasets import digits, split, text_dataset
 from precision_lab.training.loop import batches, train
-from precision_lab.training.memory import bytes_of, memory
+from precision_lab.training.memory import bytes_of, memory_ledger
 from precision_lab.training.models import MLP, Array, Transformer
 from precision_lab.training.result import DIVERGENCE_FACTOR, TrainingResult, UpdateStatistics
 from precision_lab.training.step import Recipe, begin, training_step
@@ -385,7 +385,9 @@ def test_measured_bytes_per_parameter(name: str) -> None:
             change = {"optimizer": "sgd", "momentum": 0.9}
         result = train(stored(TINY, name, **change))
         assert result.bytes_per_parameter == BYTES[name] - missing
-        ledger = memory(storage, result.config.build_optimizer(), sum(a.size for a in result.parameters.values()))
+        ledger = memory_ledger(
+            storage, result.config.build_optimizer(), sum(a.size for a in result.parameters.values())
+        )
         assert result.bytes_per_parameter == ledger.bytes_per_parameter
 
 

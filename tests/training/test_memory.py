@@ -11,7 +11,7 @@ import pytest
 from precision_lab.numerics.codec import stored_dtype
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.training.datasets import digits
-from precision_lab.training.memory import ZERO_STAGES, bytes_of, memory, memory_report
+from precision_lab.training.memory import ZERO_STAGES, bytes_of, memory_ledger, memory_report
 from precision_lab.training.models import MLP
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
 from precision_lab.training.step import Recipe, TrainingState, begin, training_step
@@ -47,7 +47,7 @@ def state_of_a_run(storage: StorageConfig, optimizer: Optimizer) -> TrainingStat
 def test_the_ledger_is_what_the_arrays_hold(text: str, optimizer: str) -> None:
     storage, of = StorageConfig.parse(text), OPTIMIZERS[optimizer]
     held = state_of_a_run(storage, of).optimizer.buffers
-    ledger = memory(storage, of, COUNT)
+    ledger = memory_ledger(storage, of, COUNT)
     assert {b.name: b.bytes for b in ledger.buffers} == {name: array.nbytes for name, array in held.items()}
     assert {b.name: stored_dtype(b.format) for b in ledger.buffers} == {n: array.dtype for n, array in held.items()}
     assert len({id(array) for array in held.values()}) == len(held)  # none is counted twice
@@ -83,11 +83,11 @@ BYTES = {  # with SGD, momentum, Adam
 
 def test_bytes_per_parameter_of_the_named_configurations() -> None:
     assert {
-        name: tuple(memory(storage, OPTIMIZERS[o], 7).bytes_per_parameter for o in ("sgd", "momentum", "adam"))
+        name: tuple(memory_ledger(storage, OPTIMIZERS[o], 7).bytes_per_parameter for o in ("sgd", "momentum", "adam"))
         for name, storage in CONFIGURATIONS.items()
     } == BYTES
     for storage in CONFIGURATIONS.values():
-        adam, adamw = (memory(storage, OPTIMIZERS[o], 7) for o in ("adam", "adamw"))
+        adam, adamw = (memory_ledger(storage, OPTIMIZERS[o], 7) for o in ("adam", "adamw"))
         assert adam.buffers == adamw.buffers
 
 
@@ -125,7 +125,7 @@ def test_an_element_of_a_format_without_dtype() -> None:
     ],
 )
 def test_what_each_of_8_ranks_holds(name: str, expected: tuple[float, ...]) -> None:
-    ledger = memory(CONFIGURATIONS[name], AdamW(1e-3), 8000)
+    ledger = memory_ledger(CONFIGURATIONS[name], AdamW(1e-3), 8000)
     assert tuple(ledger.per_rank(8, stage) / 8000 for stage in ZERO_STAGES) == expected
     assert ledger.per_rank(8) == ledger.per_rank(8, 3)
     assert {ledger.per_rank(1, stage) for stage in ZERO_STAGES} == {ledger.total}
@@ -133,13 +133,13 @@ def test_what_each_of_8_ranks_holds(name: str, expected: tuple[float, ...]) -> N
 
 def test_the_numbers_of_the_paper() -> None:
     """Rajbhandari et al. 2020, figure 1: 7.5e9 parameters, 64 ranks, Adam; 120, 31.4, 16.6 and 1.9 GB."""
-    ledger = memory(CONFIGURATIONS["master_fp16"], Adam(1e-3), 7_500_000_000)
+    ledger = memory_ledger(CONFIGURATIONS["master_fp16"], Adam(1e-3), 7_500_000_000)
     held = [round(ledger.per_rank(64, stage) / 1e9, 1) for stage in ZERO_STAGES]
     assert held == [120.0, 31.4, 16.6, 1.9]
 
 
 def test_shares_are_whole_elements() -> None:
-    ledger = memory(CONFIGURATIONS["master_bf16"], AdamW(1e-3), 9)
+    ledger = memory_ledger(CONFIGURATIONS["master_bf16"], AdamW(1e-3), 9)
     assert ledger.per_rank(8, 3) == 2 * 16
     assert ledger.per_rank(9, 3) == ledger.per_rank(100, 3) == 16
 
@@ -149,7 +149,7 @@ def test_shares_are_whole_elements() -> None:
     [("fp32", 4, 4), ("master_bf16", 2, 2), ("megatron_bf16", 2, 4), ("autocast_bf16", 2, 4), ("pure_bf16", 2, 2)],
 )
 def test_what_a_step_sends(name: str, weights: int, gradients: int) -> None:
-    ledger = memory(CONFIGURATIONS[name], Adam(1e-3), 1000)
+    ledger = memory_ledger(CONFIGURATIONS[name], Adam(1e-3), 1000)
     assert ledger.traffic(8) == {
         "DDP all-reduce": 2 * 7 / 8 * gradients * 1000,
         "FSDP all-gather": 2 * 7 / 8 * weights * 1000,
@@ -162,7 +162,7 @@ def test_what_a_step_sends(name: str, weights: int, gradients: int) -> None:
 
 
 def test_the_rows_of_a_ledger() -> None:
-    ledger = memory(CONFIGURATIONS["autocast_fp16"], AdamW(1e-3), 10, activations=33)
+    ledger = memory_ledger(CONFIGURATIONS["autocast_fp16"], AdamW(1e-3), 10, activations=33)
     assert memory_report({"mine": ledger}, 2) == {
         "kind": "precision_lab memory",
         "version": 1,
@@ -187,23 +187,23 @@ def test_the_rows_of_a_ledger() -> None:
         ],
     }
     json.dumps(ledger.to_dict())
-    assert memory(CONFIGURATIONS["pure_bf16"], SGD(0.1), 10).transient == ()
+    assert memory_ledger(CONFIGURATIONS["pure_bf16"], SGD(0.1), 10).transient == ()
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, 7e9, True, "7"])
 def test_refusals(count: Any) -> None:
-    ledger = memory(CONFIGURATIONS["fp32"], SGD(0.1), 1)
+    ledger = memory_ledger(CONFIGURATIONS["fp32"], SGD(0.1), 1)
     with pytest.raises(ValueError, match=r"^parameters must be an integer of at least 1, got "):
-        memory(CONFIGURATIONS["fp32"], SGD(0.1), count)
+        memory_ledger(CONFIGURATIONS["fp32"], SGD(0.1), count)
     for ask in (ledger.per_rank, ledger.traffic):
         with pytest.raises(ValueError, match=r"^ranks must be an integer of at least 1, got "):
             ask(count)
     if count != 0:
         with pytest.raises(ValueError, match=r"^activations must be an integer of at least 0, got "):
-            memory(CONFIGURATIONS["fp32"], SGD(0.1), 1, activations=count)
+            memory_ledger(CONFIGURATIONS["fp32"], SGD(0.1), 1, activations=count)
 
 
 @pytest.mark.parametrize("stage", [-1, 4, 1.5, "3"])
 def test_a_stage_that_is_none(stage: Any) -> None:
     with pytest.raises(ValueError, match=r"^stage must be one of 0, 1, 2, 3; got "):
-        memory(CONFIGURATIONS["fp32"], SGD(0.1), 1).per_rank(2, stage)
+        memory_ledger(CONFIGURATIONS["fp32"], SGD(0.1), 1).per_rank(2, stage)

@@ -11,7 +11,16 @@ import click
 import numpy as np
 import pytest
 
-from precision_lab import StorageConfig, TrainingConfig, audit, preflight, train
+from precision_lab import (
+    CONFIGURATIONS,
+    Adam,
+    StorageConfig,
+    TrainingConfig,
+    audit_hyperparameters,
+    memory_ledger,
+    preflight,
+    train,
+)
 from precision_lab.cli.training import hyperparameters as command
 from precision_lab.experiments.storage import Setting
 from precision_lab.numerics.codec import codec
@@ -85,7 +94,7 @@ def test_it_has_a_row_in_the_ledger(rmsprop: str) -> None:
 
 
 def test_it_is_audited(rmsprop: str) -> None:
-    found = audit("bf16", optimizer=rmsprop, beta2=0.999, weight_decay=0.1)
+    found = audit_hyperparameters("bf16", optimizer=rmsprop, beta2=0.999, weight_decay=0.1)
     assert found.hyperparameters == {"lr": 1e-2, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
     assert found.configured == RMSProp(1e-2, 0.999, 1e-8, 0.1)
     assert [finding.expression for finding in found.findings] == [
@@ -94,7 +103,7 @@ def test_it_is_audited(rmsprop: str) -> None:
     ]
     assert "a step of lr is lost on weights above" in found["lr"].consequence
     with pytest.raises(ValueError, match="rmsprop has no beta1; it has lr, beta2, eps, weight_decay"):
-        audit("bf16", optimizer=rmsprop, beta1=0.9)
+        audit_hyperparameters("bf16", optimizer=rmsprop, beta1=0.9)
 
 
 def test_it_is_flown_with(rmsprop: str) -> None:
@@ -133,6 +142,17 @@ def test_what_is_written_out_by_hand_has_every_hyperparameter() -> None:
     symbols = {symbol for name in OPTIMIZERS for symbol in usual_values(name)}
     names = {name for kind in OPTIMIZERS.values() for name in hyperparameters(kind)}
     assert names <= {f.name for f in fields(TrainingConfig)}
-    for function in (audit, preflight):
+    for function in (audit_hyperparameters, preflight):
         assert symbols <= inspect.signature(function).parameters.keys()
     assert symbols <= {parameter.name for parameter in command.params}
+
+
+def test_an_optimizer_is_given_by_name_or_as_it_is() -> None:
+    adam = Adam(1e-4, beta2=0.99)
+    assert memory_ledger(CONFIGURATIONS["fp32"], adam, 10) == memory_ledger(CONFIGURATIONS["fp32"], "adam", 10)
+    with pytest.raises(ValueError, match=r"^optimizer must be one of sgd, momentum, adam, adamw; got 'rmsprop'$"):
+        memory_ledger(CONFIGURATIONS["fp32"], "rmsprop", 10)
+    assert audit_hyperparameters("bf16", optimizer=adam) == audit_hyperparameters(
+        "bf16", optimizer="adam", lr=1e-4, beta2=0.99
+    )
+    assert audit_hyperparameters("bf16", optimizer=adam, beta2=0.5).hyperparameters["beta2"] == 0.5

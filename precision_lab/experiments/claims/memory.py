@@ -18,7 +18,7 @@ from precision_lab.experiments.claims.claim import (
     only_if,
     stated,
 )
-from precision_lab.training.memory import MemoryLedger, bytes_of, memory
+from precision_lab.training.memory import MemoryLedger, bytes_of, memory_ledger
 from precision_lab.training.optimizers import Adam
 from precision_lab.training.storage import StorageConfig
 
@@ -28,7 +28,7 @@ _RANKS = 8
 
 
 def _ledger(storage: str, *, parameters: int = _PARAMETERS, activations: int = 0) -> MemoryLedger:
-    return memory(StorageConfig.parse(storage), Adam(1e-3), parameters, activations=activations)
+    return memory_ledger(StorageConfig.parse(storage), Adam(1e-3), parameters, activations=activations)
 
 
 def _bytes(storage: str) -> int:

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from precision_lab.analysis.loss_scale_replay import replay
+from precision_lab.analysis.loss_scale_replay import replay_loss_scale
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale
 from precision_lab.experiments.claims import runs
 from precision_lab.experiments.claims.claim import (
@@ -226,7 +226,7 @@ def _and(names: list[str]) -> str:
 )
 def _converges(arithmetic: Arithmetic) -> Verdict:
     gradient, window, steps = 0.7, 20, 4000
-    trace = replay(DynamicLossScale.torch(2.0**10, window=window), [gradient] * steps, _FP16)
+    trace = replay_loss_scale(DynamicLossScale.torch(2.0**10, window=window), [gradient] * steps, _FP16)
     last = np.array(trace.loss_scales[steps // 2 :])
     skipped = share(np.array(trace.skipped[steps // 2 :]))
     evidence = {

@@ -41,8 +41,8 @@ from precision_lab.analysis.loss_scalers import NoLossScale, StaticLossScale
 from precision_lab.analysis.scan import ScanResult
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.tensors.info import label_of
-from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit
-from precision_lab.training.memory import memory
+from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit_hyperparameters
+from precision_lab.training.memory import memory_ledger
 from precision_lab.training.optimizers import promoted
 from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, StoredUpdate
 from precision_lab.training.storage import StorageConfig
@@ -116,7 +116,7 @@ def judge(
         unknown.append("sums, softmax or norms below fp32: only a training run tells")
     lost = _lost_share(StoredUpdate(storage.updated, storage.update), found)
     outcome = Outcome.LOSES if loses else Outcome.UNKNOWN if unknown else Outcome.KEEPS
-    ledger = memory(storage, audits[_FP32].configured, found.count)
+    ledger = memory_ledger(storage, audits[_FP32].configured, found.count)
     return Candidate(name, storage, ledger, outcome, tuple(loses or unknown), findings, lost)
 
 
@@ -170,7 +170,7 @@ def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAu
             continue
         fmt = formats[theirs.expression]
         if fmt not in audits:
-            audits[fmt] = audit(fmt, optimizer=base.optimizer, steps=base.steps, **h)
+            audits[fmt] = audit_hyperparameters(fmt, optimizer=base.optimizer, steps=base.steps, **h)
         ours = audits[fmt][theirs.expression]
         rejects = ours.severity in (Severity.WARNING, Severity.FATAL) and _rank(ours) > _rank(theirs)
         if in_pairs and theirs.expression in _OF_BETA2:

@@ -13,7 +13,7 @@ from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource
 from precision_lab.tensors.reading import list_tensors, open_tensors
 from precision_lab.tensors.torch_files import SUFFIXES
 from precision_lab.tensors.walk import Walk
-from precision_lab.training.hyperparameters import audit
+from precision_lab.training.hyperparameters import audit_hyperparameters
 from precision_lab.training.optimizers import Adam
 from precision_lab.training.preflight.adam_state import STATE_NAME
 from precision_lab.training.preflight.criterion import Checkpoint, judge
@@ -90,7 +90,7 @@ def preflight(
         raise ValueError("give updates or an optimizer state, not both")
     raw = None if dtype is None else get_format(dtype)
     given = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-    base = audit(_FP32, optimizer=optimizer, steps=steps, **given)
+    base = audit_hyperparameters(_FP32, optimizer=optimizer, steps=steps, **given)
     used = base.configured
     if optimizer_state is not None and not isinstance(used, Adam):
         instead = "updates" if used.normalizes else "gradients or updates"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab import StorageConfig, audit, round_to
+from precision_lab import StorageConfig, audit_hyperparameters, round_to
 from precision_lab.numerics.codec import codec
 from precision_lab.training.optimizers import OPTIMIZERS, SGD, start, update, updated_parameters
 from precision_lab.training.preflight.criterion import ROLES
@@ -66,7 +66,9 @@ def test_the_second_moment_in_two_words_settles_where_the_criterion_says(rate: f
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_number_of_an_audit_has_a_role_or_is_a_bias_correction(optimizer: str) -> None:
     options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.1} if optimizer == "sgd" else {"weight_decay": 0.1}
-    expressions = {finding.expression for finding in audit("bf16", optimizer=optimizer, **options).findings}
+    expressions = {
+        finding.expression for finding in audit_hyperparameters("bf16", optimizer=optimizer, **options).findings
+    }
     rest = expressions - {expression for role in ROLES.values() for expression in role}
     # sgd adds the decay with the gradient: it is part of the update
     assert all("^t" in expression for expression in rest - {"1 - lr*weight_decay/(1 - momentum)"})

@@ -139,6 +139,13 @@ class Optimizer(ABC):
         taken to be learning rate times gradient.
     corrects_bias : bool
         Whether it divides its moments by 1 - beta^t.
+    learning_rate, weight_decay : float
+        Fields that every optimizer has.
+
+    Raises
+    ------
+    ValueError
+        A value is out of range.
 
     """
 

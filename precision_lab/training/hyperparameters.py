@@ -57,6 +57,7 @@ from precision_lab.training.optimizers import (
     by_symbol,
     hyperparameters,
     make_optimizer,
+    name_of,
     usual_values,
 )
 
@@ -240,9 +241,7 @@ def audit_hyperparameters(
     made = _optimizer(optimizer, given)
     values = by_symbol(made)
     length = check_integer("steps", steps, 1)
-    return HyperparameterAudit(
-        fmt, type(made).__name__.lower(), values, length, tuple(_findings(fmt, made, values, length))
-    )
+    return HyperparameterAudit(fmt, name_of(made), values, length, tuple(_findings(fmt, made, values, length)))
 
 
 def _findings(fmt: FloatFormat, optimizer: Optimizer, values: dict[str, float], steps: int) -> Iterator[Finding]:
@@ -275,7 +274,7 @@ def _findings(fmt: FloatFormat, optimizer: Optimizer, values: dict[str, float], 
 
 def _optimizer(chosen: Optimizer | str, given: dict[str, float | None]) -> Optimizer:
     """Check what was given and fill in the defaults."""
-    name = chosen if isinstance(chosen, str) else type(chosen).__name__.lower()
+    name = chosen if isinstance(chosen, str) else name_of(chosen)
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
     values = by_symbol(chosen) if isinstance(chosen, Optimizer) else usual_values(name)

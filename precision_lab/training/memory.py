@@ -25,7 +25,15 @@ from precision_lab.numerics.rounding import code_dtype
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData, header
 from precision_lab.support.shown import Shown
-from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, buffers, by_symbol, make_optimizer, usual_values
+from precision_lab.training.optimizers import (
+    OPTIMIZERS,
+    Optimizer,
+    buffers,
+    by_symbol,
+    make_optimizer,
+    name_of,
+    usual_values,
+)
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -177,7 +185,7 @@ def memory_ledger(
         transient.append(Buffer("cast weights", storage.weights, parameters))
     if activations:
         transient.append(Buffer("activations", storage.activations, activations))
-    return MemoryLedger(storage, type(used).__name__.lower(), parameters, rows, tuple(transient))
+    return MemoryLedger(storage, name_of(used), parameters, rows, tuple(transient))
 
 
 def memory_report(found: Mapping[str, MemoryLedger], ranks: int) -> dict[str, Any]:

@@ -319,6 +319,12 @@ def usual_values(name: str) -> dict[str, float]:
     return {h.symbol: h.usual for h in hyperparameters(OPTIMIZERS[name]).values()}
 
 
+def name_of(optimizer: Optimizer) -> str:
+    """Return the name under which its class is in `OPTIMIZERS`; of another class its own, in small letters."""
+    kinds = {kind: name for name, kind in OPTIMIZERS.items()}
+    return kinds.get(type(optimizer), type(optimizer).__name__.lower())
+
+
 def by_symbol(optimizer: Optimizer) -> dict[str, float]:
     """Return the hyperparameters of an optimizer by the names that torch has for them."""
     return {h.symbol: getattr(optimizer, name) for name, h in hyperparameters(type(optimizer)).items()}

@@ -468,8 +468,8 @@ def without_compiler(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_import_needs_no_compiler() -> None:
-    done = without_compiler("import precision_lab as pl; print(pl.get_format('fp16').max, pl.memory.__name__)")
-    assert (done.returncode, done.stdout) == (0, "65504.0 memory\n")
+    done = without_compiler("import precision_lab as pl; print(pl.get_format('fp16').max, pl.memory_ledger.__name__)")
+    assert (done.returncode, done.stdout) == (0, "65504.0 memory_ledger\n")
 
 
 def test_loops_without_a_compiler_say_so() -> None:

@@ -47,7 +47,7 @@ def test_there_are_five() -> None:
 
 @pytest.fixture
 def new(monkeypatch: pytest.MonkeyPatch) -> FloatFormat:
-    (fmt,) = eval(recipe("Add a format")["numerics/formats.py, in FORMATS"], {"FloatFormat": FloatFormat})
+    fmt = eval(recipe("Add a format")["numerics/formats.py, in FORMATS"], {"FloatFormat": FloatFormat})
     assert isinstance(fmt, FloatFormat)
     monkeypatch.setitem(FORMATS, fmt.name, fmt)
     return fmt

@@ -274,7 +274,7 @@ def _findings(fmt: FloatFormat, optimizer: Optimizer, values: dict[str, float], 
 
 def _optimizer(chosen: Optimizer | str, given: dict[str, float | None]) -> Optimizer:
     """Check what was given and fill in the defaults."""
-    name = chosen if isinstance(chosen, str) else name_of(chosen)
+    name = name_of(chosen) if isinstance(chosen, Optimizer) else chosen
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
     values = by_symbol(chosen) if isinstance(chosen, Optimizer) else usual_values(name)

@@ -162,7 +162,7 @@ def test_tables_figures_and_json(apart: bool) -> None:
     assert rows.rows[-1][-1] == ("1 / 0" if apart else "–")
     assert len(comparison_tables({"a": result, "b": result})) == 1
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert data["other_losses"] == [3, 2, None]
+    assert data["other_losses"] == [3, 2, "nan"]
     assert len(data["differences"]) == 1 + apart
     comparison_figure(result)
     assert len(plot_both_losses(result).lines) == 2

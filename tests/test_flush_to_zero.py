@@ -233,13 +233,14 @@ def bytecode(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_package_that_was_imported_under_it_is_right_after_the_cure(switch: str, bytecode: Path) -> None:
     """Not even the compiled modules remember: they are made anew here."""
     shutil.rmtree(bytecode.joinpath(*Path(lab.__file__).parent.parts[1:]), ignore_errors=True)
+    kept = {"PYTHONPYCACHEPREFIX": str(bytecode), "PYTHONDONTWRITEBYTECODE": ""}
     show = "from tests.test_flush_to_zero import fresh_answers; print(fresh_answers())"
     set_it = f"from tests.flushing import switch_on, reset; switch_on({SWITCHES[switch]}); import precision_lab\n"
-    done = run(f"{set_it}reset()\n{show}", PYTHONPYCACHEPREFIX=str(bytecode))
+    done = run(f"{set_it}reset()\n{show}", **kept)
     assert done.stdout == f"{fresh_answers()}\n", done.stderr
-    refused = run(f"{set_it}precision_lab.round_to(1.0, 'bf16')", PYTHONPYCACHEPREFIX=str(bytecode))
+    refused = run(f"{set_it}precision_lab.round_to(1.0, 'bf16')", **kept)
     assert "FloatingPointError: subnormal numbers are flushed" in refused.stderr
-    assert run(show, PYTHONPYCACHEPREFIX=str(bytecode)).stdout == f"{fresh_answers()}\n"
+    assert run(show, **kept).stdout == f"{fresh_answers()}\n"
 
 
 def test_reading_gives_the_bits_as_they_are(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_result_is_read_back(found: tuple[Judgement, ...]) -> None:
     assert again.to_dict() == data
     assert again.answer == result.answer
     assert claims_page(again) == claims_page(result)
-    with pytest.raises(ValueError, match="no result of the claims"):
+    with pytest.raises(ValueError, match="ClaimsResult: its kind must be"):
         ClaimsResult.from_dict({"claims": [{"key": "fp16-1e-7"}]})
 
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike
+from precision_lab.support.plain import header
 from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
 from precision_lab.tensors.reading import read_tensors
@@ -112,6 +113,7 @@ def test_by_hand(tmp_path: Path) -> None:
         "formats": {"fp16": {"flushed": 1, "subnormal": 1, "overflowed": 1}},
     }
     assert strict_json(scan([tmp_path / "x.safetensors"], formats=["fp16"])) == {
+        **header("scan"),
         "tensors": [
             {"file": str(tmp_path / "x.safetensors"), "name": "x", "dtype": "float32", "shape": [2, 3]} | counts
         ],
@@ -123,7 +125,7 @@ def test_by_hand(tmp_path: Path) -> None:
 
 def test_the_schema(model: Path) -> None:
     found = strict_json(scan([model]))
-    assert found.keys() == {"tensors", "total", "loss_scale", "skipped"}
+    assert found.keys() == {"kind", "version", "tensors", "total", "loss_scale", "skipped"}
     for counts, keys in [*((tensor, TENSOR_KEYS) for tensor in found["tensors"]), (found["total"], TOTAL_KEYS)]:
         assert counts.keys() == keys
         assert tuple(counts["formats"]) == DEFAULT_FORMATS
@@ -153,8 +155,8 @@ def test_the_total_is_the_sum(model: Path, tmp_path: Path) -> None:
 def test_what_is_no_float_is_skipped(model: Path) -> None:
     skipped = strict_json(scan([model]))["skipped"]
     assert {entry["name"]: entry for entry in skipped} == {
-        "steps": {"file": str(model), "name": "steps", "dtype": "int64", "reason": "integer tensor"},
-        "mask": {"file": str(model), "name": "mask", "dtype": "bool", "reason": "boolean tensor"},
+        "steps": {"file": str(model), "name": "steps", "dtype": "int64", "shape": [5], "reason": "integer tensor"},
+        "mask": {"file": str(model), "name": "mask", "dtype": "bool", "shape": [3], "reason": "boolean tensor"},
     }
 
 

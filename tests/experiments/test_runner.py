@@ -119,7 +119,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Finished]:
 
 def test_results_have_values_configurations_versions_and_the_machine(finished: list[Finished]) -> None:
     data = results(finished[::-1], quick=True)
-    assert list(data) == ["experiments", "configs", "answers", "seconds", "versions", "machine", "quick"]
+    assert list(data) == [
+        "kind",
+        "version",
+        "experiments",
+        "configs",
+        "answers",
+        "seconds",
+        "versions",
+        "machine",
+        "quick",
+    ]
     assert list(data["experiments"]) == ["hyperparameters", "memory"]  # the order of the table, not of the runs
     assert data["experiments"]["memory"] == finished[1].data
     assert data["configs"]["memory"] == finished[1].data["config"]

@@ -21,7 +21,7 @@ from precision_lab.numerics.kernels.compiled import _whole
 
 FILES: Any = compiled._Files  # numba has no types
 PACKAGE = Path(precision_lab.__file__).parent
-INSPECT = ("inspect", "0.1", "-f", "bf16")  # needs four of the loops
+AUDIT = ("hyperparameters", "-f", "bf16")  # needs four of the loops
 
 
 def start(
@@ -47,7 +47,7 @@ def output(child: subprocess.Popen[str]) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A cache as it should be, and what the command prints."""
     place = tmp_path_factory.mktemp("cache")
-    return place, output(start(*INSPECT, environment={"NUMBA_CACHE_DIR": str(place)}))
+    return place, output(start(*AUDIT, environment={"NUMBA_CACHE_DIR": str(place)}))
 
 
 def kept(place: Path) -> dict[str, Path]:
@@ -59,7 +59,7 @@ def test_what_is_kept_is_used(whole: tuple[Path, str]) -> None:
     before = {name: (file.stat().st_mtime_ns, _whole(str(file))) for name, file in kept(place).items()}
     assert {name.rpartition(".")[2] for name in before} == {"nbi", "nbc"}
     assert all(fine for _, fine in before.values())
-    assert output(start(*INSPECT, environment={"NUMBA_CACHE_DIR": str(place)})) == said
+    assert output(start(*AUDIT, environment={"NUMBA_CACHE_DIR": str(place)})) == said
     assert {name: (file.stat().st_mtime_ns, _whole(str(file))) for name, file in kept(place).items()} == before
 
 
@@ -74,7 +74,7 @@ def test_a_change_of_any_source_of_the_folder_makes_all_loops_anew(
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
     def run() -> dict[str, int]:
-        output(start(*INSPECT, root=tmp_path, environment=environment))
+        output(start(*AUDIT, root=tmp_path, environment=environment))
         return {name: file.stat().st_mtime_ns for name, file in kept(tmp_path / "cache").items() if name[-4:] == ".nbi"}
 
     first = run()
@@ -120,7 +120,7 @@ def test_a_damaged_cache_is_made_again(
         file.write_bytes(damage(file.read_bytes()))
         damaged[file] = file.read_bytes()
     environment = {"NUMBA_CACHE_DIR": str(place)}
-    children = [start(*INSPECT, environment=environment) for _ in range(2 if damages is DAMAGES[0] else 1)]
+    children = [start(*AUDIT, environment=environment) for _ in range(2 if damages is DAMAGES[0] else 1)]
     assert [output(child) for child in children] == [said] * len(children)
     assert kept(place) == before  # replaced, and nothing beside them
     assert all(_whole(str(file)) for file in before.values())
@@ -135,7 +135,7 @@ def nowhere(folder: Path) -> tuple[Path, dict[str, str]]:
     return folder, {"HOME": "/dev/null/home", "NUMBA_CACHE_DIR": "/dev/null/cache"}
 
 
-@pytest.mark.parametrize("arguments", [INSPECT, ("scan", "x.npy", "-f", "fp16", "--workers", 2)])
+@pytest.mark.parametrize("arguments", [AUDIT, ("scan", "x.npy", "-f", "fp16", "--workers", 2)])
 def test_without_a_place_for_a_cache(
     tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +171,7 @@ def test_another_user_without_a_home(tmp_path: Path, whole: tuple[Path, str]) ->
     )  # the second program has no privileges
     if subprocess.run([*user, sys.executable, "-c", ""], capture_output=True, cwd="/", check=False).returncode:
         pytest.skip("another user may not run this interpreter")
-    assert output(start(*INSPECT, user=user, environment={"HOME": "/nonexistent"})) == whole[1]
+    assert output(start(*AUDIT, user=user, environment={"HOME": "/nonexistent"})) == whole[1]
 
 
 # ---- many at once, on a small function ----

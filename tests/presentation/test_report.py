@@ -17,7 +17,7 @@ from precision_lab.experiments import memory
 from precision_lab.experiments.claims import experiment as claims
 from precision_lab.experiments.kept import Finished
 from precision_lab.experiments.registry import EXPERIMENTS
-from precision_lab.experiments.storage import StorageExperimentConfig, StorageResult, times
+from precision_lab.experiments.storage import StorageExperimentConfig, times
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.presentation.report import write_report, write_scan_page
 from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
@@ -158,7 +158,7 @@ def test_the_verdict_follows_the_results(keeps: tuple[bool, bool], verdict: str)
         for setting, kept in zip(("SGD, lr 0.01", "Adam, lr 0.1"), keeps, strict=True)
     }
     config = StorageExperimentConfig(steps=10, seeds=1)
-    answer = hero(StorageResult(config, outcomes, {}))
+    answer = hero(SimpleNamespace(config=config, outcomes=outcomes))  # type: ignore[arg-type]
     assert answer is not None
     assert answer["verdict"] == verdict
     assert [cell["keeps"] for cell in answer["rows"][0]["cells"]] == list(keeps)
@@ -166,7 +166,7 @@ def test_the_verdict_follows_the_results(keeps: tuple[bool, bool], verdict: str)
     assert answer["others"].endswith("besides: collage_plus.")
     control, _, *others = outcomes["Adam, lr 0.1"]
     outcomes["Adam, lr 0.1"] = (control, outcome("master_bf16", keeps=False, loss=np.inf, ratio=np.inf), *others)
-    answer = hero(StorageResult(config, outcomes, {}))
+    answer = hero(SimpleNamespace(config=config, outcomes=outcomes))  # type: ignore[arg-type]
     assert answer is not None
     assert "not every run" in answer["reason"]
     assert answer["rows"][1]["cells"][1]["loss"] == "inf or NaN"

@@ -20,7 +20,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 NUMPY, THEIRS = "import numpy", "import ml_dtypes"
-COMMAND = "import sys; sys.argv[1:] = {}; from _precision_lab_command import main; main()"
+COMMAND = "import sys; sys.argv[1:] = {}; from precision_lab.__main__ import main; main()"
 PROGRAMS = {
     NUMPY: NUMPY,
     THEIRS: THEIRS,

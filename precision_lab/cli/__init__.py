@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import click
 
-from _precision_lab_command import NOBODY_READS, REFUSED, stopped, terminable
 from precision_lab.cli.claims import claims
 from precision_lab.cli.experiments import report, underflow
 from precision_lab.cli.numbers import formats, inspect, verify
@@ -20,6 +19,7 @@ from precision_lab.cli.preflight import preflight
 from precision_lab.cli.tensors import accumulation, loss_scale, scan, swamping
 from precision_lab.cli.training import hyperparameters, memory, train
 from precision_lab.numerics.errors import CompilerDisabledError
+from precision_lab.support.ending import NOBODY_READS, REFUSED, stopped, terminable
 from precision_lab.support.text import printable
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from _precision_lab_command import DIFFERS
 from precision_lab.cli.options import command, formats_option, json_option
 from precision_lab.cli.show import progress_bar, say, show
 from precision_lab.cli.workers import dask_option, executor, workers_option
+from precision_lab.support.ending import DIFFERS
 from precision_lab.support.text import shown
 
 

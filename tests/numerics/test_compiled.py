@@ -68,7 +68,6 @@ def test_a_change_of_any_source_of_the_folder_makes_all_loops_anew(
 ) -> None:
     """Loops are compiled into those that call them, from other files: numba itself looks at the file of each alone."""
     shutil.copytree(PACKAGE, tmp_path / "precision_lab", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PACKAGE.parent / "_precision_lab_command.py", tmp_path)
     monkeypatch.chdir(tmp_path)  # `python -m` looks here first
     source = tmp_path / "precision_lab/numerics/kernels/bits.py"
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
@@ -130,7 +129,6 @@ def test_a_damaged_cache_is_made_again(
 def nowhere(folder: Path) -> tuple[Path, dict[str, str]]:
     """Copy the package to where nothing can be written beside the loops, for root neither; and an environment so."""
     shutil.copytree(PACKAGE, folder / "precision_lab", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PACKAGE.parent / "_precision_lab_command.py", folder)
     (folder / "precision_lab/numerics/kernels/__pycache__").write_text("a file where the folder would be")
     return folder, {"HOME": "/dev/null/home", "NUMBA_CACHE_DIR": "/dev/null/cache"}
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # as in tests/conftest.py: in the background SIGINT is ignored, and children inherit that
 PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from _precision_lab_command import main; {}main()"
+    "from precision_lab.__main__ import main; {}main()"
 )
 BEGINS = "print('begins', flush=True); "
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc")

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import pytest
 
-import _precision_lab_command
 from precision_lab import cli
+from precision_lab.support import ending
 from tests.conftest import CommandLine, wait_until
 from tests.processes.helpers import ROOT, command, left, linux, members
 
@@ -68,7 +68,7 @@ def test_a_signal_while_the_package_is_imported(
     (tmp_path / f"{module}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(1000)\n")
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        f"sys.path.insert(0, {str(tmp_path)!r}); import _precision_lab_command; _precision_lab_command.main()"
+        f"sys.path.insert(0, {str(tmp_path)!r}); from precision_lab.__main__ import main; main()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, "formats"],
@@ -85,11 +85,11 @@ def test_a_signal_while_the_package_is_imported(
 
 
 def test_the_command_loads_nothing_before_it_answers_signals() -> None:
-    program = "import sys; before = set(sys.modules); import _precision_lab_command; print(*set(sys.modules) - before)"
+    program = "import sys; before = set(sys.modules); import precision_lab.__main__; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     loaded = set(done.stdout.split())
-    assert "_precision_lab_command" in loaded
-    assert not {"numpy", "click", "precision_lab"} & loaded
+    assert "precision_lab.support.ending" in loaded
+    assert not {"numpy", "ml_dtypes", "click", "rich", "precision_lab.cli"} & loaded
 
 
 # ---- SIGTERM ----
@@ -117,7 +117,7 @@ def test_the_answer_to_sigterm_is_the_commands_only(command_line: CommandLine) -
 def test_sigterm_stays_ignored_where_it_was() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with _precision_lab_command.terminable():
+        with ending.terminable():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -125,7 +125,7 @@ def test_sigterm_stays_ignored_where_it_was() -> None:
 
 def test_sigterm_within_the_process() -> None:
     """The same, answered."""
-    with pytest.raises(_precision_lab_command.Terminated), _precision_lab_command.terminable():
+    with pytest.raises(ending.Terminated), ending.terminable():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -142,7 +142,7 @@ def test_a_signal_within_a_destructor_is_not_lost(how: signal.Signals) -> None:
     def dies() -> None:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with _precision_lab_command.terminable():
+            with ending.terminable():
                 Dies()
                 threading.Event().wait(30)
                 pytest.fail("it was lost")
@@ -151,7 +151,7 @@ def test_a_signal_within_a_destructor_is_not_lost(how: signal.Signals) -> None:
 
     with pytest.raises(KeyboardInterrupt) as caught:
         dies()
-    assert isinstance(caught.value, _precision_lab_command.Terminated) == (how is signal.SIGTERM)
+    assert isinstance(caught.value, ending.Terminated) == (how is signal.SIGTERM)
 
 
 def test_the_command_runs_in_a_thread_too(command_line: CommandLine) -> None:

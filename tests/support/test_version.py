@@ -24,7 +24,7 @@ def test_it_is_that_of_pyproject() -> None:
 
 
 def test_nobody_else_states_it() -> None:
-    sources = [ROOT / "_precision_lab_command.py", *(ROOT / "precision_lab").rglob("*.py")]
+    sources = (ROOT / "precision_lab").rglob("*.py")
     assert [path for path in sources if f'"{version()}"' in path.read_text(encoding="utf-8")] == []
 
 

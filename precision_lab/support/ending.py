@@ -1,6 +1,6 @@
-"""The command `precision-lab`, from its first moment: what ends it, with which status, and in one line.
+"""How a command ends: by which signal, with which status, and with which line.
 
-It stands beside the package because importing the package takes as long as it takes to change one's mind.
+Nothing heavy is imported here: a command can be ended from its first moment.
 """
 
 from __future__ import annotations
@@ -84,17 +84,3 @@ def stopped(why: KeyboardInterrupt) -> NoReturn:
     said = "precision-lab: terminated" if terminated else "\nprecision-lab: interrupted"
     print(said, file=sys.stderr)  # noqa: T201
     sys.exit(TERMINATED if terminated else INTERRUPTED)
-
-
-def main() -> None:
-    """Run the command line; the entry point of the console script and of ``python -m precision_lab``."""
-    try:
-        with terminable():
-            from precision_lab.cli import main as run
-
-            run()
-    except KeyboardInterrupt as why:
-        stopped(why)
-    finally:  # what is left is Python's own end, and bounded
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)

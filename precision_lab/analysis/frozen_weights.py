@@ -252,6 +252,11 @@ def frozen_fraction(weights: ArrayLike, update_sizes: ArrayLike, fmt: FormatLike
     FloatingPointError
         As `precision_lab.round_to`.
 
+    Examples
+    --------
+    >>> [frozen.fraction for frozen in frozen_fraction([1.0, 100.0], [1e-2, 1.0], "bf16")]
+    [0.5, 0.0]
+
     """
     sizes = np.atleast_1d(as_carrier(update_sizes)).tolist()
     for size in sizes:

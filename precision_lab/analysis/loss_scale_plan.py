@@ -220,6 +220,12 @@ def plan_loss_scale(histogram: ExponentHistogram, fmt: FormatLike, *, margin: in
     FloatingPointError
         As `precision_lab.round_to`.
 
+    Examples
+    --------
+    >>> plan = plan_loss_scale(ExponentHistogram.of([1e-8, 1e-3]), "fp16")
+    >>> plan.recommended.loss_scale
+    8192.0
+
     """
     if not isinstance(histogram, ExponentHistogram):
         raise ValueError(f"histogram must be an ExponentHistogram, made by ExponentHistogram.of, got {type(histogram)}")

@@ -177,6 +177,12 @@ def replay_loss_scale(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: Forma
     FloatingPointError
         As `precision_lab.round_to`.
 
+    Examples
+    --------
+    >>> from precision_lab.analysis.loss_scalers import DynamicLossScale
+    >>> replay_loss_scale(DynamicLossScale.torch(), [0.5, 2.0, 0.5], "fp16").loss_scales
+    (65536.0, 65536.0, 32768.0)
+
     """
     if not isinstance(scaler, LossScale):
         raise ValueError(

@@ -138,6 +138,13 @@ def scan(
     FloatingPointError
         As `ExponentHistogram.of`; in a worker, too.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> result = scan({"gradient": np.array([1e-8, 1e-3, 7e4], np.float32)}, formats=["fp16"])
+    >>> result.to_dict()["total"]["formats"]
+    {'fp16': {'flushed': 1, 'subnormal': 0, 'overflowed': 1}}
+
     """
     require_gradual_underflow()
     asked = tuple(dict.fromkeys(map(get_format, formats)))

@@ -214,6 +214,11 @@ def stagnation(
     FloatingPointError
         As `precision_lab.round_to`.
 
+    Examples
+    --------
+    >>> stagnation(Series.counting(), "fp16").value
+    2048.0
+
     """
     kernels = load_kernels().sums
 

@@ -213,6 +213,12 @@ def update_report(
     w + u is added in the carrier rounded to odd, and then rounded into the format: that is one rounding (Boldo and
     Melquiond 2008), as the carrier has at least two bits more than the format, for ``stochastic`` 18.
 
+    Examples
+    --------
+    >>> report = update_report([1.0, 1.0], [1e-3, 1e-2], "bf16")
+    >>> report.lost, report.nonzero
+    (1, 2)
+
     """
     kernels = load_kernels().updates
 

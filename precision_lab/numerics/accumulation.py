@@ -351,6 +351,12 @@ def accumulate(
     -----
     Stochastic rounding compares 16 bits: a term below 2^-16 spacings of the running sum never changes it.
 
+    Examples
+    --------
+    >>> trace = accumulate([1.0] * 300, "bf16")
+    >>> trace.result, trace.exact_sum, trace.stagnates_after
+    (256.0, 300.0, 256)
+
     """
     asked = _asked(fmt, method, mode, accumulator, block)
     given = terms if isinstance(terms, Terms) else Terms(terms)

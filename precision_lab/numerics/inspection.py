@@ -184,6 +184,12 @@ def inspect_number(number: Fraction | float | int | np.integer[Any] | np.floatin
     ValueError
         Unknown format; `number` is none of these.
 
+    Examples
+    --------
+    >>> seen = inspect_number(1e-8, "fp16")
+    >>> seen.stored, seen.lost
+    (0.0, 'flushed')
+
     """
     fmt = get_format(fmt)
     exact = _exactly(number)

@@ -50,6 +50,11 @@ def dot(
     numpy.float32 or numpy.float64
         A value of `output`.
 
+    Examples
+    --------
+    >>> float(dot([1.0] * 300, [1.0] * 300, accumulator="bf16"))
+    256.0
+
     """
     x, y = as_carrier(a, to_odd=True), as_carrier(b, to_odd=True)
     if x.ndim != 1 or x.shape != y.shape:
@@ -128,6 +133,11 @@ def matmul(
     See Also
     --------
     matmul_fp32_accumulate : the sums in float32, as libraries and tensor cores do.
+
+    Examples
+    --------
+    >>> matmul([[1.0, 2.0]], [[3.0], [4.0]], accumulator="fp32").tolist()
+    [[11.0]]
 
     """
     left, right, dtype = _operands(a, b, inputs)

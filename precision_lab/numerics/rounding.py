@@ -187,6 +187,13 @@ def round_to(
     p = (abs(x) - lo)/(hi - lo), where lo and hi are its neighbours in magnitude: exactly p where that is a multiple of
     2^-16, as it is for every float32 in the normal range of fp16, bf16 and tf32; else p rounded down to one.
 
+    Examples
+    --------
+    >>> round_to([0.1, 1e-8, 70000.0], "fp16").tolist()
+    [0.0999755859375, 0.0, inf]
+    >>> round_to(0.1, "bf16", "toward_zero").item()
+    0.099609375
+
     """
     fmt = get_format(fmt)
     rounding_mode = get_mode(mode)
@@ -272,6 +279,11 @@ def encode(
         payload, with its sign; ``fnuz`` formats have one NaN. In the formats of ml_dtypes that is what its casts give;
         NumPy's own casts to fp16 and fp32 keep the payload.
 
+    Examples
+    --------
+    >>> [hex(code) for code in encode([1.0, -2.0], "fp16").tolist()]
+    ['0x3c00', '0xc000']
+
     """
     fmt = get_format(fmt)
     rounded = np.asarray(round_to(x, fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng))
@@ -299,6 +311,11 @@ def cast(
     ValueError
         As `round_to`, and where the format has no dtype (tf32, custom formats).
 
+    Examples
+    --------
+    >>> cast([0.1, 3.0], "bf16")
+    array([0.100098, 3], dtype=bfloat16)
+
     """
     fmt = get_format(fmt)
     if fmt.dtype is None:
@@ -325,6 +342,11 @@ def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = np.float32) -> Array:
         Codes are no integers or not below 2^bits; another dtype.
     FloatingPointError
         As `round_to`.
+
+    Examples
+    --------
+    >>> decode([0x3C00, 0xC000], "fp16").tolist()
+    [1.0, -2.0]
 
     """
     require_gradual_underflow()

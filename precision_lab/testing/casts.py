@@ -106,6 +106,12 @@ def check_cast(
     FloatingPointError
         This thread flushes subnormal numbers to zero, or does so since the cast was called in it (`isolate` False).
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_cast(lambda x: x.astype(np.float16), "fp32", "fp16").ok
+    True
+
     """
     require_gradual_underflow()
     spec = _checked_spec(source, target, mode, subnormals, saturate, nan)

@@ -226,6 +226,12 @@ def audit_hyperparameters(
     FloatingPointError
         As `precision_lab.round_to`.
 
+    Examples
+    --------
+    >>> audit = audit_hyperparameters("bf16", lr=1e-3, beta2=0.999)
+    >>> audit["beta2"].stored, str(audit["beta2"].severity)
+    (1.0, 'fatal')
+
     """
     fmt = get_format(fmt)
     if fmt.max < 1:

@@ -128,6 +128,12 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
     FloatingPointError
         As `precision_lab.round_to`.
 
+    Examples
+    --------
+    >>> result = train(TrainingConfig(steps=20, storage="pure_bf16"))
+    >>> result.bytes_per_parameter, len(result.losses)
+    (4.0, 20)
+
     """
     train_part, test_part = load_data(config)
     model = config.build_model(train_part)

@@ -173,6 +173,11 @@ def memory_ledger(
     ValueError
         `parameters` below 1, `activations` below 0, or no optimizer of that name.
 
+    Examples
+    --------
+    >>> memory_ledger(CONFIGURATIONS["master_bf16"], "adamw", 7_000_000_000).bytes_per_parameter
+    16
+
     """
     used = optimizer if isinstance(optimizer, Optimizer) else _named(optimizer)
     parameters = check_integer("parameters", parameters, 1)

@@ -83,6 +83,12 @@ def preflight(
     FloatingPointError
         As `precision_lab.round_to`.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> preflight({"w": np.array([1.0, 0.1], np.float32)}, lr=1e-3).cheapest.name
+    'collage_plus'
+
     """
     if not (is_number(tolerance) and 0 <= tolerance < 1):
         raise ValueError(f"tolerance must be a share in [0, 1), got {tolerance!r}")

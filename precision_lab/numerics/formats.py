@@ -289,6 +289,7 @@ FORMATS: dict[str, FloatFormat] = {
         FloatFormat("fp4_e2m1fn", 2, 1, 1, "finite", f"{_MX} (FP4 E2M1)", _dtype("float4_e2m1fn")),
     )
 }
+"""The registered formats, by name."""
 
 register(FloatFormat, str, lambda name: get_format(name))
 

@@ -152,7 +152,6 @@ def test_an_optimizer_is_given_by_name_or_as_it_is() -> None:
     assert memory_ledger(CONFIGURATIONS["fp32"], adam, 10) == memory_ledger(CONFIGURATIONS["fp32"], "adam", 10)
     with pytest.raises(ValueError, match=r"^optimizer must be one of sgd, momentum, adam, adamw; got 'rmsprop'$"):
         memory_ledger(CONFIGURATIONS["fp32"], "rmsprop", 10)
-    assert audit_hyperparameters("bf16", optimizer=adam) == audit_hyperparameters(
-        "bf16", optimizer="adam", lr=1e-4, beta2=0.99
-    )
+    named = audit_hyperparameters("bf16", optimizer="adam", lr=1e-4, beta2=0.99)
+    assert audit_hyperparameters("bf16", optimizer=adam).to_dict() == named.to_dict()  # NaN is text there
     assert audit_hyperparameters("bf16", optimizer=adam, beta2=0.5).hyperparameters["beta2"] == 0.5

@@ -9,21 +9,48 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import MAGNITUDE, SIGN, U32, reinterpret
+from precision_lab.numerics.kernels.bits import MAGNITUDE, SIGN, U32, U64, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.rounding import finish
 
 
 @intrinsic
-def _fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
-    """Compute x * y + z, rounded once."""
+def _fma_of_processor(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
+    """Compute x * y + z, rounded once, by the instruction."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fma(*args)
 
     return x(x, x, x), codegen
+
+
+@compiled()
+def _fma_in_doubles(x, y, z):
+    """Compute the same, of float32, without the instruction: where there is none, LLVM calls a function for each.
+
+    The product is exact in float64. So is the error of the sum (Knuth's TwoSum), which tells a sum to odd: rounded once
+    more, from 53 bits to 24, it is the exact one rounded once (Boldo, Melquiond 2008).
+    """
+    p, z = np.float64(x) * np.float64(y), np.float64(z)
+    s = p + z
+    part = s - p
+    error = (p - (s - part)) + (z - part)
+    bits = reinterpret(s)
+    inexact = error != 0.0 and error - error == 0.0 and (bits & U64(1)) == U64(0)  # infinities and NaN stay
+    away = (error > 0.0) == (s > 0.0)
+    odd = U64(bits + U64(1)) if away else U64(bits - U64(1))
+    return np.float32(reinterpret(odd if inexact else bits))
+
+
+_TARGET: Any = cpu_target
+_TRIPLE, _, _FEATURES = _TARGET.target_context.codegen().magic_tuple()
+HAS_FMA = not _TRIPLE.startswith("x86_64") or "+fma" in _FEATURES.split(",")
+"""Whether numba compiles for a processor that has the instruction, as all of 64 bits but old x86 ones do."""
+
+_fma = _fma_of_processor if HAS_FMA else _fma_in_doubles
 
 
 @compiled()

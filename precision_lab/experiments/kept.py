@@ -26,6 +26,7 @@ from precision_lab.support.files import write_json
 from precision_lab.support.jsontext import digest_of
 from precision_lab.support.plain import header, to_plain
 from precision_lab.support.reading import parse_json, read_small
+from precision_lab.support.version import version
 
 COMPUTING = ("numpy", "ml_dtypes", "numba")
 """The packages whose versions can change a result."""
@@ -39,9 +40,8 @@ _SHOWING = "presentation"  # a result can show itself (`Shown`), which changes n
 
 def versions() -> dict[str, str]:
     """Return the versions of this package, of what computes, and of Python."""
-    names = {"precision_lab": "precision-lab", **dict.fromkeys(COMPUTING)}
-    found = {name: importlib.metadata.version(package or name) for name, package in names.items()}
-    return {**found, "python": platform.python_version()}
+    computing = {name: importlib.metadata.version(name) for name in COMPUTING}
+    return {"precision_lab": version(), **computing, "python": platform.python_version()}
 
 
 def machine() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, is_number
 from precision_lab.numerics.modes import RoundingMode
+from precision_lab.numerics.plans import packed
 from precision_lab.numerics.rounding import as_carrier, compiled_rounding
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import PlainData, from_plain, number, register
@@ -124,7 +125,7 @@ class WeightGaps(PlainData):
 
         fmt = get_format(fmt)
         w = np.ascontiguousarray(as_array(weights, to_odd=True)).reshape(-1)
-        layout = _layout(fmt)
+        spacing = _spacing(fmt)
         carrier = as_carrier(w[:0]).dtype
         store, constants = compiled_rounding(fmt, RoundingMode.TIES_TO_EVEN, carrier)
         buffer = np.empty(min(BLOCK, w.size), carrier)
@@ -137,7 +138,7 @@ class WeightGaps(PlainData):
                 store(block, stored, constants)
                 if not fmt.has_nan:
                     stored[~np.isfinite(block)] = np.nan
-                kernels.count_weights(stored.astype(np.float32, copy=False), cells, layout)
+                kernels.count_weights(stored.astype(np.float32, copy=False), cells, spacing)
             gaps: dict[Gaps, int] = {}
             nonfinite = 0
             for key, n in taken("weights", cells, w.size).items():
@@ -199,12 +200,11 @@ def _size(value: Any) -> float:
 
 
 @lru_cache(maxsize=256)
-def _layout(fmt: FloatFormat) -> NDArray[np.uint32]:
+def _spacing(fmt: FloatFormat) -> NDArray[np.uint32]:
     """Return the constants of `count_weights`."""
     largest = fmt.max if fmt.saturates else math.inf
-    layout = np.array([fmt.smallest_normal, 0, largest], np.float32).view(np.uint32)
-    layout[1] = 1 << (23 - fmt.mantissa_bits)
-    return layout
+    spacing = load_kernels().weights.Spacing(fmt.smallest_normal, 1 << (23 - fmt.mantissa_bits), largest)
+    return packed(spacing, wide=False)
 
 
 @lru_cache(maxsize=1 << 14)

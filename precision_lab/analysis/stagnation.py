@@ -254,7 +254,7 @@ def _stored_terms(series: Series, numbers: NDArray[np.float64], fmt: FloatFormat
 
 
 def _addition(fmt: FloatFormat, mode: RoundingMode) -> NDArray[np.float64]:
-    """Return the constants of `add_in_turn`: the last two are the positions between two values that go up."""
+    """Return the constants of `add_in_turn`."""
     anything, never = math.ulp(0.0), 1.0
     above_half = math.nextafter(0.5, 1)
     at_even, at_odd = {
@@ -264,4 +264,4 @@ def _addition(fmt: FloatFormat, mode: RoundingMode) -> NDArray[np.float64]:
         RoundingMode.TO_ODD: (anything, never),
     }.get(mode, (never, never))
     beyond = fmt.max if mode.clamps(negative=False) else fmt.overflow_value
-    return np.array([fmt.mantissa_bits, fmt.emin, fmt.max, beyond, at_even, at_odd])
+    return np.array(load_kernels().sums.InTurn(fmt.mantissa_bits, fmt.emin, fmt.max, beyond, at_even, at_odd))

@@ -295,10 +295,10 @@ class Terms:
 
 @lru_cache(maxsize=256)
 def _constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
-    """Lay out what `sums._round_one` needs: what happens at the ends of the range is asked of `round_to`."""
-    values = np.array([1e300, -1e300, np.inf, -np.inf, -0.0, np.nan])
-    special = round_to(values, fmt, mode, rng=0)
-    return np.array([list(RoundingMode).index(mode), fmt.mantissa_bits, fmt.emin, fmt.max, *special])
+    """Return the constants of `sums._round_one`: what happens at the ends of the range is asked of `round_to`."""
+    ends = round_to(np.array([1e300, -1e300, np.inf, -np.inf, -0.0, np.nan]), fmt, mode, rng=0)
+    number = list(RoundingMode).index(mode)
+    return np.array(load_kernels().sums.Accumulator(number, fmt.mantissa_bits, fmt.emin, fmt.max, *ends))
 
 
 def accumulate(

@@ -1,13 +1,13 @@
 """A format as what the compiled loops read: which loop serves it, and its constants.
 
-Each kind of loop has a function here that lays out its constants; the loop says in which order it reads them.
+Each kind of loop names its constants in a `NamedTuple` beside it; here they get their values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ Kernel: TypeAlias = Callable[..., None]
 
 # Dithers (kernels/rounding.py): the remainder, in spacings, from which a value goes away from zero.
 _ANY, _HALF_UP, _ABOVE_HALF, _NEVER = "any", "half or more", "more than half", "never"
-# per mode: positive with an even value below, positive odd, negative even, negative odd
+# per mode, in the order of _CASES: the sign, and whether the value below is even or odd
 _DITHERS: dict[RoundingMode, tuple[str, str, str, str]] = {
     RoundingMode.TIES_TO_EVEN: (_ABOVE_HALF, _HALF_UP, _ABOVE_HALF, _HALF_UP),
     RoundingMode.TIES_TO_AWAY: (_HALF_UP, _HALF_UP, _HALF_UP, _HALF_UP),
@@ -32,17 +32,34 @@ _DITHERS: dict[RoundingMode, tuple[str, str, str, str]] = {
     RoundingMode.STOCHASTIC: (_NEVER, _NEVER, _NEVER, _NEVER),  # unused: its dither is random
 }
 
-# by whether it is wide: unsigned type, float type, bits, fraction bits, bias
-_CARRIERS: dict[bool, tuple[Any, Any, int, int, int]] = {
-    False: (np.uint32, np.float32, 32, 23, 127),
-    True: (np.uint64, np.float64, 64, 52, 1023),
+_CASES = ("positive_even", "positive_odd", "negative_even", "negative_odd")
+
+
+class _Carrier(NamedTuple):
+    unsigned: Any
+    real: Any
+    bits: int
+    fraction_bits: int
+    bias: int
+
+
+_CARRIERS = {  # by whether it is wide
+    False: _Carrier(np.uint32, np.float32, 32, 23, 127),
+    True: _Carrier(np.uint64, np.float64, 64, 52, 1023),
 }
 
 
 def magnitude_bits(wide: bool, value: float) -> int:
     """Return the bit pattern of a value in the carrier, without its sign."""
-    uint, real, width, _, _ = _CARRIERS[wide]
-    return int(np.array(value, real).view(uint)) & (1 << (width - 1)) - 1
+    carrier = _CARRIERS[wide]
+    return int(np.array(value, carrier.real).view(carrier.unsigned)) & (1 << (carrier.bits - 1)) - 1
+
+
+def packed(constants: Any, wide: bool) -> Array:
+    """Return a NamedTuple of a loop's constants as the bit patterns that `kernels.bits.named` reads."""
+    kinds = get_type_hints(type(constants)).values()
+    bits = [magnitude_bits(wide, x) if kind is float else x for x, kind in zip(constants, kinds, strict=True)]
+    return np.array(bits, _CARRIERS[wide].unsigned)
 
 
 class Plan(NamedTuple):
@@ -58,7 +75,7 @@ def plan_of(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bo
     """Choose the loop and make its constants for a carrier (`wide`: float64)."""
     kernels = load_kernels()
 
-    uint, real, width, fraction_bits, carrier_bias = _CARRIERS[wide]
+    _, real, width, fraction_bits, carrier_bias = _CARRIERS[wide]
     discarded = fraction_bits - fmt.mantissa_bits
     same_exponents = fmt.emin == 1 - carrier_bias  # the carrier's fields serve for subnormals too
     sign = 1 << (width - 1)
@@ -66,57 +83,82 @@ def plan_of(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bo
     bits = partial(magnitude_bits, wide)
     beyond = fmt.max if saturate else fmt.overflow_value
     over_positive, over_negative = (fmt.max if mode.clamps(negative=negative) else beyond for negative in (False, True))
-    if fmt.specials == "fnuz":
-        nan_keep, nan_flip = 0, sign | bits(np.nan)  # as its code decodes
-    else:
-        nan_keep, nan_flip = sign, bits(np.nan) if fmt.has_nan else sign
-    tail = [0 if subnormals else bits(fmt.smallest_normal), 0 if fmt.has_negative_zero else sign, nan_keep, nan_flip]
+    ends = {"smallest": 0.0 if subnormals else fmt.smallest_normal, **_zero_and_nan(fmt, wide)}
     plain = subnormals and fmt.has_negative_zero and fmt.has_nan
 
+    def plan(kernel: str, constants: Any) -> Plan:
+        return Plan(getattr(kernels.rounding, kernel), packed(constants, wide))
+
     if mode is RoundingMode.TIES_TO_EVEN:
-        extremes = [bits(fmt.max), bits(over_positive)]
         if not wide and same_exponents and plain:
             last, half = (1 << discarded, 1 << discarded >> 1) if discarded else (0, 0)
-            constants = [2**32 - (1 << discarded), last, max(half - 1, 0), *extremes]
-            return Plan(kernels.rounding.mask_even_plain, np.array(constants, uint))
+            largest, overflow = bits(fmt.max), bits(over_positive)
+            keep = 2**32 - (1 << discarded)
+            return plan("mask_even_plain", kernels.rounding.ByMask(keep, last, max(half - 1, 0), largest, overflow))
         if not same_exponents and discarded >= 2 and fmt.emax + discarded < carrier_bias:
-            fields = [
-                (fmt.emin + carrier_bias) << fraction_bits,
-                (fmt.emax + carrier_bias) << fraction_bits,
-                discarded << fraction_bits | 1 << (fraction_bits - 1),
-            ]
-            name = f"add_even_{'plain_' if plain else ''}{width}"
-            return Plan(getattr(kernels.rounding, name), np.array([*fields, *extremes, *tail], uint))
+            constants = kernels.rounding.ByAddition(
+                lowest_exponent=(fmt.emin + carrier_bias) << fraction_bits,
+                highest_exponent=(fmt.emax + carrier_bias) << fraction_bits,
+                up=discarded << fraction_bits | 1 << (fraction_bits - 1),
+                largest=fmt.max,
+                overflow=over_positive,
+                **ends,
+            )
+            return plan(f"add_even_{'plain_' if plain else ''}{width}", constants)
 
     spacing_bits = 1 << discarded
     keep = 2**width - spacing_bits
     smallest_normal, quantum = (0.0, 0.0) if same_exponents else (fmt.smallest_normal, fmt.smallest_subnormal)
     scale = 0.0 if same_exponents else 1 / quantum
     if mode is RoundingMode.STOCHASTIC:
-        extremes = [bits(smallest_normal), bits(fmt.max), bits(beyond)]
-        constants = [keep, *extremes, bits(scale * 2**16), bits(quantum), width - 1 - discarded, *tail]
+        constants = kernels.stochastic.ByChance(
+            keep=keep,
+            smallest_normal=smallest_normal,
+            largest=fmt.max,
+            overflow=beyond,
+            scale=scale * 2**16,
+            quantum=quantum,
+            shift=width - 1 - discarded,
+            **ends,
+        )
         suffix = f"{'plain_' if plain else ''}{width}"
         kernel, seeded = (getattr(kernels.stochastic, f"{name}_{suffix}") for name in ("random", "seeded"))
-        return Plan(kernel, np.array(constants, uint), seeded)
+        return Plan(kernel, packed(constants, wide), seeded)
 
     half = spacing_bits // 2
     dithers = {_ANY: spacing_bits - 1, _HALF_UP: half, _ABOVE_HALF: max(half - 1, 0), _NEVER: 0}
     starts = {  # the positions between two subnormals from which a value goes away from zero
-        _ANY: bits(np.finfo(real).smallest_subnormal),
-        _HALF_UP: bits(0.5),
-        _ABOVE_HALF: bits(float(np.nextafter(real(0.5), real(1)))),
-        _NEVER: bits(1.0),
+        _ANY: float(np.finfo(real).smallest_subnormal),
+        _HALF_UP: 0.5,
+        _ABOVE_HALF: float(np.nextafter(real(0.5), real(1))),
+        _NEVER: 1.0,
     }
-    constants = [
-        keep,
+    constants = kernels.rounding.ByFields(
+        keep=keep,
         # without mantissa bits every significand but zero's is 1, odd
-        spacing_bits if fmt.mantissa_bits else sign - 1,
-        *map(bits, (scale, quantum, smallest_normal, fmt.max, over_positive, over_negative, beyond)),
-        *tail,
-        *(dithers[level] for level in _DITHERS[mode]),
-        *(starts[level] for level in _DITHERS[mode]),
-    ]
-    return Plan(getattr(kernels.rounding, f"directed_{width}"), np.array(constants, uint))
+        odd_bits=spacing_bits if fmt.mantissa_bits else sign - 1,
+        scale=scale,
+        quantum=quantum,
+        smallest_normal=smallest_normal,
+        largest=fmt.max,
+        over_positive=over_positive,
+        over_negative=over_negative,
+        infinity=beyond,
+        **ends,
+        **{name: dithers[level] for name, level in zip(_CASES, _DITHERS[mode], strict=True)},
+        **{f"at_{name}": starts[level] for name, level in zip(_CASES, _DITHERS[mode], strict=True)},
+    )
+    return plan(f"directed_{width}", constants)
+
+
+def _zero_and_nan(fmt: FloatFormat, wide: bool) -> dict[str, int]:
+    """Return what `rounding.finish` reads: what becomes of -0.0 and of NaN."""
+    sign, nan = 1 << (_CARRIERS[wide].bits - 1), magnitude_bits(wide, np.nan)
+    if fmt.specials == "fnuz":
+        keep, flip = 0, sign | nan  # as its code decodes
+    else:
+        keep, flip = sign, nan if fmt.has_nan else sign
+    return {"lost_zero": 0 if fmt.has_negative_zero else sign, "nan_keep": keep, "nan_flip": flip}
 
 
 @lru_cache(maxsize=256)
@@ -124,47 +166,50 @@ def encode_plan(fmt: FloatFormat, wide: bool) -> tuple[Kernel, Array]:
     """Return the loop of kernels/codes.py that turns values in a carrier into codes, and its constants."""
     kernels = load_kernels()
 
-    uint, _, width, fraction_bits, carrier_bias = _CARRIERS[wide]
-    shares_subnormals = fmt.emin == 1 - carrier_bias  # then the fields match, subnormals too
-    bits = partial(magnitude_bits, wide)
-    constants = [
-        fraction_bits - fmt.mantissa_bits,
-        (carrier_bias - fmt.bias) << fmt.mantissa_bits,
-        bits(0.0 if shares_subnormals else 2.0 ** (fmt.mantissa_bits - fmt.emin)),
-        bits(0.0 if shares_subnormals else fmt.smallest_normal),
-        fmt.infinity_code or 0,  # 0 where there is none, and none is met
-        fmt.nan_code or 0,
-        fmt.bits - 1,
-    ]
-    return getattr(kernels.codes, f"encode_{width}"), np.array(constants, uint)
-
-
-def even_constants(fmt: FloatFormat) -> Array:
-    """Return the constants of kernels/optimizers.py."""
-    bits = partial(magnitude_bits, False)
-    discarded = 23 - fmt.mantissa_bits
-    last = 1 << discarded if discarded else 0
-    if fmt.mantissa_bits == 0:
-        last = 0x7F800000  # every significand but zero's is 1, odd
-    # where the exponents are float32's own the fields serve for subnormals too
-    smallest_normal = 0.0 if fmt.emin == -126 else fmt.smallest_normal
-    shift_out = 2.0**23 * fmt.smallest_subnormal
-    lost_zero = 0 if fmt.has_negative_zero else 1 << 31
-    nan = (0, 1 << 31 | bits(np.nan)) if fmt.specials == "fnuz" else (1 << 31, bits(np.nan) if fmt.has_nan else 1 << 31)
-    floats = map(bits, (smallest_normal, shift_out, fmt.max, fmt.overflow_value))
-    return np.array(
-        [2**32 - (1 << discarded), last, max((1 << discarded >> 1) - 1, 0), *floats, lost_zero, *nan], np.uint32
+    carrier = _CARRIERS[wide]
+    shares_subnormals = fmt.emin == 1 - carrier.bias  # then the fields match, subnormals too
+    constants = kernels.codes.Encoding(
+        shift=carrier.fraction_bits - fmt.mantissa_bits,
+        offset=(carrier.bias - fmt.bias) << fmt.mantissa_bits,
+        scale=0.0 if shares_subnormals else 2.0 ** (fmt.mantissa_bits - fmt.emin),
+        smallest_normal=0.0 if shares_subnormals else fmt.smallest_normal,
+        infinity=fmt.infinity_code or 0,  # 0 where there is none, and none is met
+        nan=fmt.nan_code or 0,
+        sign_shift=fmt.bits - 1,
     )
+    return getattr(kernels.codes, f"encode_{carrier.bits}"), packed(constants, wide)
 
 
 def decode_constants(fmt: FloatFormat) -> Array:
     """Return the constants of `codes.decode_32`."""
     magnitudes = 2 ** (fmt.bits - 1)
     infinity = magnitudes if fmt.infinity_code is None else fmt.infinity_code
-    first_nan = {"ieee": infinity + 1, "fn": fmt.nan_code}.get(fmt.specials, magnitudes)
-    negative_nan = fmt.nan_code if fmt.specials == "fnuz" else 2**32 - 1
-    scale = magnitude_bits(False, 2.0 ** (127 - fmt.bias))
-    return np.array([23 - fmt.mantissa_bits, scale, fmt.bits - 1, infinity, first_nan, negative_nan], np.uint32)
+    constants = load_kernels().codes.Decoding(
+        shift=23 - fmt.mantissa_bits,
+        scale=2.0 ** (127 - fmt.bias),
+        sign_shift=fmt.bits - 1,
+        infinity=infinity,
+        first_nan={"ieee": infinity + 1, "fn": fmt.nan_code}.get(fmt.specials, magnitudes),
+        negative_nan=fmt.nan_code if fmt.specials == "fnuz" else 2**32 - 1,
+    )
+    return packed(constants, False)
+
+
+def even_constants(fmt: FloatFormat) -> Array:
+    """Return the constants of kernels/optimizers.py."""
+    discarded = 23 - fmt.mantissa_bits
+    last = 1 << discarded if discarded else 0
+    constants = load_kernels().optimizers.EvenFields(
+        keep=2**32 - (1 << discarded),
+        last=last if fmt.mantissa_bits else 0x7F800000,  # then every significand but zero's is 1, odd
+        below_half=max((1 << discarded >> 1) - 1, 0),
+        smallest_normal=0.0 if fmt.emin == -126 else fmt.smallest_normal,  # float32's fields serve for subnormals too
+        shift_out=2.0**23 * fmt.smallest_subnormal,
+        largest=fmt.max,
+        overflow=fmt.overflow_value,
+        **_zero_and_nan(fmt, False),
+    )
+    return packed(constants, False)
 
 
 def decode_exactly(codes: Array, fmt: FloatFormat) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from numba import types
@@ -32,16 +32,47 @@ def leading_zeros(typing_context: Any, x: Any) -> Any:
     return x(x), codegen
 
 
+_FLOATS: dict[Any, Any] = {types.uint32: types.float32, types.uint64: types.float64}
+_BY_WIDTH = _FLOATS | {real: bits for bits, real in _FLOATS.items()}
+
+
 @intrinsic
 def reinterpret(typing_context: Any, x: Any) -> Any:
     """Reinterpret the bits of a float as an unsigned integer of its width, and back."""
-    pairs: dict[Any, Any] = {types.uint32: types.float32, types.uint64: types.float64}
-    pairs |= {to: of for of, to in pairs.items()}
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(signature.return_type))
 
-    return pairs[x](x), codegen
+    return _BY_WIDTH[x](x), codegen
+
+
+@intrinsic
+def named(typing_context: Any, layout: Any, constants: Any) -> Any:
+    """Return the elements of an array by the names of a NamedTuple, as `plans.packed` laid them out.
+
+    In an array of bit patterns what the NamedTuple annotates as float is one of a float of that width; in an array of
+    float64 what it annotates as int is an integer.
+    """
+    packed, kind = constants.dtype, layout.instance_class
+    of_bits = packed in _FLOATS
+    real, integer = (_FLOATS[packed], packed) if of_bits else (packed, types.int64)
+    members = [real if hint is float else integer for hint in get_type_hints(kind).values()]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        import llvmlite.ir as ir
+
+        data = context.make_array(signature.args[1])(context, builder, args[1]).data
+        items = []
+        for i, member in enumerate(members):
+            item = builder.load(builder.gep(data, [ir.Constant(ir.IntType(32), i)]))
+            value = context.get_value_type(member)
+            if of_bits:
+                items.append(builder.bitcast(item, value))
+            else:
+                items.append(item if member is packed else builder.fptosi(item, value))
+        return context.make_tuple(builder, signature.return_type, items)
+
+    return types.BaseTuple.from_types(members, kind)(layout, constants), codegen
 
 
 def _make_shift(instruction: str) -> Any:

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from precision_lab.numerics.kernels.bits import INFINITY, QUIET, U32, U64, reinterpret, shift_down, shift_up
+from precision_lab.numerics.kernels.bits import INFINITY, QUIET, U32, U64, named, reinterpret, shift_down, shift_up
 from precision_lab.numerics.kernels.compiled import compiled
+
+
+class Encoding(NamedTuple):
+    """The constants of `encode`."""
+
+    shift: int  # from the carrier's fraction to the format's
+    offset: int  # between the biases, in a code's exponent field
+    scale: float  # to units of the smallest subnormal
+    smallest_normal: float
+    infinity: int  # codes
+    nan: int
+    sign_shift: int
+
+
+class Decoding(NamedTuple):
+    """The constants of `decode_32`."""
+
+    shift: int  # from the format's fraction to float32's
+    scale: float  # between the biases
+    sign_shift: int
+    infinity: int  # codes; out of reach where there is none
+    first_nan: int
+    negative_nan: int
 
 
 def _make_encode(U: Any, F: Any, Signed: Any, width: int, mantissa: int) -> Any:
@@ -18,17 +41,16 @@ def _make_encode(U: Any, F: Any, Signed: Any, width: int, mantissa: int) -> Any:
     @compiled()
     def encode(x, out, c):
         """Turn values that already are in the format into codes."""
-        shift, offset, scale, smallest_normal = c[0], c[1], reinterpret(c[2]), reinterpret(c[3])
-        infinity, nan, sign_shift = c[4], c[5], c[6]
+        k = named(Encoding, c)
         for i in range(x.size):
             b = reinterpret(x[i])
             a = U(b & U(~SIGN_BIT))
             v = reinterpret(a)
-            units = Signed(F(F(v if v < smallest_normal else F(0)) * scale))
-            code = U(shift_down(a, shift) - offset) if v >= smallest_normal else U(units)
-            code = infinity if a == EXPONENT else code
-            code = nan if a > EXPONENT else code
-            out[i] = U(code | shift_up(U(b >> TO_CODE_SIGN), sign_shift))
+            units = Signed(F(F(v if v < k.smallest_normal else F(0)) * k.scale))
+            code = U(shift_down(a, k.shift) - k.offset) if v >= k.smallest_normal else U(units)
+            code = k.infinity if a == EXPONENT else code
+            code = k.nan if a > EXPONENT else code
+            out[i] = U(code | shift_up(U(b >> TO_CODE_SIGN), k.sign_shift))
 
     return encode
 
@@ -40,13 +62,13 @@ encode_64 = _make_encode(U64, np.float64, np.int64, 64, 52)
 @compiled()
 def decode_32(codes, out, c):
     """Turn codes into their values."""
-    shift, scale, sign_shift, infinity, first_nan, negative_nan = c[0], reinterpret(c[1]), c[2], c[3], c[4], c[5]
-    magnitude = U32(shift_up(U32(1), sign_shift) - U32(1))
+    k = named(Decoding, c)
+    magnitude = U32(shift_up(U32(1), k.sign_shift) - U32(1))
     for i in range(codes.size):
         code = U32(codes[i])
         a = U32(code & magnitude)
         # the fields at float32's places are the value but for the bias, subnormals too
-        r = reinterpret(np.float32(reinterpret(shift_up(a, shift)) * scale))
-        r = INFINITY if a == infinity else r
-        r = U32(INFINITY | QUIET) if a >= first_nan or code == negative_nan else r
-        out[i] = reinterpret(U32(r | shift_up(shift_down(code, sign_shift), U32(31))))
+        r = reinterpret(np.float32(reinterpret(shift_up(a, k.shift)) * k.scale))
+        r = INFINITY if a == k.infinity else r
+        r = U32(INFINITY | QUIET) if a >= k.first_nan or code == k.negative_nan else r
+        out[i] = reinterpret(U32(r | shift_up(shift_down(code, k.sign_shift), U32(31))))

@@ -19,6 +19,17 @@ LANES = 16  # neighbouring elements count in different cells: no increment waits
 
 
 @compiled()
+def add_keys(keys, cells):
+    """Count keys that are multiples of LANES, each element in its lane of the key's cells."""
+    whole = keys.size - keys.size % LANES
+    for j in range(0, whole, LANES):
+        for lane in range(LANES):
+            cells[U64(keys[j + lane]) + U64(lane)] += U32(1)
+    for j in range(whole, keys.size):
+        cells[U64(keys[j])] += U32(1)
+
+
+@compiled()
 def _key(a, fraction_mask, to_top, to_row, split, U):
     """Key of a normal magnitude, less the row offset."""
     fraction = U(a & fraction_mask)
@@ -63,12 +74,7 @@ def _make_histogram(U: Any, width: int, mantissa: int) -> Any:
                         key = U(U(_key(normal, FRACTION, TO_TOP, TO_ROW, SPLIT, U) + OFFSET) - row_drop)
                         key = U(OFFSET + U(HALF_NORMAL_CLASS)) if a == HALF_NORMAL else key
                         keys[j] = U32(U(key * U(LANES)))
-            whole = n - n % LANES
-            for j in range(0, whole, LANES):
-                for lane in range(LANES):
-                    cells[U64(keys[j + lane]) + U64(lane)] += U32(1)
-            for j in range(whole, n):
-                cells[U64(keys[j])] += U32(1)
+            add_keys(keys[:n], cells)
         extremes[0], extremes[1] = least, largest
 
     return count

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from precision_lab.numerics.kernels.bits import TILE, U32, U64, reinterpret, shift_down, shift_up
+from precision_lab.numerics.kernels.bits import TILE, U32, U64, named, reinterpret, shift_down, shift_up
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.rounding import finish
 
@@ -47,29 +47,43 @@ def random_words(words, low, high, key0, key1):
         words[2 * i + 1] = y
 
 
+class ByChance(NamedTuple):
+    """The constants of the stochastic loops."""
+
+    keep: int  # the bits that the format has
+    smallest_normal: float
+    largest: float
+    overflow: float  # what is beyond `largest` becomes this
+    scale: float  # to units of 2^-16 smallest subnormals
+    quantum: float  # the smallest subnormal
+    shift: int  # from a number in the highest bits to the discarded ones
+    smallest: float  # these four as in `rounding.ByAddition`
+    lost_zero: int
+    nan_keep: int
+    nan_flip: int
+
+
 @compiled()
 def _random_tile(x, out, c, numbers, carrier, U, F, Signed):
     """Round stochastically with one number of 16 bits an element."""
     plain, sign, top = carrier
-    keep, smallest_normal, largest, overflow = c[0], reinterpret(c[1]), reinterpret(c[2]), reinterpret(c[3])
-    scale, quantum = reinterpret(c[4]), reinterpret(c[5])
-    shift = c[6]
-    tail = (sign, reinterpret(c[7]), c[8], c[9], c[10])
+    k = named(ByChance, c)
     for i in range(x.size):
         number = U(numbers[i])
         b = reinterpret(x[i])
         a = U(b & U(~sign))
         v = reinterpret(a)
-        normal = reinterpret(U(U(a + shift_down(shift_up(number, top), shift)) & keep))
-        f = F(F(v if v < smallest_normal else F(0)) * scale)  # in units of 2^-16 smallest subnormals
-        k = Signed(Signed(Signed(f) + Signed(number)) >> Signed(16))
-        r = F(F(k) * quantum) if v < smallest_normal else normal
-        r = overflow if r > largest else r
+        normal = reinterpret(U(U(a + shift_down(shift_up(number, top), k.shift)) & k.keep))
+        f = F(F(v if v < k.smallest_normal else F(0)) * k.scale)
+        units = Signed(Signed(Signed(f) + Signed(number)) >> Signed(16))
+        r = F(F(units) * k.quantum) if v < k.smallest_normal else normal
+        r = k.overflow if r > k.largest else r
         r = v if v != v else r
         if plain:
             out[i] = reinterpret(U(reinterpret(F(r)) | U(b & sign)))
         else:
-            out[i] = reinterpret(finish(r, b, tail, U, F))
+            r = F(0) if r < k.smallest else r
+            out[i] = reinterpret(finish(r, b, sign, k, U, F))
 
 
 def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[Any, Any]:

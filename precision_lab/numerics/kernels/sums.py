@@ -8,9 +8,11 @@ strictly between the same two of those places as the sum itself: every mode then
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from precision_lab.numerics.kernels.bits import U64, reinterpret
+from precision_lab.numerics.kernels.bits import U64, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 
 LARGEST_64 = np.finfo(np.float64).max
@@ -38,59 +40,74 @@ def _power(exponent):
     return reinterpret(U64(U64(exponent + 1023) << U64(52)))
 
 
+class Accumulator(NamedTuple):
+    """The constants of `_round_one`: a format and a mode, and what becomes of the ends of the range there."""
+
+    mode: int  # its place in RoundingMode
+    mantissa_bits: int
+    emin: int
+    largest: float
+    beyond: float  # what is beyond `largest`
+    beyond_negative: float
+    infinity: float
+    negative_infinity: float
+    negative_zero: float
+    nan: float
+
+
 @compiled()
-def _round_one(x, c, number):
-    """Round one double in any mode; c as `_constants` in accumulation.py lays it out."""
-    mode, mantissa_bits, emin, largest = int(c[0]), int(c[1]), int(c[2]), c[3]
+def _round_one(x, k, number):
+    """Round one double in any mode."""
     negative = np.copysign(1.0, x) < 0.0
     a = abs(x)
     if x != x:
-        return c[9]
+        return k.nan
     if a == np.inf:
-        return c[7] if negative else c[6]
+        return k.negative_infinity if negative else k.infinity
     if a == 0.0:
-        return c[8] if negative else 0.0
-    if a > 2 * largest:
-        return c[5] if negative else c[4]
-    exponent = max(np.int64(reinterpret(a) >> U64(52)) - 1023, emin)
-    scaled = a * _power(mantissa_bits - exponent)
+        return k.negative_zero if negative else 0.0
+    if a > 2 * k.largest:
+        return k.beyond_negative if negative else k.beyond
+    exponent = max(np.int64(reinterpret(a) >> U64(52)) - 1023, k.emin)
+    scaled = a * _power(k.mantissa_bits - exponent)
     below = np.floor(scaled)
     rest = scaled - below
     odd = int(below) % 2 == 1
-    if mode == _EVEN:
+    if k.mode == _EVEN:
         away = rest > 0.5 or (rest == 0.5 and odd)
-    elif mode == _AWAY:
+    elif k.mode == _AWAY:
         away = rest >= 0.5
-    elif mode == _ZERO:
+    elif k.mode == _ZERO:
         away = False
-    elif mode == _POSITIVE:
+    elif k.mode == _POSITIVE:
         away = rest > 0.0 and not negative
-    elif mode == _NEGATIVE:
+    elif k.mode == _NEGATIVE:
         away = rest > 0.0 and negative
-    elif mode == _ODD:
+    elif k.mode == _ODD:
         away = rest > 0.0 and not odd
     else:
         away = np.floor(rest * 65536.0) + number >= 65536.0
-    r = (below + (1.0 if away else 0.0)) * _power(exponent - mantissa_bits)
-    if r > largest:
-        return c[5] if negative else c[4]
+    r = (below + (1.0 if away else 0.0)) * _power(exponent - k.mantissa_bits)
+    if r > k.largest:
+        return k.beyond_negative if negative else k.beyond
     if r == 0.0:
-        return c[8] if negative else 0.0
+        return k.negative_zero if negative else 0.0
     return -r if negative else r
 
 
 @compiled()
-def _add(a, b, c, numbers, i):
+def _add(a, b, k, numbers, i):
     """Add and round once, with the i-th random number where there are any."""
     number = numbers[i] if numbers.size else np.uint16(0)
-    return _round_one(sum_to_odd(a, b, int(c[0]) == _NEGATIVE), c, number)
+    return _round_one(sum_to_odd(a, b, k.mode == _NEGATIVE), k, number)
 
 
 @compiled()
 def round_values(x, c, numbers):
     """Round in place."""
+    k = named(Accumulator, c)
     for i in range(x.size):
-        x[i] = _round_one(x[i], c, numbers[i] if numbers.size else np.uint16(0))
+        x[i] = _round_one(x[i], k, numbers[i] if numbers.size else np.uint16(0))
 
 
 @compiled()
@@ -99,9 +116,10 @@ def sum_sequential(terms, sums, c, numbers):
 
     -1 if the last that is not zero did, or where there are random numbers.
     """
+    k = named(Accumulator, c)
     s, after, last = 0.0, 0, 0
     for i in range(terms.size):
-        before, s = s, _add(s, terms[i], c, numbers, i)
+        before, s = s, _add(s, terms[i], k, numbers, i)
         sums[i] = s
         if terms[i] != 0.0:
             last = i + 1
@@ -113,19 +131,21 @@ def sum_sequential(terms, sums, c, numbers):
 @compiled()
 def sum_blocks(terms, sums, c, numbers, block):
     """Leave the sum of each block of terms in `sums`."""
+    k = named(Accumulator, c)
     s = 0.0
     for i in range(terms.size):
-        s = _add(s if i % block else 0.0, terms[i], c, numbers, i)
+        s = _add(s if i % block else 0.0, terms[i], k, numbers, i)
         sums[i // block] = s
 
 
 @compiled()
 def sum_pairs(level, sums, c, numbers):
     """Add neighbours, level by level, in place; every sum also goes to `sums`."""
+    k = named(Accumulator, c)
     count, done = level.size, 0
     while count > 1:
         for i in range(count // 2):
-            level[i] = _add(level[2 * i], level[2 * i + 1], c, numbers, done)
+            level[i] = _add(level[2 * i], level[2 * i + 1], k, numbers, done)
             sums[done] = level[i]
             done += 1
         if count % 2:
@@ -136,28 +156,30 @@ def sum_pairs(level, sums, c, numbers):
 @compiled()
 def sum_kahan(terms, sums, c, numbers):
     """Leave the running sums in `sums`; a step takes four numbers."""
+    k = named(Accumulator, c)
     s = compensation = 0.0
     for i in range(terms.size):
-        y = _add(terms[i], -compensation, c, numbers, 4 * i)
-        before, s = s, _add(s, y, c, numbers, 4 * i + 1)
-        gained = _add(s, -before, c, numbers, 4 * i + 2)
-        compensation = _add(gained, -y, c, numbers, 4 * i + 3)
+        y = _add(terms[i], -compensation, k, numbers, 4 * i)
+        before, s = s, _add(s, y, k, numbers, 4 * i + 1)
+        gained = _add(s, -before, k, numbers, 4 * i + 2)
+        compensation = _add(gained, -y, k, numbers, 4 * i + 3)
         sums[i] = s
 
 
 @compiled()
 def sum_neumaier(terms, sums, c, numbers):
     """Leave the running sums in `sums` and return the sum with its compensation."""
+    k = named(Accumulator, c)
     s = compensation = 0.0
     for i in range(terms.size):
         t = terms[i]
-        before, s = s, _add(s, t, c, numbers, 4 * i)
+        before, s = s, _add(s, t, k, numbers, 4 * i)
         large, small = (before, t) if abs(before) >= abs(t) else (t, before)
-        lost = _add(large, -s, c, numbers, 4 * i + 1)
-        lost = _add(lost, small, c, numbers, 4 * i + 2)
-        compensation = _add(compensation, lost, c, numbers, 4 * i + 3)
+        lost = _add(large, -s, k, numbers, 4 * i + 1)
+        lost = _add(lost, small, k, numbers, 4 * i + 2)
+        compensation = _add(compensation, lost, k, numbers, 4 * i + 3)
         sums[i] = s
-    return _add(s, compensation, c, numbers, 4 * terms.size)
+    return _add(s, compensation, k, numbers, 4 * terms.size)
 
 
 @compiled()
@@ -172,14 +194,25 @@ def sum_exactly(terms, cells):
         cell[1] += significand & 0x3FFFFFF
 
 
+class InTurn(NamedTuple):
+    """The constants of `add_in_turn`."""
+
+    mantissa_bits: int
+    emin: int
+    largest: float
+    beyond: float  # what is beyond `largest` becomes this
+    at_even: float  # positions between two values from which on a sum goes up
+    at_odd: float
+
+
 @compiled()
 def add_in_turn(terms, numbers, state, c):
     """Add positive values of a format one by one to state[0]; return how many came before one that cannot change it.
 
     All of them if there is none. An infinity or NaN ends it too. `numbers`: of stochastic rounding, else empty.
     """
-    mantissa_bits, lowest = np.int64(c[0]), np.int64(c[1]) + np.int64(1023)
-    largest, beyond, at_even, at_odd = c[2], c[3], c[4], c[5]
+    k = named(InTurn, c)
+    lowest = k.emin + np.int64(1023)
     total = state[0]
     for i in range(terms.size):
         # rounded to odd in float64, as in add_to_odd, and then once more
@@ -190,20 +223,20 @@ def add_in_turn(terms, numbers, state, c):
         if error != 0.0 and U64(bits & U64(1)) == U64(0):
             bits = U64(bits + U64(1)) if error > 0.0 else U64(bits - U64(1))
             s = reinterpret(bits)
-        field = max(np.int64(bits >> U64(52)), lowest) - mantissa_bits
+        field = max(np.int64(bits >> U64(52)), lowest) - k.mantissa_bits
         position = s * reinterpret(U64(U64(2046 - field) << U64(52)))  # in spacings
-        k = np.int64(position)
-        rest = position - np.float64(k)
+        below = np.int64(position)
+        rest = position - np.float64(below)
         if numbers.size:
             reach = np.floor(rest * 65536.0)
             away = reach + np.float64(numbers[i]) >= 65536.0
             certain = reach == 0.0
         else:
-            away = rest >= (at_odd if k & np.int64(1) else at_even)
+            away = rest >= (k.at_odd if below & np.int64(1) else k.at_even)
             certain = True
-        rounded = np.float64(k + np.int64(away)) * reinterpret(U64(U64(field) << U64(52)))
-        rounded = beyond if rounded > largest else rounded
-        if rounded == total and (certain or total == beyond):
+        rounded = np.float64(below + np.int64(away)) * reinterpret(U64(U64(field) << U64(52)))
+        rounded = k.beyond if rounded > k.largest else rounded
+        if rounded == total and (certain or total == k.beyond):
             state[0] = total
             return i
         total = rounded

@@ -13,7 +13,7 @@ import numpy as np
 
 from precision_lab.numerics.kernels.bits import TILE, U32, U64, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
-from precision_lab.numerics.kernels.histogram import LANES
+from precision_lab.numerics.kernels.histogram import LANES, add_keys
 from precision_lab.numerics.kernels.rounding import (
     add_even_32,
     add_even_64,
@@ -141,12 +141,7 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
                 counted = usable & finite
                 updates[j] = np.float64(us[j]) if counted else 0.0
                 effective[j] = np.float64(rs[j]) - np.float64(ws[j]) if counted else 0.0
-            whole = n - n % LANES
-            for j in range(0, whole, LANES):
-                for lane in range(LANES):
-                    cells[U64(keys[j + lane]) + U64(lane)] += U32(1)
-            for j in range(whole, n):
-                cells[U64(keys[j])] += U32(1)
+            add_keys(keys[:n], cells)
             # |u| < 2^(raw - 1022) and so on: the unit is 2^-51 of the bound of the product
             raw, changed = _exponent_of_largest(updates[:n]), _exponent_of_largest(effective[:n])
             if raw >= 0:

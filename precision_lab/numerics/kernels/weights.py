@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from precision_lab.numerics.kernels.bits import MAGNITUDE, TILE, U32, U64, reinterpret
+from precision_lab.numerics.kernels.bits import MAGNITUDE, TILE, U32, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
-from precision_lab.numerics.kernels.histogram import LANES
+from precision_lab.numerics.kernels.histogram import LANES, add_keys
 
 WEIGHT_CLASSES = 4  # power of two (or zero), even, odd, and the largest value of a format that saturates
 WEIGHT_ROWS = 256
 CELLS = WEIGHT_ROWS * WEIGHT_CLASSES * 2 * LANES
+
+
+class Spacing(NamedTuple):
+    """The constants of `count_weights`."""
+
+    smallest_normal: float
+    last_bit: int
+    largest: float  # of a format that saturates, else infinity
 
 
 @compiled()
@@ -20,7 +30,7 @@ def count_weights(w, cells, c):
     The row is the exponent field, for subnormals and zero one less than the smallest normal's; infinity and NaN are in
     the last row.
     """
-    smallest_normal, last_bit, largest = reinterpret(c[0]), c[1], c[2]
+    k = named(Spacing, c)
     keys = np.empty(TILE, np.uint32)
     for start in range(0, w.size, TILE):
         tile = w[start : start + TILE]
@@ -29,18 +39,13 @@ def count_weights(w, cells, c):
             b = reinterpret(tile[j])
             a = U32(b & MAGNITUDE)
             v = reinterpret(a)
-            small = v < smallest_normal
+            small = v < k.smallest_normal
             # beside the smallest normal, subnormals have their last bit where normals have theirs
-            bits = reinterpret(np.float32(v + smallest_normal)) if small else a
+            bits = reinterpret(np.float32(v + k.smallest_normal)) if small else a
             row = U32(U32(bits >> U32(23)) - (U32(1) if small else U32(0)))
-            kind = U32(2) if U32(bits & last_bit) != U32(0) else U32(1)
+            kind = U32(2) if U32(bits & k.last_bit) != U32(0) else U32(1)
             kind = U32(0) if U32(bits & U32(0x7FFFFF)) == U32(0) else kind
-            kind = U32(3) if a == largest else kind
+            kind = U32(3) if v == k.largest else kind
             key = U32(U32(row << U32(3)) | U32(U32(kind << U32(1)) | U32(b >> U32(31))))
             keys[j] = U32(key * U32(LANES))
-        whole = n - n % LANES
-        for j in range(0, whole, LANES):
-            for lane in range(LANES):
-                cells[U64(keys[j + lane]) + U64(lane)] += U32(1)
-        for j in range(whole, n):
-            cells[U64(keys[j])] += U32(1)
+        add_keys(keys[:n], cells)

@@ -31,7 +31,8 @@ from precision_lab.support.files import write_json
 from precision_lab.testing.accumulators import check_accumulator
 from precision_lab.testing.casts import check_cast
 from precision_lab.training.models import MLP
-from precision_lab.training.optimizers import SGD, start, update
+from precision_lab.training.optimizer_state import start, update
+from precision_lab.training.optimizers import SGD
 from precision_lab.training.storage import CONFIGURATIONS
 from tests.flushing import SWITCHES, in_a_thread, mxcsr, needs_glibc_x86, reset, switch_on
 

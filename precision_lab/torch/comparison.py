@@ -54,7 +54,8 @@ from precision_lab.training.datasets import Dataset
 from precision_lab.training.loop import batches
 from precision_lab.training.models import MLP, Array
 from precision_lab.training.models.places import library_products
-from precision_lab.training.optimizers import by_symbol, unflatten, visible_weights
+from precision_lab.training.optimizer_state import unflatten, visible_weights
+from precision_lab.training.optimizers import by_symbol
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import StorageConfig
 

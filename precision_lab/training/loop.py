@@ -21,7 +21,7 @@ from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
 from precision_lab.training.models import Array, Gradients, Model, Parameters
-from precision_lab.training.optimizers import OptimizerState, unflatten, updated_parameters
+from precision_lab.training.optimizer_state import OptimizerState, unflatten, updated_parameters
 from precision_lab.training.result import STATISTICS, Snapshot, StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import StorageConfig

@@ -25,15 +25,8 @@ from precision_lab.numerics.rounding import code_dtype
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData, header
 from precision_lab.support.shown import Shown
-from precision_lab.training.optimizers import (
-    OPTIMIZERS,
-    Optimizer,
-    buffers,
-    by_symbol,
-    make_optimizer,
-    name_of,
-    usual_values,
-)
+from precision_lab.training.optimizer_state import buffers
+from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, by_symbol, make_optimizer, name_of, usual_values
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
 ZERO_STAGES = (0, 1, 2, 3)

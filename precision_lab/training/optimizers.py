@@ -47,11 +47,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from precision_lab.numerics import fixed
-from precision_lab.numerics.codec import codec, stored_dtype
+from precision_lab.numerics.codec import codec
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.storage import StorageConfig
-from precision_lab.training.update_rules import UPDATE_RULES, Update, grow, multiply, rounded
+from precision_lab.training.update_rules import grow, multiply, rounded
 
 _FP32 = get_format("fp32")
 
@@ -126,7 +126,7 @@ class Direction(NamedTuple):
 
 
 class Optimizer(ABC):
-    """What `update` takes: a frozen dataclass whose fields are its hyperparameters, each with `known` as metadata.
+    """A frozen dataclass whose fields are the hyperparameters, each with `known` as metadata.
 
     Its entry in `OPTIMIZERS` is all that training, the ledger of memory, the audit and pre-flight need to know.
 
@@ -335,186 +335,6 @@ def title(name: str) -> str:
     return OPTIMIZERS[name].__name__ if name in OPTIMIZERS else name
 
 
-@dataclass(frozen=True, eq=False)
-class OptimizerState:
-    """What a run holds between two steps.
-
-    Attributes
-    ----------
-    step : int
-        Number of updates made.
-    buffers : mapping of str to array
-        Those that `buffers` names, each a value a parameter, in the dtype of its format (in codes where it has none).
-        Nobody writes to them: states share what did not change.
-
-    """
-
-    step: int
-    buffers: Mapping[str, Array]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all buffers in bytes."""
-        return sum(array.nbytes for array in self.buffers.values())
-
-
-def buffers(optimizer: Optimizer, storage: StorageConfig) -> dict[str, FloatFormat]:
-    """Return the format of every array that lives from one step to the next; each has a value a parameter.
-
-    `weights` (unless they are transient), `gradients`, `master`, the optimizer's moments, and the words of the rule by
-    which weights are stored (`update_rules`).
-    """
-    kept = {} if storage.transient_weights else {"weights": storage.weights}
-    kept["gradients"] = storage.gradients
-    if storage.master is not None:
-        kept["master"] = storage.master
-    kept |= {role: getattr(storage, role) for role in optimizer.moments}
-    words = UPDATE_RULES[storage.update].words
-    return kept | {word: kept[role] for word, role in words.items() if role in kept}
-
-
-def start(parameters: Array, optimizer: Optimizer, storage: StorageConfig) -> OptimizerState:
-    """Return the state before the first step: the parameters where they are kept, zero everywhere else.
-
-    Parameters
-    ----------
-    parameters : float32 array, shape (n,)
-        All parameters together, see `flatten`.
-    optimizer : Optimizer
-        What will update them.
-    storage : StorageConfig
-        Where they are kept.
-
-    Raises
-    ------
-    ValueError
-        `parameters` is no float32 array of one dimension.
-    FloatingPointError
-        As `precision_lab.round_to`.
-
-    """
-    updated = codec(storage.updated).round(_flat(parameters, "parameters"))
-    held = {}
-    for name, fmt in buffers(optimizer, storage).items():
-        held[name] = np.zeros(parameters.size, stored_dtype(fmt))
-        if name in ("weights", "master"):
-            held[name][:] = codec(fmt).encode(codec(fmt).round(updated))
-    return OptimizerState(0, held)
-
-
-def updated_parameters(state: OptimizerState, storage: StorageConfig) -> Array:
-    """Return the parameters that `update` updates, in float32: the master copy if there is one, else the weights.
-
-    The array may be the state's own: do not write to it.
-    """
-    name = "weights" if storage.master is None else "master"
-    return codec(storage.updated).decode(state.buffers[name])
-
-
-def visible_weights(state: OptimizerState, storage: StorageConfig) -> Array:
-    """Return what forward and backward see, in float32: the weights, or what is cast from the master copy.
-
-    The array may be the state's own: do not write to it.
-    """
-    if storage.transient_weights:
-        return codec(storage.weights).round(updated_parameters(state, storage))
-    return codec(storage.weights).decode(state.buffers["weights"])
-
-
-def update(
-    state: OptimizerState,
-    gradient: Array,
-    optimizer: Optimizer,
-    storage: StorageConfig,
-    *,
-    learning_rate: float | None = None,
-    unscale: float = 1.0,
-    seed: int = 0,
-) -> tuple[OptimizerState, Array]:
-    """Make one step. Infinities and NaN in the gradient go where IEEE arithmetic takes them.
-
-    Parameters
-    ----------
-    state : OptimizerState
-        Before the step; it stays as it is.
-    gradient : float32 array, shape (n,)
-        As the backward pass gives it, multiplied by the loss scale. It is rounded into `storage.gradients`.
-    optimizer : Optimizer
-        The one that the state was started with.
-    storage : StorageConfig
-        Likewise.
-    learning_rate : float, optional
-        In place of the optimizer's, for a schedule; not negative, finite.
-    unscale : float
-        One over the loss scale. The stored gradient is multiplied by it in float32 on its way into the step, and not
-        rounded or stored again: with a master copy that is what apex and Megatron do.
-    seed : int
-        For the stochastic update: n parameters use the numbers [t * n, (t + 1) * n) of the seed's stream in the step
-        after t others (see `round_to`).
-
-    Returns
-    -------
-    state : OptimizerState
-        After the step.
-    intended : float32 array, shape (n,)
-        What was to be added to the parameters, AdamW's decay included, before their format had a say.
-
-    Raises
-    ------
-    ValueError
-        `gradient` is no float32 array of n elements; the state holds other buffers; `learning_rate` out of range.
-    FloatingPointError
-        As `precision_lab.round_to`.
-
-    """
-    held = state.buffers
-    if held.keys() != buffers(optimizer, storage).keys():
-        raise ValueError(
-            f"the state holds {', '.join(held)}, but this optimizer and storage need "
-            f"{', '.join(buffers(optimizer, storage))}: use what it was started with"
-        )
-    if learning_rate is None:
-        learning_rate = optimizer.learning_rate
-    elif not 0 <= learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be at least 0 and finite, got {learning_rate!r}")
-    updated = codec(storage.updated)
-    kept = dict(held)
-    with np.errstate(all="ignore"):
-        g = codec(storage.gradients).round(_flat(gradient, "gradient"))
-        if g.size != held["gradients"].size:
-            raise ValueError(f"gradient must have {held['gradients'].size} elements, as the parameters; got {g.size}")
-        kept["gradients"] = codec(storage.gradients).encode(g) if g is not gradient else g.copy()
-        if unscale != 1:
-            g = g * np.float32(unscale)
-        w = updated_parameters(state, storage)
-        decay = 0.0
-        if optimizer.decoupled:
-            decay = learning_rate * optimizer.weight_decay
-        elif optimizer.weight_decay:
-            both = promoted(storage.gradients, storage.updated)
-            g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
-        scale, direction, moments = optimizer.direction(state.step + 1, held, g, storage, learning_rate)
-        kept |= moments
-        intended = direction if scale == 1 else scale * direction
-        if decay:
-            intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
-
-        rule = UPDATE_RULES[storage.update]
-        beside = rule.words_of("weights")
-        words = (w, *(updated.decode(held[word]) for word in beside))
-        stream = (seed, state.step * w.size)
-        w, *words_after = rule.add(words, Update(scale, direction, decay, intended), storage.updated, stream)
-        kept |= {word: updated.encode(values) for word, values in zip(beside, words_after, strict=True)}
-        if storage.master is None:
-            kept["weights"] = updated.encode(w)
-        else:
-            kept["master"] = updated.encode(w)
-            if not storage.transient_weights:
-                weights = codec(storage.weights)
-                kept["weights"] = weights.encode(weights.round(w if storage.weights != _FP32 else w.copy()))
-    return OptimizerState(state.step + 1, kept), intended
-
-
 def mean_square(held: Mapping[str, Array], g: Array, beta: float, fmt: FloatFormat) -> tuple[Array, dict[str, Array]]:
     """Bring the second moment up to date: in float32, and the buffers that it is stored in."""
     to = codec(fmt)
@@ -537,34 +357,3 @@ def promoted(a: FloatFormat, b: FloatFormat) -> FloatFormat:
         ):
             return wide
     return _FP32
-
-
-def _flat(x: Array, name: str) -> Array:
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 1 or not x.flags.c_contiguous:
-        got = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise ValueError(f"{name} must be a contiguous float32 array of one dimension (see flatten), got {got}")
-    return x
-
-
-def flatten(arrays: Mapping[str, Array]) -> Array:
-    """Return all elements in one new float32 array, in the order of the mapping."""
-    return np.concatenate([array.reshape(-1) for array in arrays.values()], dtype=np.float32)
-
-
-def unflatten(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Return views into a flat array, one of each shape: what `flatten` was given.
-
-    Raises
-    ------
-    ValueError
-        The shapes do not make up the array.
-
-    """
-    views, start = {}, 0
-    for name, shape in shapes.items():
-        end = start + math.prod(shape)
-        views[name] = flat[start:end].reshape(shape) if end <= flat.size else flat[:0]
-        start = end
-    if start != flat.size:
-        raise ValueError(f"shapes hold {start} elements, but the array has {flat.size}")
-    return views

@@ -18,8 +18,7 @@ import numpy as np
 from precision_lab.analysis.loss_scalers import LossScale, NoLossScale
 from precision_lab.numerics.codec import codec
 from precision_lab.training.models import Array, Gradients, Model, Parameters
-from precision_lab.training.optimizers import (
-    Optimizer,
+from precision_lab.training.optimizer_state import (
     OptimizerState,
     flatten,
     start,
@@ -28,6 +27,7 @@ from precision_lab.training.optimizers import (
     updated_parameters,
     visible_weights,
 )
+from precision_lab.training.optimizers import Optimizer
 from precision_lab.training.storage import StorageConfig
 
 

@@ -14,9 +14,10 @@ import pytest
 from precision_lab import DynamicLossScale, ExponentHistogram, cast, decode, get_format, round_to, scan
 from precision_lab.numerics.rounding import Array, code_dtype
 from precision_lab.numerics.verification import hard_patterns
-from precision_lab.training import optimizers
+from precision_lab.training import optimizer_state
 from precision_lab.training.models import MLP, Transformer
-from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, start, visible_weights
+from precision_lab.training.optimizer_state import start, visible_weights
+from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
 from precision_lab.training.step import Recipe, begin, parameters_of, training_step
 from precision_lab.training.storage import CONFIGURATIONS
 from tests.torch.optimizers import has_fma, weights_of_torch
@@ -267,7 +268,7 @@ def steps_here(optimizer: Optimizer, name: str) -> Iterator[Array]:
     storage = CONFIGURATIONS[name]
     state = start(w, optimizer, storage)
     for g in gradients:
-        state, _ = optimizers.update(state, g, optimizer, storage)
+        state, _ = optimizer_state.update(state, g, optimizer, storage)
         yield visible_weights(state, storage)
 
 

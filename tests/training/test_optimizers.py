@@ -17,20 +17,16 @@ from hypothesis import strategies as st
 from precision_lab.numerics.codec import codec, stored_dtype
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.rounding import Array, round_to
-from precision_lab.training.optimizers import (
-    SGD,
-    Adam,
-    AdamW,
-    Optimizer,
+from precision_lab.training.optimizer_state import (
     OptimizerState,
     buffers,
     flatten,
-    promoted,
     start,
     unflatten,
     update,
     visible_weights,
 )
+from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer, promoted
 from precision_lab.training.storage import CONFIGURATIONS, FP32, StorageConfig
 from tests.training.helpers import FP32_FORMAT, Exact, exact_grow, exact_product, f32
 

@@ -28,7 +28,8 @@ from precision_lab.experiments.claims.claim import (
 )
 from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.rounding import Array
-from precision_lab.training.optimizers import SGD, Adam, Optimizer, start, update, updated_parameters
+from precision_lab.training.optimizer_state import start, update, updated_parameters
+from precision_lab.training.optimizers import SGD, Adam, Optimizer
 from precision_lab.training.storage import FP32
 
 _claim = partial(stated, subject="Gradients and weights")

@@ -10,7 +10,8 @@ import pytest
 
 from precision_lab import StorageConfig, audit_hyperparameters, round_to
 from precision_lab.numerics.codec import codec
-from precision_lab.training.optimizers import OPTIMIZERS, SGD, start, update, updated_parameters
+from precision_lab.training.optimizer_state import start, update, updated_parameters
+from precision_lab.training.optimizers import OPTIMIZERS, SGD
 from precision_lab.training.preflight.criterion import ROLES
 from precision_lab.training.preflight.report import Outcome, StoredUpdate
 from precision_lab.training.update_rules import grow, multiply

@@ -149,14 +149,13 @@ def scan(
     require_gradual_underflow()
     asked = tuple(dict.fromkeys(map(get_format, formats)))
     log2_of_power_of_two(loss_scale)
-    raw = None if dtype is None else get_format(dtype)
     places = [paths] if is_one_source(paths) else list(paths)
     if not places:
         raise ValueError("nothing to scan; name a file or a folder")
     recordings = [(Path(place), read_recording(place)) for place in places if is_recording(place)]
     files = [place for place in places if not is_recording(place)]
-    walk = Walk(files, dtype=raw, progress=progress)
-    counted = _count_here(walk) if executor is None else _spread(walk.places, raw, executor, walk.elements, progress)
+    walk = Walk(files, dtype=dtype, progress=progress)
+    counted = _count_here(walk) if executor is None else _spread(walk.places, dtype, executor, walk.elements, progress)
     tensors = [ScannedTensor(info, histogram) for info, histogram in counted if not info.skipped]
     skipped = [info for info, _ in counted if info.skipped]
     for place, recording in recordings:
@@ -211,7 +210,7 @@ def _count_here(walk: Walk) -> _Counted:
 
 def _spread(
     places: Sequence[TensorSource],
-    raw: FloatFormat | None,
+    dtype: FormatLike | None,
     executor: Executor,
     everything: int,
     progress: Progress | None,
@@ -222,7 +221,7 @@ def _spread(
     slices: list[TensorSlice] = []
     states: dict[Path, tuple[int, int] | None] = {}
     for place in places:
-        tensors = open_tensors(place, dtype=raw)
+        tensors = open_tensors(place, dtype=dtype)
         more, cut = slice_tensors(tensors, elements=elements, start=len(infos))
         infos += more
         slices += cut

@@ -111,7 +111,7 @@ def _by_format(reports: Sequence[UpdateReport]) -> dict[str, Any]:
 
 def default_formats(weights: TensorSource, *, dtype: FormatLike | None = None) -> tuple[FloatFormat, ...]:
     """Return the 16-bit formats that the tensors of floats are stored in, bf16 if there are none."""
-    found = {info.dtype for info in list_tensors(weights, dtype=_raw(dtype)) if not info.skipped}
+    found = {info.dtype for info in list_tensors(weights, dtype=dtype) if not info.skipped}
     return tuple(f for f in FORMATS.values() if f.dtype is not None and f.bits == 16 and f.dtype.name in found) or (
         get_format("bf16"),
     )
@@ -148,7 +148,7 @@ def scan_frozen(
         No size, or one that is negative, infinite, NaN or no number; unknown format.
 
     """
-    weights = open_tensors(weights, dtype=_raw(dtype))
+    weights = open_tensors(weights, dtype=dtype)
     asked = _formats(weights, formats, dtype)
     sizes = tuple(dict.fromkeys(WeightGaps(asked[0]).frozen(size).update_size for size in update_sizes))
     if not sizes:
@@ -191,8 +191,7 @@ def scan_updates(
         Unknown format.
 
     """
-    raw = _raw(dtype)
-    weights, updates = open_tensors(weights, dtype=raw), open_tensors(updates, dtype=raw)
+    weights, updates = open_tensors(weights, dtype=dtype), open_tensors(updates, dtype=dtype)
     asked = _formats(weights, formats, dtype)
     check_partners(weights, updates, list_tensors(weights), list_tensors(updates))
     find = updates.finder(CHUNK_BYTES)
@@ -224,10 +223,6 @@ def recorded_updates(recording: Recording, file: Path | None = None) -> UpdateSc
     tensors.sort(key=lambda tensor: -tensor[1][0].lost_of_nonzero)
     formats = tuple(report.format for report in tensors[0][1]) if tensors else ()
     return UpdateScan(tuple(tensors), (), formats)
-
-
-def _raw(dtype: FormatLike | None) -> FloatFormat | None:
-    return None if dtype is None else get_format(dtype)
 
 
 def _formats(weights: TensorSource, formats: Sequence[FormatLike], dtype: FormatLike | None) -> tuple[FloatFormat, ...]:

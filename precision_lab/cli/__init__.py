@@ -21,6 +21,7 @@ from precision_lab.cli.training import hyperparameters, memory, train
 from precision_lab.numerics.errors import CompilerDisabledError
 from precision_lab.support.ending import NOBODY_READS, REFUSED, stopped, terminable
 from precision_lab.support.text import printable
+from precision_lab.support.version import version
 
 
 class _Ended(BaseException):
@@ -48,8 +49,16 @@ class _App(click.Group):
             return super().invoke(ctx)
 
 
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"precision-lab, version {version()}")
+        context.exit()
+
+
 @click.group(cls=_App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="precision-lab")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
 def app() -> None:
     """What happens to numbers when they are stored in 16 bits or fewer.
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.formats import FORMATS, FormatLike, get_format
 from precision_lab.support.reading import CHANGED, InputError, state_of
 from precision_lab.support.text import shown
 
@@ -180,7 +180,7 @@ def skip_reason(dtype: str) -> str | None:
     return next((why for start, why in _SKIPPED.items() if dtype.startswith(start)), f"{dtype} tensor")
 
 
-def raw_dtype(spec: FloatFormat | np.dtype[Any] | str | None) -> Raw:
+def raw_dtype(spec: FormatLike | None) -> Raw:
     """Return what the raw items of ``.npy`` and ``.npz`` are."""
     if spec is None:
         return None

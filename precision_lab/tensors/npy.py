@@ -67,11 +67,12 @@ def _npy_source(file: Path, name: str, stream: IO[bytes], size: int, raw: Raw, m
         raise refusal(file, "structured arrays are not tensors", "save each field as an array of its own", name)
     if dtype.type is np.void:
         if raw is None:
-            cure = f"say what they are, for example --dtype {'fp8_e4m3fn' if dtype.itemsize == 1 else 'bf16'}"
+            likely = "fp8_e4m3fn" if dtype.itemsize == 1 else "bf16"
+            cure = f"say what they are, for example dtype='{likely}' (--dtype {likely})"
             raise refusal(file, f"raw items of {dtype.itemsize} bytes (as np.save writes bf16 and fp8)", cure, name)
         if raw.itemsize != dtype.itemsize:
             what = f"raw items of {dtype.itemsize} bytes cannot be {raw.name}, which has {raw.itemsize}"
-            raise refusal(file, what, "give the --dtype it was saved from", name)
+            raise refusal(file, what, "give the dtype (--dtype) it was saved from", name)
         dtype = raw
     word = sys.intern(dtype.name)  # NumPy makes another text each time
     info = TensorInfo(file, name, word, checked_shape(shape), skip_reason(word), column_major)

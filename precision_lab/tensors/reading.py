@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.formats import FormatLike
 from precision_lab.support.arguments import is_integer
 from precision_lab.support.reading import read_small, state_of
 from precision_lab.support.text import shown
@@ -82,7 +82,7 @@ class Tensors:
         return find
 
 
-def open_tensors(path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None) -> Tensors:
+def open_tensors(path: TensorSource, *, dtype: FormatLike | None = None) -> Tensors:
     """Read and check all headers of a path once, for several `list_tensors` and `read_tensors` of it.
 
     Parameters and errors are those of `list_tensors`.
@@ -91,7 +91,7 @@ def open_tensors(path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str
 
 
 def read_tensors(
-    path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None, chunk_bytes: int = 1 << 20
+    path: TensorSource, *, dtype: FormatLike | None = None, chunk_bytes: int = 1 << 20
 ) -> Iterator[tuple[TensorInfo, Chunks]]:
     """Read a tensor file, or a folder of them, tensor by tensor and chunk by chunk.
 
@@ -132,7 +132,7 @@ def read_tensors(
     return stream_of(sources_of(path, raw_dtype(dtype)), chunk_bytes)
 
 
-def list_tensors(path: TensorSource, *, dtype: FloatFormat | np.dtype[Any] | str | None = None) -> list[TensorInfo]:
+def list_tensors(path: TensorSource, *, dtype: FormatLike | None = None) -> list[TensorInfo]:
     """List the tensors of a path in the order of `read_tensors`; checks all headers and reads no data.
 
     Parameters

@@ -8,9 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.formats import FormatLike
 from precision_lab.support.reading import state_of
 from precision_lab.tensors import torch_files
 from precision_lab.tensors.info import (
@@ -50,7 +48,7 @@ class TensorSlice:
 
 
 def slice_tensors(
-    path: TensorSource, *, elements: int, start: int = 0, dtype: FloatFormat | np.dtype[Any] | str | None = None
+    path: TensorSource, *, elements: int, start: int = 0, dtype: FormatLike | None = None
 ) -> tuple[list[TensorInfo], list[TensorSlice]]:
     """List the tensors of a path, and cut those of floats into slices that can be sent to other processes.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
-from precision_lab.numerics.formats import FormatLike, get_format
-from precision_lab.tensors.info import Chunks, TensorInfo, TensorSource
+from precision_lab.numerics.formats import FormatLike
+from precision_lab.tensors.info import Chunks, TensorInfo, TensorSource, raw_dtype
 from precision_lab.tensors.reading import list_tensors, open_tensors, read_tensors
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -54,7 +54,7 @@ class Walk:
         progress: Progress | None = None,
         chunk_bytes: int | None = None,
     ) -> None:
-        self._dtype = None if dtype is None else get_format(dtype)
+        self._dtype = raw_dtype(dtype)
         self.places = list(places)
         if len(self.places) == 1:  # of several the headers are read twice, so that not all of them are kept
             self.places = [open_tensors(self.places[0], dtype=self._dtype)]

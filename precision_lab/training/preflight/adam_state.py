@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from precision_lab.numerics import fixed
-from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.formats import FormatLike
 from precision_lab.support.text import shown
 from precision_lab.tensors import torch_files
 from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource
@@ -55,7 +55,7 @@ class AdamState:
 
 
 def find_adam_state(
-    state: TensorSource, weights: Sequence[TensorInfo], *, in_order: bool, dtype: FloatFormat | None = None
+    state: TensorSource, weights: Sequence[TensorInfo], *, in_order: bool, dtype: FormatLike | None = None
 ) -> AdamState:
     """Find the moments of weights.
 
@@ -67,7 +67,7 @@ def find_adam_state(
         Of tensors of floats.
     in_order : bool
         Whether the weights come in the order of the model's parameters, so that numbers are enough.
-    dtype : FloatFormat, optional
+    dtype : str, dtype or FloatFormat, optional
         What the raw items of ``.npy`` and ``.npz`` files are.
 
     Raises

@@ -94,7 +94,6 @@ def preflight(
         raise ValueError(f"tolerance must be a share in [0, 1), got {tolerance!r}")
     if updates is not None and optimizer_state is not None:
         raise ValueError("give updates or an optimizer state, not both")
-    raw = None if dtype is None else get_format(dtype)
     given = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
     base = audit_hyperparameters(_FP32, optimizer=optimizer, steps=steps, **given)
     used = base.configured
@@ -108,14 +107,14 @@ def preflight(
     ways = tuple(dict.fromkeys(StoredUpdate(s.updated, s.update) for s in candidates.values()))
 
     in_order = not isinstance(weights, str | Path) or Path(weights).suffix.lower() in SUFFIXES
-    weights = open_tensors(weights, dtype=raw)
+    weights = open_tensors(weights, dtype=dtype)
     infos = [_without_state(info) for info in list_tensors(weights)]
     floats = [info for info in infos if not info.skipped]
     if not any(info.count for info in floats):
         raise TensorFileError(f"{weights}: no weights: there is no tensor of floats that has elements")
-    gradients = None if gradients is None else open_tensors(gradients, dtype=raw)
-    source = find_updates(weights, in_order, floats, base, updates, optimizer_state, gradients, raw)
-    recorded = None if gradients is None else scan(gradients, formats=(_FP32,), dtype=raw)
+    gradients = None if gradients is None else open_tensors(gradients, dtype=dtype)
+    source = find_updates(weights, in_order, floats, base, updates, optimizer_state, gradients, dtype)
+    recorded = None if gradients is None else scan(gradients, formats=(_FP32,), dtype=dtype)
     skipped = [info for info in infos if info.skipped]
 
     def parameters() -> Stream:

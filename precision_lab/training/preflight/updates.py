@@ -13,7 +13,7 @@ import numpy as np
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.updates import MOVED, NO_UPDATE, update_outcomes
-from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.formats import FloatFormat, FormatLike
 from precision_lab.numerics.inputs import converted
 from precision_lab.numerics.rounding import as_carrier, round_to
 from precision_lab.support.text import shown
@@ -175,7 +175,7 @@ def find_updates(
     updates: TensorSource | None,
     optimizer_state: TensorSource | None,
     gradients: TensorSource | None,
-    raw: FloatFormat | None,
+    dtype: FormatLike | None,
 ) -> Sizes | RecordedUpdates:
     """Find what stands for the updates."""
     optimizer = base.configured
@@ -183,15 +183,15 @@ def find_updates(
     names = frozenset(info.name for info in floats)
     if optimizer_state is not None:
         assert isinstance(optimizer, Adam)
-        state = find_adam_state(optimizer_state, floats, in_order=in_order, dtype=raw)
+        state = find_adam_state(optimizer_state, floats, in_order=in_order, dtype=dtype)
         words = f"what Adam would add now, by its moments in {_place(optimizer_state)}"
         return RecordedUpdates(adam_updates(state, optimizer), words, frozenset(state.names))
     if updates is not None:
-        given = open_tensors(updates, dtype=raw)
+        given = open_tensors(updates, dtype=dtype)
         check_partners(weights, given, floats, list_tensors(given))
         return RecordedUpdates(given.finder(CHUNK_BYTES), f"the updates in {_place(updates)}", names)
     if not optimizer.normalizes:
-        given = open_tensors(gradients, dtype=raw)
+        given = open_tensors(gradients, dtype=dtype)
         check_partners(weights, given, floats, list_tensors(given))
         find = given.finder(CHUNK_BYTES)
 

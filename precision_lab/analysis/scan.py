@@ -155,9 +155,11 @@ def scan(
     recordings = [(Path(place), read_recording(place)) for place in places if is_recording(place)]
     files = [place for place in places if not is_recording(place)]
     walk = Walk(files, dtype=dtype, progress=progress)
-    counted = _count_here(walk) if executor is None else _spread(walk.places, dtype, executor, walk.elements, progress)
-    tensors = [ScannedTensor(info, histogram) for info, histogram in counted if not info.skipped]
-    skipped = [info for info, _ in counted if info.skipped]
+    if executor is None:
+        tensors = [ScannedTensor(info, ExponentHistogram.of_chunks(chunks)) for info, chunks in walk]
+        skipped = list(walk.skipped)
+    else:
+        tensors, skipped = _spread(walk.places, dtype, executor, walk.elements, progress)
     for place, recording in recordings:
         recorded = scan_recording(recording, place)
         tensors += recorded.tensors
@@ -199,33 +201,24 @@ def scan_recording(
     )
 
 
-_Counted = list[tuple[TensorInfo, ExponentHistogram]]
-
-
-def _count_here(walk: Walk) -> _Counted:
-    """Count all tensors, one after the other."""
-    counted = [(info, ExponentHistogram.of_chunks(chunks)) for info, chunks in walk]
-    return counted + [(info, ExponentHistogram.empty()) for info in walk.skipped]
-
-
 def _spread(
     places: Sequence[TensorSource],
     dtype: FormatLike | None,
     executor: Executor,
     everything: int,
     progress: Progress | None,
-) -> _Counted:
-    """Count all tensors on an executor, slice by slice."""
+) -> tuple[list[ScannedTensor], list[TensorInfo]]:
+    """Count all tensors on an executor, slice by slice; return those of floats, and the others."""
     elements = _elements_per_task(everything)
     infos: list[TensorInfo] = []
     slices: list[TensorSlice] = []
     states: dict[Path, tuple[int, int] | None] = {}
     for place in places:
-        tensors = open_tensors(place, dtype=dtype)
-        more, cut = slice_tensors(tensors, elements=elements, start=len(infos))
+        opened = open_tensors(place, dtype=dtype)
+        more, cut = slice_tensors(opened, elements=elements, start=len(infos))
         infos += more
         slices += cut
-        states |= tensors.states
+        states |= opened.states
     histograms = [ExponentHistogram.empty() for _ in infos]
     done = 0
     for _, counted in completed(_count, list(_tasks(slices, elements)), executor):
@@ -235,12 +228,18 @@ def _spread(
         if progress is not None:
             progress(done, everything)
     check_unchanged(states)
+    tensors: list[ScannedTensor] = []
+    skipped: list[TensorInfo] = []
     for info, histogram in zip(infos, histograms, strict=True):
-        if not info.skipped and histogram.count != info.count:
+        if info.skipped:
+            skipped.append(info)
+            continue
+        if histogram.count != info.count:
             what = f"{histogram.count} of {info.count} elements were counted"
             where = f"{shown(info.file, 4096)}, tensor '{shown(info.name, 100)}'"
             raise TensorFileError(f"{where}: {what}; do not change files while they are read")
-    return list(zip(infos, histograms, strict=True))
+        tensors.append(ScannedTensor(info, histogram))
+    return tensors, skipped
 
 
 def _elements_per_task(everything: int) -> int:

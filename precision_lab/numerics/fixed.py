@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, overload
 
 import numpy as np
@@ -248,6 +249,11 @@ def power(base: float, exponent: int) -> float:
     """
     if not 0 <= base < math.inf or exponent < 0:
         raise ValueError(f"base must be finite and at least 0, and exponent at least 0, got {base!r} and {exponent!r}")
+    return _power(base, exponent)
+
+
+@lru_cache(maxsize=1 << 14)  # Adam's steps ask for those of the same two numbers, in every run again
+def _power(base: float, exponent: int) -> float:
     significand, scale = base.as_integer_ratio()
     square, result = (significand, 1 - scale.bit_length()), (1, 0)  # integers times powers of two
     while exponent:

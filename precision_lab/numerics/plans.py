@@ -79,6 +79,8 @@ def plan_of(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bo
     discarded = fraction_bits - fmt.mantissa_bits
     same_exponents = fmt.emin == 1 - carrier_bias  # the carrier's fields serve for subnormals too
     sign = 1 << (width - 1)
+    spacing_bits = 1 << discarded
+    keep = 2**width - spacing_bits
 
     bits = partial(magnitude_bits, wide)
     beyond = fmt.max if saturate else fmt.overflow_value
@@ -91,9 +93,8 @@ def plan_of(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bo
 
     if mode is RoundingMode.TIES_TO_EVEN:
         if not wide and same_exponents and plain:
-            last, half = (1 << discarded, 1 << discarded >> 1) if discarded else (0, 0)
+            last, half = (spacing_bits, spacing_bits >> 1) if discarded else (0, 0)
             largest, overflow = bits(fmt.max), bits(over_positive)
-            keep = 2**32 - (1 << discarded)
             return plan("mask_even_plain", kernels.rounding.ByMask(keep, last, max(half - 1, 0), largest, overflow))
         if not same_exponents and discarded >= 2 and fmt.emax + discarded < carrier_bias:
             constants = kernels.rounding.ByAddition(
@@ -106,8 +107,6 @@ def plan_of(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bo
             )
             return plan(f"add_even_{'plain_' if plain else ''}{width}", constants)
 
-    spacing_bits = 1 << discarded
-    keep = 2**width - spacing_bits
     smallest_normal, quantum = (0.0, 0.0) if same_exponents else (fmt.smallest_normal, fmt.smallest_subnormal)
     scale = 0.0 if same_exponents else 1 / quantum
     if mode is RoundingMode.STOCHASTIC:

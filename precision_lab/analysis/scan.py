@@ -147,7 +147,7 @@ def scan(
 
     """
     require_gradual_underflow()
-    asked = tuple(dict.fromkeys(map(get_format, formats)))
+    chosen_formats = tuple(dict.fromkeys(map(get_format, formats)))
     log2_of_power_of_two(loss_scale)
     raw = None if dtype is None else get_format(dtype)
     places = [paths] if is_one_source(paths) else list(paths)
@@ -163,7 +163,7 @@ def scan(
         recorded = scan_recording(recording, place)
         tensors += recorded.tensors
         skipped += recorded.skipped
-    return ScanResult(tuple(tensors), tuple(skipped), asked, float(loss_scale))
+    return ScanResult(tuple(tensors), tuple(skipped), chosen_formats, float(loss_scale))
 
 
 def scan_recording(

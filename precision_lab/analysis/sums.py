@@ -155,10 +155,10 @@ class SumsResult(PlainReport, Shown):
                     "exact": number(tensor.exact_sum),
                     "sums": {
                         name: {
-                            "result": number(found.result),
-                            "relative_error": number(found.relative_error),
+                            "result": number(computed.result),
+                            "relative_error": number(computed.relative_error),
                         }
-                        for name, found in tensor.sums.items()
+                        for name, computed in tensor.sums.items()
                     },
                 }
                 for tensor in self.tensors
@@ -204,7 +204,7 @@ def sum_tensors(
         Unknown format; no paths; `limit` below 1.
 
     """
-    asked = get_format(fmt)
+    fmt = get_format(fmt)
     limit = check_integer("limit", limit, 1)
     places: list[Any] = [paths] if isinstance(paths, str | Path) else list(paths)
     if not places:
@@ -215,12 +215,12 @@ def sum_tensors(
         terms = _first(chunks, limit)
         with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
             added = Terms(terms * terms if squares else terms)
-        found = [rounded_sum(added, asked, **way.arguments(seed)) for way in WAYS.values()]
-        tensors.append(SummedTensor(info, terms.size, found[0].exact, tuple(one.result for one in found)))
+        sums = [rounded_sum(added, fmt, **way.arguments(seed)) for way in WAYS.values()]
+        tensors.append(SummedTensor(info, terms.size, sums[0].exact, tuple(one.result for one in sums)))
         if progress is not None:
             progress(len(tensors), walk.tensors)
     tensors.sort(key=lambda tensor: -tensor.worst)
-    return SumsResult(tuple(tensors), tuple(walk.skipped), asked, squares)
+    return SumsResult(tuple(tensors), tuple(walk.skipped), fmt, squares)
 
 
 def _first(chunks: Iterable[Any], limit: int) -> Any:

@@ -57,10 +57,10 @@ def sums_table(result: SumsResult) -> Table:
     )
 
 
-def _error(found: RoundedSum) -> str:
-    if not math.isfinite(found.result):
-        return f"{found.result}".replace("nan", "NaN")
-    error = 100 * found.relative_error
+def _error(computed: RoundedSum) -> str:
+    if not math.isfinite(computed.result):
+        return f"{computed.result}".replace("nan", "NaN")
+    error = 100 * computed.relative_error
     return "–" if math.isnan(error) else "0" if error == 0 else f"{error:.2g}" if error < 1000 else f"{error:.1e}"
 
 
@@ -84,7 +84,7 @@ def accumulation_tables(result: AccumulationResult) -> tuple[Table, ...]:
     )
     kinds = list(dict.fromkeys((p.accumulator, p.products_rounded) for p in result.products))
     names = {p.product: p.length for p in result.products}
-    found = {(p.product, p.accumulator, p.products_rounded): p.error for p in result.products}
+    product_errors = {(p.product, p.accumulator, p.products_rounded): p.error for p in result.products}
     products = Table(
         f"Products of the digits MLP, {result.config.format} in and out: relative error in percent (Frobenius)",
         ("accumulator", "products", *(f"{name}, {length:,} terms" for name, length in names.items())),
@@ -92,7 +92,7 @@ def accumulation_tables(result: AccumulationResult) -> tuple[Table, ...]:
             (
                 accumulator,
                 "rounded" if rounded else "exact",
-                *(percent_or_more(found[name, accumulator, rounded]) for name in names),
+                *(percent_or_more(product_errors[name, accumulator, rounded]) for name in names),
             )
             for accumulator, rounded in kinds
         ),

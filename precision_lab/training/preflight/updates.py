@@ -48,8 +48,8 @@ class Sizes:
             histogram: ExponentHistogram | None = None
             gaps: dict[FloatFormat, WeightGaps] = {}
             for chunk in chunks:
-                found = ExponentHistogram.of(chunk)
-                histogram = found if histogram is None else histogram + found
+                chunk_histogram = ExponentHistogram.of(chunk)
+                histogram = chunk_histogram if histogram is None else histogram + chunk_histogram
                 more = {fmt: WeightGaps.of(chunk, fmt) for fmt in formats}
                 gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
             gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
@@ -88,7 +88,7 @@ class RecordedUpdates:
         losses.count()
         nothing = dict.fromkeys(ways, Standstill())
         for number, (info, histogram) in enumerate(read):
-            yield PreflightTensor(info, histogram, losses.found.get(number, nothing))
+            yield PreflightTensor(info, histogram, losses.by_tensor.get(number, nothing))
 
 
 class _Kind(NamedTuple):
@@ -123,7 +123,7 @@ class _Losses:
         self.by_way = _ByWay(ways)
         self.size = 0
         self.pieces: list[tuple[int, Any, Any]] = []
-        self.found: dict[int, Mapping[StoredUpdate, Standstill]] = {}
+        self.by_tensor: dict[int, Mapping[StoredUpdate, Standstill]] = {}
 
     def add(self, tensor: int, w: Any, u: Any) -> None:
         """Take a chunk of a tensor and its updates; both may be overwritten afterwards."""
@@ -136,7 +136,7 @@ class _Losses:
             self.count()
 
     def count(self) -> None:
-        """Count what was taken: `found` has what is known of each tensor that has elements."""
+        """Count what was taken: `by_tensor` has what is known of each tensor that has elements."""
         if not self.pieces:
             return
         tensors, ws, us = (list(column) for column in zip(*self.pieces, strict=True))
@@ -155,9 +155,9 @@ class _Losses:
             lost = (there - moved).tolist()
             columns.append(zip(there.tolist(), lost, lost, strict=True))
         for tensor, *counts in zip(tensors, *columns, strict=True):
-            found = self.by_way.shared(tuple(counts))
-            before = self.found.get(tensor)
-            self.found[tensor] = {way: before[way] + found[way] for way in found} if before else found
+            blocked = self.by_way.shared(tuple(counts))
+            before = self.by_tensor.get(tensor)
+            self.by_tensor[tensor] = {way: before[way] + blocked[way] for way in blocked} if before else blocked
 
 
 def _reached(u: Any, kind: _Kind) -> Any:

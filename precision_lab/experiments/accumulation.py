@@ -33,7 +33,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.analysis.sums import WAYS, sum_every_way
+from precision_lab.analysis.sums import SUM_METHODS, sum_every_way
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
@@ -199,7 +199,7 @@ class AccumulationResult(PlainData, Shown):
     config : AccumulationConfig
         What was asked.
     running : dict of str to RunningSum
-        Per way (`analysis.sums.WAYS`) the sum of the first `shown` terms of the first seed.
+        Per way (`analysis.sums.SUM_METHODS`) the sum of the first `shown` terms of the first seed.
     exact : tuple of float
         The exact sums after each of the `counts` of the configuration.
     errors : dict of str to tuple of SumErrors
@@ -251,7 +251,7 @@ def run(
     """
     config = config or AccumulationConfig()
     everything = len(config.exponents) * config.seeds
-    errors: dict[str, list[SumErrors]] = {name: [] for name in WAYS}
+    errors: dict[str, list[SumErrors]] = {name: [] for name in SUM_METHODS}
     done = 0
     for k in config.exponents:
         traces = []

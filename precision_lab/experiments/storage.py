@@ -292,7 +292,7 @@ def _edq_ratio(steps: list[StepUpdates]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class ConfigurationSummary:
     """A configuration under one setting, over all seeds.
 
     Attributes
@@ -373,7 +373,7 @@ class Outcome:
     @property
     def keeps(self) -> bool:
         """Whether the final loss is within `TOLERANCE`, or the controls' own spread, of theirs, or below."""
-        control = Outcome("", self.controls, self.controls)
+        control = ConfigurationSummary("", self.controls, self.controls)
         return self.final_loss <= control.final_loss + max(TOLERANCE * control.final_loss, control.spread)
 
     @property
@@ -428,9 +428,9 @@ class StorageResult(PlainData, Shown):
     ----------
     config : StorageExperimentConfig
         What was asked.
-    outcomes : dict of str to tuple of Outcome
+    outcomes : dict of str to tuple of ConfigurationSummary
         Per setting one for each configuration.
-    sections : dict of str to tuple of Outcome
+    sections : dict of str to tuple of ConfigurationSummary
         Per smaller question one for each of its configurations.
 
     """
@@ -438,8 +438,8 @@ class StorageResult(PlainData, Shown):
     layout: ClassVar = Layout("experiment storage")
 
     config: StorageExperimentConfig
-    outcomes: dict[str, tuple[Outcome, ...]]
-    sections: dict[str, tuple[Outcome, ...]]
+    outcomes: dict[str, tuple[ConfigurationSummary, ...]]
+    sections: dict[str, tuple[ConfigurationSummary, ...]]
 
     def __post_init__(self) -> None:
         for groups in (self.outcomes, self.sections):  # the first of each is the control of all
@@ -505,11 +505,11 @@ def run(
     ]
     by_config = dict(zip(every, sweep(every, executor=executor, checkpoint=checkpoint, progress=progress), strict=True))
 
-    def outcomes(trainings: dict[str, TrainingConfig]) -> tuple[Outcome, ...]:
+    def outcomes(trainings: dict[str, TrainingConfig]) -> tuple[ConfigurationSummary, ...]:
         results = {
             label: tuple(Run.of(by_config[replace(t, seed=seed)]) for seed in seeds) for label, t in trainings.items()
         }
-        return tuple(Outcome(label, runs) for label, runs in results.items())
+        return tuple(ConfigurationSummary(label, runs) for label, runs in results.items())
 
     return StorageResult(
         config,

@@ -14,7 +14,7 @@ from typing import Any
 
 from precision_lab.experiments.kept import Finished
 from precision_lab.experiments.registry import EXPERIMENTS
-from precision_lab.experiments.storage import Outcome, StorageExperimentConfig, StorageResult, times
+from precision_lab.experiments.storage import ConfigurationSummary, StorageExperimentConfig, StorageResult, times
 from precision_lab.presentation.plots.figures import figures_of
 from precision_lab.presentation.tables.table import Table, number, percent, tables_of
 from precision_lab.training.config import MODELS
@@ -110,7 +110,7 @@ def hero(result: StorageResult) -> dict[str, Any] | None:
     }
 
 
-def _sentence(setting: str, summaries: Mapping[str, Outcome]) -> str:
+def _sentence(setting: str, summaries: Mapping[str, ConfigurationSummary]) -> str:
     """Say what becomes of a training in bf16 alone under one optimizer."""
     pure = summaries["pure_bf16"]
     return (
@@ -119,11 +119,11 @@ def _sentence(setting: str, summaries: Mapping[str, Outcome]) -> str:
     )
 
 
-def _loss(outcome: Outcome) -> str:
+def _loss(outcome: ConfigurationSummary) -> str:
     return number(outcome.final_loss) if math.isfinite(outcome.final_loss) else "inf or NaN"
 
 
-def _hero_cell(outcome: Outcome) -> dict[str, Any]:
+def _hero_cell(outcome: ConfigurationSummary) -> dict[str, Any]:
     loses = f"{times(outcome.ratio)} fp32's" if math.isfinite(outcome.ratio) else "not fp32's result"
     return {
         "verdict": "the control" if outcome.label == "fp32" else "as good as fp32" if outcome.keeps else loses,

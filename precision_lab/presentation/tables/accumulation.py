@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult
+from precision_lab.analysis.sums import SUM_METHODS, SummedTensor, SumsResult
 from precision_lab.experiments.accumulation import AccumulationResult
 from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum
 from precision_lab.presentation.tables.table import (
@@ -49,9 +49,9 @@ def sums_table(result: SumsResult) -> Table:
     several = of_several_files(tensor.info for tensor in result.tensors)
     return Table(
         f"Sums of {'squares' if result.squares else 'the elements'} in {result.format}: relative error in percent",
-        ("tensor", "terms", "exact", *WAYS),
+        ("tensor", "terms", "exact", *SUM_METHODS),
         tuple(row(label_of(tensor.info, several), tensor) for tensor in worst(result.tensors)),
-        frozenset(range(1, 3 + len(WAYS))),
+        frozenset(range(1, 3 + len(SUM_METHODS))),
         note="A sum near zero has large relative errors however it is made. inf, NaN: the sum itself is. Every step is "
         "rounded once; blocks have 64 terms." + and_more(len(result.tensors), "the largest error of all ways"),
     )

@@ -6,7 +6,7 @@ from precision_lab.presentation.tables.loss_scaling import loss_scale_tables
 from precision_lab.presentation.tables.table import Table, and_more, bytes_text, number, percent, tables_of, worst
 from precision_lab.tensors.info import label_of, of_several_files
 from precision_lab.training.hyperparameters import Severity
-from precision_lab.training.preflight.report import Candidate, PreflightReport, Standstill, StoredUpdate
+from precision_lab.training.preflight.report import BlockedUpdates, Candidate, PreflightReport, StoredUpdate
 from precision_lab.training.storage import StorageConfig
 
 
@@ -51,7 +51,7 @@ def _tensors(report: PreflightReport) -> Table:
     order = sorted(report.tensors, key=lambda tensor: -tensor.standstill[ways[0]].fraction)
     several = of_several_files(t.info for t in order)
 
-    def cells(standstill: dict[StoredUpdate, Standstill]) -> tuple[str, ...]:
+    def cells(standstill: dict[StoredUpdate, BlockedUpdates]) -> tuple[str, ...]:
         return tuple(percent(standstill[way].fraction) for way in ways)
 
     rows = tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from precision_lab.experiments.storage import Outcome, StorageResult
+from precision_lab.experiments.storage import ConfigurationSummary, StorageResult
 from precision_lab.presentation.tables.table import (
     Table,
     facts_table,
@@ -64,7 +64,7 @@ def storage_tables(result: StorageResult) -> tuple[Table, ...]:
     return (*tables, *(_outcomes_table(name.capitalize(), outcomes) for name, outcomes in result.sections.items()))
 
 
-def _outcomes_table(title: str, outcomes: Sequence[Outcome]) -> Table:
+def _outcomes_table(title: str, outcomes: Sequence[ConfigurationSummary]) -> Table:
     rows = tuple(
         (
             o.label,

@@ -56,7 +56,7 @@ class StoredUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class Standstill:
+class BlockedUpdates:
     """How many weights of a tensor do not take their updates; exact counts.
 
     Attributes
@@ -79,19 +79,19 @@ class Standstill:
         """Frozen fraction; or the share of lost updates."""
         return self.frozen / self.count if self.count else 0.0
 
-    def __add__(self, other: object) -> Standstill:
+    def __add__(self, other: object) -> BlockedUpdates:
         """Add up two tensors."""
-        return self.total((self, other)) if isinstance(other, Standstill) else NotImplemented
+        return self.total((self, other)) if isinstance(other, BlockedUpdates) else NotImplemented
 
     @staticmethod
-    def total(parts: Iterable[Standstill]) -> Standstill:
+    def total(parts: Iterable[BlockedUpdates]) -> BlockedUpdates:
         """Add up any number of tensors, which takes less time than to add one after the other."""
         count = blocked = frozen = 0
         for one in parts:
             count += one.count
             blocked += one.blocked
             frozen += one.frozen
-        return Standstill(count, blocked, frozen)
+        return BlockedUpdates(count, blocked, frozen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +104,14 @@ class PreflightTensor:
         Its name, dtype and shape.
     histogram : ExponentHistogram
         Of its magnitudes.
-    standstill : mapping of StoredUpdate to Standstill
+    standstill : mapping of StoredUpdate to BlockedUpdates
         By how new weights are stored.
 
     """
 
     info: TensorInfo
     histogram: ExponentHistogram
-    standstill: Mapping[StoredUpdate, Standstill]
+    standstill: Mapping[StoredUpdate, BlockedUpdates]
 
 
 @dataclass(frozen=True)
@@ -235,10 +235,10 @@ class PreflightReport(PlainReport, Shown):
         return sum(tensor.info.count for tensor in self.tensors)
 
     @cached_property
-    def total(self) -> dict[StoredUpdate, Standstill]:
+    def total(self) -> dict[StoredUpdate, BlockedUpdates]:
         """All tensors together."""
         ways = self.tensors[0].standstill
-        return {way: Standstill.total(tensor.standstill[way] for tensor in self.tensors) for way in ways}
+        return {way: BlockedUpdates.total(tensor.standstill[way] for tensor in self.tensors) for way in ways}
 
     @property
     def cheapest(self) -> Candidate:
@@ -332,5 +332,5 @@ class PreflightReport(PlainReport, Shown):
         }
 
 
-def _counts(updates: Standstill) -> dict[str, Any]:
+def _counts(updates: BlockedUpdates) -> dict[str, Any]:
     return {"count": updates.count, "blocked": updates.blocked, "frozen": updates.frozen, "fraction": updates.fraction}

@@ -24,7 +24,7 @@ from precision_lab.tensors.walk import CHUNK_BYTES
 from precision_lab.training.hyperparameters import HyperparameterAudit
 from precision_lab.training.optimizers import Adam
 from precision_lab.training.preflight.adam_state import adam_updates, find_adam_state
-from precision_lab.training.preflight.report import PreflightTensor, Standstill, StoredUpdate
+from precision_lab.training.preflight.report import BlockedUpdates, PreflightTensor, StoredUpdate
 
 Stream: TypeAlias = Iterator[tuple[TensorInfo, Chunks]]
 
@@ -86,7 +86,7 @@ class RecordedUpdates:
                 losses.add(len(read), w, u)
             read.append((info, histogram))
         losses.count()
-        nothing = dict.fromkeys(ways, Standstill())
+        nothing = dict.fromkeys(ways, BlockedUpdates())
         for number, (info, histogram) in enumerate(read):
             yield PreflightTensor(info, histogram, losses.by_tensor.get(number, nothing))
 
@@ -107,9 +107,9 @@ class _ByWay:
         self.kinds = tuple(dict.fromkeys(self._of_way.values()))
         self.shared = lru_cache(maxsize=1 << 12)(self._mapping)
 
-    def _mapping(self, counts: tuple[tuple[int, int, int], ...]) -> Mapping[StoredUpdate, Standstill]:
-        """Return the counts of a tensor, given those of `Standstill` for each of `kinds`."""
-        of_kind = {kind: Standstill(*some) for kind, some in zip(self.kinds, counts, strict=True)}
+    def _mapping(self, counts: tuple[tuple[int, int, int], ...]) -> Mapping[StoredUpdate, BlockedUpdates]:
+        """Return the counts of a tensor, given those of `BlockedUpdates` for each of `kinds`."""
+        of_kind = {kind: BlockedUpdates(*some) for kind, some in zip(self.kinds, counts, strict=True)}
         return {way: of_kind[kind] for way, kind in self._of_way.items()}
 
 
@@ -123,7 +123,7 @@ class _Losses:
         self.by_way = _ByWay(ways)
         self.size = 0
         self.pieces: list[tuple[int, Any, Any]] = []
-        self.by_tensor: dict[int, Mapping[StoredUpdate, Standstill]] = {}
+        self.by_tensor: dict[int, Mapping[StoredUpdate, BlockedUpdates]] = {}
 
     def add(self, tensor: int, w: Any, u: Any) -> None:
         """Take a chunk of a tensor and its updates; both may be overwritten afterwards."""

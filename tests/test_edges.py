@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import precision_lab as pl
-from precision_lab.analysis.sums import WAYS, sum_every_way, sum_tensors
+from precision_lab.analysis.sums import SUM_METHODS, sum_every_way, sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.analysis.updates import update_outcomes
 from precision_lab.numerics.accumulation import METHODS, rounded_sum
@@ -325,7 +325,7 @@ def test_sums_of_squares_are_taken_in_silence(tmp_path: Path) -> None:
     for dtype in (np.float32, np.float64):
         np.save(tmp_path / "x.npy", specials(dtype, quiet=False))
         result = sum_tensors(tmp_path / "x.npy", "fp16", squares=True)
-        assert len(result.tensors[0].sums) == len(WAYS)
+        assert len(result.tensors[0].sums) == len(SUM_METHODS)
 
 
 def test_the_lists_would_notice_a_warning() -> None:

@@ -26,8 +26,8 @@ def take_zeros(name: str, shape: int | tuple[int, ...], dtype: type) -> NDArray[
 
     Nobody else has them meanwhile; after an error nobody gets them again.
     """
-    found: NDArray[Any] | None = vars(_kept).pop(name, None)
-    return np.zeros(shape, dtype) if found is None else found
+    array: NDArray[Any] | None = vars(_kept).pop(name, None)
+    return np.zeros(shape, dtype) if array is None else array
 
 
 def give_back(name: str, zeros: NDArray[Any]) -> None:
@@ -42,12 +42,12 @@ def taken(name: str, cells: NDArray[np.uint32], size: int) -> dict[int, int]:
     lanes = kernels.LANES if size >= kernels.LANES else 1  # fewer elements are all counted in the first one
     looked = cells if lanes > 1 else cells[:: kernels.LANES]
     touched = np.flatnonzero(looked != 0)
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for key, n in zip((touched // lanes).tolist(), looked[touched].tolist(), strict=True):
-        found[key] = found.get(key, 0) + n
+        counts[key] = counts.get(key, 0) + n
     looked[touched] = 0
     give_back(name, cells)
-    return found
+    return counts
 
 
 def share(part: int, whole: int) -> float:

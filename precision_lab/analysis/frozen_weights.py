@@ -146,8 +146,8 @@ class WeightGaps(PlainData):
                 if row == kernels.WEIGHT_ROWS - 1:
                     nonfinite += n
                 else:
-                    found = _gaps(fmt, row - 127, kind, bool(negative))
-                    gaps[found] = gaps.get(found, 0) + n
+                    gap = _gaps(fmt, row - 127, kind, bool(negative))
+                    gaps[gap] = gaps.get(gap, 0) + n
             parts.append(cls(fmt, nonfinite, dict(sorted(gaps.items()))))
         return parts[0] if len(parts) == 1 else cls.total(parts, fmt)
 

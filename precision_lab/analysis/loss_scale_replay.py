@@ -117,17 +117,17 @@ class ScaleTrace(Shown):
     def summary(self) -> str:
         """What happened, in words."""
         n, longest = self.skipped_steps, self.longest_skip
-        told = f"{self.scaler.framework}: {n:,} of {self.steps:,} steps skipped"
+        text = f"{self.scaler.framework}: {n:,} of {self.steps:,} steps skipped"
         if n:
-            told += f", at most {len(longest):,} in a row (from step {longest.start:,})"
-        told += (
+            text += f", at most {len(longest):,} in a row (from step {longest.start:,})"
+        text += (
             f"; S = {scale_text(self.scaler.loss_scale)} at the start, {scale_text(self.final.loss_scale)} at the end."
         )
         if self.exhausted:
-            told += f" Exhausted: {self.reason}."
+            text += f" Exhausted: {self.reason}."
         if self.final.ended:
-            told += f" No training goes on after step {self.steps - 1:,} of {len(self.max_abs):,}."
-        return told
+            text += f" No training goes on after step {self.steps - 1:,} of {len(self.max_abs):,}."
+        return text
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; an infinity or NaN is text."""
@@ -189,7 +189,7 @@ def replay_loss_scale(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: Forma
             f"scaler must be a NoLossScale, StaticLossScale or DynamicLossScale, got {type(scaler).__name__}"
         )
     require_gradual_underflow()
-    asked, magnitudes = get_format(fmt), _magnitudes(max_abs_per_step)
+    fmt, magnitudes = get_format(fmt), _magnitudes(max_abs_per_step)
     scales: list[float] = []
     skipped: list[bool] = []
     floor_from = None
@@ -203,9 +203,9 @@ def replay_loss_scale(scaler: LossScale, max_abs_per_step: ArrayLike, fmt: Forma
             if floor_from is None and now.at_floor:
                 floor_from = step
         scales.append(now.loss_scale)
-        skipped.append(_overflows(now.loss_scale, magnitude, asked))
+        skipped.append(_overflows(now.loss_scale, magnitude, fmt))
         now = now.adjust(skipped[-1])
-    return ScaleTrace(asked, scaler, now, magnitudes, tuple(scales), tuple(skipped), floor_from)
+    return ScaleTrace(fmt, scaler, now, magnitudes, tuple(scales), tuple(skipped), floor_from)
 
 
 def _magnitudes(max_abs_per_step: ArrayLike) -> tuple[float, ...]:

@@ -147,7 +147,7 @@ def scan(
 
     """
     require_gradual_underflow()
-    asked = tuple(dict.fromkeys(map(get_format, formats)))
+    chosen_formats = tuple(dict.fromkeys(map(get_format, formats)))
     log2_of_power_of_two(loss_scale)
     places = [paths] if is_one_source(paths) else list(paths)
     if not places:
@@ -164,7 +164,7 @@ def scan(
         recorded = scan_recording(recording, place)
         tensors += recorded.tensors
         skipped += recorded.skipped
-    return ScanResult(tuple(tensors), tuple(skipped), asked, float(loss_scale))
+    return ScanResult(tuple(tensors), tuple(skipped), chosen_formats, float(loss_scale))
 
 
 def scan_recording(

@@ -1,7 +1,7 @@
 """What does a sum come to in a narrow format? One tensor, every way of adding it up, beside the exact sum.
 
 Means, norms, losses, batch gradients, the entries of a matrix product: all of them are sums, and in 16 bits the way in
-which a sum is made decides whether it has two digits or none. `WAYS` holds the usual ones. What to expect:
+which a sum is made decides whether it has two digits or none. `SUM_METHODS` holds the usual ones. What to expect:
 
 - one term after the other stops at about 2^p times the size of a term (p: the bits of the significand);
 - pairs, and a float32 accumulator, are accurate to about the rounding of the result;
@@ -34,7 +34,7 @@ from precision_lab.tensors.walk import Walk
 
 
 @dataclass(frozen=True)
-class Way:
+class SumMethod:
     """A way to add: the arguments of `accumulate` besides the terms and the format."""
 
     method: str
@@ -47,20 +47,20 @@ class Way:
         return {"method": self.method, "mode": self.mode, "accumulator": self.accumulator, "rng": rng}
 
 
-WAYS: dict[str, Way] = {
-    "sequential": Way("sequential"),
-    "stochastic": Way("sequential", mode="stochastic"),
-    "blocked": Way("blocked"),
-    "kahan": Way("kahan"),
-    "neumaier": Way("neumaier"),
-    "pairwise": Way("pairwise"),
-    "fp32 accumulator": Way("sequential", accumulator="fp32"),
+SUM_METHODS: dict[str, SumMethod] = {
+    "sequential": SumMethod("sequential"),
+    "stochastic": SumMethod("sequential", mode="stochastic"),
+    "blocked": SumMethod("blocked"),
+    "kahan": SumMethod("kahan"),
+    "neumaier": SumMethod("neumaier"),
+    "pairwise": SumMethod("pairwise"),
+    "fp32 accumulator": SumMethod("sequential", accumulator="fp32"),
 }
 """The ways, by name; blocks have 64 terms."""
 
 
 def sum_every_way(terms: ArrayLike, fmt: FormatLike, *, seed: int = 0) -> dict[str, AccumulationTrace]:
-    """Add up the terms in each of `WAYS`.
+    """Add up the terms by each of `SUM_METHODS`.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def sum_every_way(terms: ArrayLike, fmt: FormatLike, *, seed: int = 0) -> dict[s
 
     """
     given = Terms(terms)  # one exact sum for all
-    return {name: accumulate(given, fmt, **way.arguments(seed)) for name, way in WAYS.items()}
+    return {name: accumulate(given, fmt, **way.arguments(seed)) for name, way in SUM_METHODS.items()}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -94,7 +94,7 @@ class SummedTensor:
     exact : Fraction or None
         Their sum without any rounding; None where one is infinite or NaN.
     results : tuple of float
-        What they came to, in the order of `WAYS`.
+        What they came to, in the order of `SUM_METHODS`.
 
     """
 
@@ -105,8 +105,8 @@ class SummedTensor:
 
     @property
     def sums(self) -> dict[str, RoundedSum]:
-        """The sums by the names of `WAYS`."""
-        return {name: RoundedSum(result, self.exact) for name, result in zip(WAYS, self.results, strict=True)}
+        """The sums by the names of `SUM_METHODS`."""
+        return {name: RoundedSum(result, self.exact) for name, result in zip(SUM_METHODS, self.results, strict=True)}
 
     @property
     def exact_sum(self) -> float:
@@ -155,10 +155,10 @@ class SumsResult(PlainReport, Shown):
                     "exact": number(tensor.exact_sum),
                     "sums": {
                         name: {
-                            "result": number(found.result),
-                            "relative_error": number(found.relative_error),
+                            "result": number(computed.result),
+                            "relative_error": number(computed.relative_error),
                         }
-                        for name, found in tensor.sums.items()
+                        for name, computed in tensor.sums.items()
                     },
                 }
                 for tensor in self.tensors
@@ -177,7 +177,7 @@ def sum_tensors(
     dtype: FormatLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SumsResult:
-    """Add up every tensor of the files in each of `WAYS`.
+    """Add up every tensor of the files by each of `SUM_METHODS`.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def sum_tensors(
         Unknown format; no paths; `limit` below 1.
 
     """
-    asked = get_format(fmt)
+    fmt = get_format(fmt)
     limit = check_integer("limit", limit, 1)
     places: list[Any] = [paths] if isinstance(paths, str | Path) else list(paths)
     if not places:
@@ -215,12 +215,12 @@ def sum_tensors(
         terms = _first(chunks, limit)
         with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
             added = Terms(terms * terms if squares else terms)
-        found = [rounded_sum(added, asked, **way.arguments(seed)) for way in WAYS.values()]
-        tensors.append(SummedTensor(info, terms.size, found[0].exact, tuple(one.result for one in found)))
+        sums = [rounded_sum(added, fmt, **way.arguments(seed)) for way in SUM_METHODS.values()]
+        tensors.append(SummedTensor(info, terms.size, sums[0].exact, tuple(one.result for one in sums)))
         if progress is not None:
             progress(len(tensors), walk.tensors)
     tensors.sort(key=lambda tensor: -tensor.worst)
-    return SumsResult(tuple(tensors), tuple(walk.skipped), asked, squares)
+    return SumsResult(tuple(tensors), tuple(walk.skipped), fmt, squares)
 
 
 def _first(chunks: Iterable[Any], limit: int) -> Any:

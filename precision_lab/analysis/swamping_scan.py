@@ -111,8 +111,8 @@ def _by_format(reports: Sequence[UpdateReport]) -> dict[str, Any]:
 
 def default_formats(weights: TensorSource, *, dtype: FormatLike | None = None) -> tuple[FloatFormat, ...]:
     """Return the 16-bit formats that the tensors of floats are stored in, bf16 if there are none."""
-    found = {info.dtype for info in list_tensors(weights, dtype=dtype) if not info.skipped}
-    return tuple(f for f in FORMATS.values() if f.dtype is not None and f.bits == 16 and f.dtype.name in found) or (
+    dtypes = {info.dtype for info in list_tensors(weights, dtype=dtype) if not info.skipped}
+    return tuple(f for f in FORMATS.values() if f.dtype is not None and f.bits == 16 and f.dtype.name in dtypes) or (
         get_format("bf16"),
     )
 
@@ -149,8 +149,8 @@ def scan_frozen(
 
     """
     weights = open_tensors(weights, dtype=dtype)
-    asked = _formats(weights, formats, dtype)
-    sizes = tuple(dict.fromkeys(WeightGaps(asked[0]).frozen(size).update_size for size in update_sizes))
+    formats = _formats(weights, formats, dtype)
+    sizes = tuple(dict.fromkeys(WeightGaps(formats[0]).frozen(size).update_size for size in update_sizes))
     if not sizes:
         raise ValueError("no update size is given")
     walk = Walk([weights], dtype=dtype, progress=progress)
@@ -158,11 +158,11 @@ def scan_frozen(
     for info, chunks in walk:
         gaps: list[WeightGaps] = []
         for chunk in chunks:
-            found = [WeightGaps.of(chunk, fmt) for fmt in asked]
-            gaps = [a + b for a, b in zip(gaps, found, strict=True)] if gaps else found
-        tensors.append((info, tuple(gaps or map(WeightGaps, asked))))
+            chunk_gaps = [WeightGaps.of(chunk, fmt) for fmt in formats]
+            gaps = [a + b for a, b in zip(gaps, chunk_gaps, strict=True)] if gaps else chunk_gaps
+        tensors.append((info, tuple(gaps or map(WeightGaps, formats))))
     tensors.sort(key=lambda tensor: -tensor[1][0].frozen(sizes[0]).fraction)
-    return FrozenScan(tuple(tensors), tuple(walk.skipped), asked, sizes)
+    return FrozenScan(tuple(tensors), tuple(walk.skipped), formats, sizes)
 
 
 def scan_updates(
@@ -192,7 +192,7 @@ def scan_updates(
 
     """
     weights, updates = open_tensors(weights, dtype=dtype), open_tensors(updates, dtype=dtype)
-    asked = _formats(weights, formats, dtype)
+    formats = _formats(weights, formats, dtype)
     check_partners(weights, updates, list_tensors(weights), list_tensors(updates))
     find = updates.finder(CHUNK_BYTES)
     walk = Walk([weights], dtype=dtype, progress=progress)
@@ -200,11 +200,11 @@ def scan_updates(
     for info, chunks in walk:
         reports: list[UpdateReport] = []
         for w, u in in_step(chunks, find(info.name)):
-            found = [update_report(w, u, fmt) for fmt in asked]
-            reports = [a + b for a, b in zip(reports, found, strict=True)] if reports else found
-        tensors.append((info, tuple(reports or map(UpdateReport.empty, asked))))
+            chunk_reports = [update_report(w, u, fmt) for fmt in formats]
+            reports = [a + b for a, b in zip(reports, chunk_reports, strict=True)] if reports else chunk_reports
+        tensors.append((info, tuple(reports or map(UpdateReport.empty, formats))))
     tensors.sort(key=lambda tensor: -tensor[1][0].lost_of_nonzero)
-    return UpdateScan(tuple(tensors), tuple(walk.skipped), asked)
+    return UpdateScan(tuple(tensors), tuple(walk.skipped), formats)
 
 
 def recorded_updates(recording: Recording, file: Path | None = None) -> UpdateScan:

@@ -34,11 +34,11 @@ def claims(keys: tuple[str, ...], mode: str, flush_subnormals: bool, data: Path 
 
     config = ClaimsConfig(keys or tuple(CLAIMS), Arithmetic(mode, subnormals=not flush_subnormals))
     with progress_bar("Claims") as progress:
-        found = run(config, progress=progress)
-    for table in claims_tables(found):
+        result = run(config, progress=progress)
+    for table in claims_tables(result):
         show(table)
     if data is not None:
-        write_json(found.to_dict(), data)
+        write_json(result.to_dict(), data)
     if page is not None:
         with replacing(page) as new:
-            new.write_text(claims_page(found), encoding="utf-8")
+            new.write_text(claims_page(result), encoding="utf-8")

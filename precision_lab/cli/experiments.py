@@ -93,9 +93,9 @@ def report(names: tuple[str, ...], output: Path | None, quick: bool, processes: 
     _check(output, "results.json", "report.html", *(f"{name}.json" for name in chosen), *pictures)
     configs = {name: experiment.configuration(quick=quick) for name, experiment in EXPERIMENTS.items()}
     with only_one(output):
-        found = {one.name: one for one in _collect({name: configs[name] for name in chosen}, output, processes)}
-        finished = [found[name] for name in chosen]
-        others = [one for name in configs if name not in found and (one := kept(name, output, configs[name]))]
+        by_name = {one.name: one for one in _collect({name: configs[name] for name in chosen}, output, processes)}
+        finished = [by_name[name] for name in chosen]
+        others = [one for name in configs if name not in by_name and (one := kept(name, output, configs[name]))]
         _show_tables(finished, output)
         _draw(finished, output, quick=quick)
         shown = [*finished, *others]
@@ -124,9 +124,9 @@ def _collect(configs: Mapping[str, Any], folder: Path, processes: int | None = N
     from precision_lab.experiments.kept import kept
     from precision_lab.experiments.registry import EXPERIMENTS
 
-    found = {name: kept(name, folder, config) for name, config in configs.items()}
-    finished = [one for one in found.values() if one is not None]
-    missing = {name: configs[name] for name, one in found.items() if one is None}
+    stored = {name: kept(name, folder, config) for name, config in configs.items()}
+    finished = [one for one in stored.values() if one is not None]
+    missing = {name: configs[name] for name, one in stored.items() if one is None}
     if not missing:
         return finished
     alone = len(missing) == 1 and not any(EXPERIMENTS[name].spread for name in missing)

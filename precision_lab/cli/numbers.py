@@ -43,10 +43,10 @@ def inspect(values: tuple[str, ...], chosen: tuple[str, ...]) -> None:
     from precision_lab.numerics.inspection import inspect_number, parse_number
     from precision_lab.presentation.tables.formats import inspection_table
 
-    asked = [get_format(name) for name in chosen or FORMATS]
+    chosen_formats = [get_format(name) for name in chosen or FORMATS]
     numbers = [parse_number(text) for text in values]
     for text, number in zip(values, numbers, strict=True):
-        show(inspection_table(shown(text, 100), [inspect_number(number, fmt) for fmt in asked]))
+        show(inspection_table(shown(text, 100), [inspect_number(number, fmt) for fmt in chosen_formats]))
 
 
 @command()
@@ -124,17 +124,17 @@ def _load_function(reference: str) -> Any:
         raise click.UsageError(f"--cast takes MODULE:FUNCTION, such as mycasts:to_bf16; got {reference!r}")
     sys.path.append("")  # last: what is installed is not replaced by what lies here
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ValueError(f"cannot import {shown(module_name)}: {type(error).__name__}: {shown(error)}") from error
     finally:
         if "" in sys.path:  # or what is imported later would be looked for here, too
             del sys.path[-1 - sys.path[::-1].index("")]
     for name in names.split("."):
-        if not hasattr(found, name):
+        if not hasattr(target, name):
             raise ValueError(f"{module_name} has no {names}")
-        found = getattr(found, name)
-    return found
+        target = getattr(target, name)
+    return target
 
 
 def _source_of(cast: Any) -> list[Path]:

@@ -162,8 +162,8 @@ def optimizer_option(default: str, *more: str) -> Callable[..., Any]:
 
 def _of(symbol: str) -> Callable[..., Any]:
     """Return the option of a hyperparameter that not all optimizers have."""
-    said = partial(optimizer_names, having=symbol, last="and")
-    return click.option(f"--{symbol}", cls=OptimizerOption, say=lambda: f"Of {said()}.", type=float, metavar="X")
+    names = partial(optimizer_names, having=symbol, last="and")
+    return click.option(f"--{symbol}", cls=OptimizerOption, say=lambda: f"Of {names()}.", type=float, metavar="X")
 
 
 def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:

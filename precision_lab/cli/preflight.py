@@ -39,7 +39,7 @@ def preflight(
     tolerance: float,
     data: Path | None,
     dtype: str | None,
-    **asked: float | None,
+    **hyperparameters: float | None,
 ) -> None:
     """Say in which formats a model can be trained.
 
@@ -69,7 +69,7 @@ def preflight(
             tolerance=tolerance,
             dtype=dtype,
             progress=progress,
-            **asked,
+            **hyperparameters,
         )
     for table in preflight_tables(report):
         show(table)

@@ -59,9 +59,11 @@ def scan(
     from precision_lab.presentation.tables.swamping import updates_table
     from precision_lab.support.files import write_json
 
-    asked = chosen or DEFAULT_FORMATS
+    formats = chosen or DEFAULT_FORMATS
     with executor(processes, dask) as pool, progress_bar("Scanning") as progress:
-        result = scan_files(files, formats=asked, loss_scale=loss_scale, dtype=dtype, executor=pool, progress=progress)
+        result = scan_files(
+            files, formats=formats, loss_scale=loss_scale, dtype=dtype, executor=pool, progress=progress
+        )
     show(scan_table(result))
     say_skipped(result.skipped)
     for file, recording in ((file, read_recording(file)) for file in files if is_recording(file)):
@@ -246,13 +248,13 @@ def swamping(
     from precision_lab.presentation.tables.swamping import frozen_table, updates_table
     from precision_lab.support.files import write_json
 
-    asked = sizes if lr is None else (*sizes, lr)
-    if (updates is None) == (not asked):
+    update_sizes = sizes if lr is None else (*sizes, lr)
+    if (updates is None) == (not update_sizes):
         raise click.UsageError("give the updates, either --updates U or their size, --update-size X or --lr X")
     with progress_bar("Scanning") as progress:
         result: FrozenScan | UpdateScan
         if updates is None:
-            result = scan_frozen(weights, asked, formats=chosen, dtype=dtype, progress=progress)
+            result = scan_frozen(weights, update_sizes, formats=chosen, dtype=dtype, progress=progress)
         else:
             result = scan_updates(weights, updates, formats=chosen, dtype=dtype, progress=progress)
     show(frozen_table(result) if isinstance(result, FrozenScan) else updates_table(result))

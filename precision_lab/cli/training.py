@@ -33,7 +33,7 @@ def hyperparameters(
     steps: int,
     data: Path | None,
     figure: Path | None,
-    **asked: float | None,
+    **constants: float | None,
 ) -> None:
     """Report what an optimizer's constants become.
 
@@ -53,7 +53,7 @@ def hyperparameters(
     from precision_lab.training.hyperparameters import audit_hyperparameters
 
     formats = dict.fromkeys(map(get_format, chosen or ("fp16", "bf16")))
-    audits = [audit_hyperparameters(fmt, optimizer=optimizer, steps=steps, **asked) for fmt in formats]
+    audits = [audit_hyperparameters(fmt, optimizer=optimizer, steps=steps, **constants) for fmt in formats]
     for one in audits:
         show(hyperparameters_table(one))
     if data is not None:
@@ -97,11 +97,11 @@ def memory(
     from precision_lab.support.files import write_json
     from precision_lab.training.memory import ledgers, memory_report
 
-    found = ledgers(chosen, optimizer, parameters, activations)
-    for table in memory_tables(found, ranks):
+    memory_ledgers = ledgers(chosen, optimizer, parameters, activations)
+    for table in memory_tables(memory_ledgers, ranks):
         show(table)
     if data is not None:
-        write_json(memory_report(found, ranks), data)
+        write_json(memory_report(memory_ledgers, ranks), data)
 
 
 @command()

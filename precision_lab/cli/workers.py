@@ -177,9 +177,9 @@ def _client(address: str) -> Iterator[Executor]:
         get_backend(parse_address(address)[0])  # a client would stumble over a bad one once more when it is closed
         client = Client(address, timeout=_ANSWER, set_as_default=False)
     except (OSError, ValueError) as error:
-        said = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"--dask {address}: no scheduler answers ({said}); give its address as tcp://host:8786, or 'local'"
+            f"--dask {address}: no scheduler answers ({reason}); give its address as tcp://host:8786, or 'local'"
         ) from error
     try:
         yield client.get_executor()

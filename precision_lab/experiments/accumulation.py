@@ -33,7 +33,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.analysis.sums import WAYS, sum_every_way
+from precision_lab.analysis.sums import SUM_METHODS, sum_every_way
 from precision_lab.numerics import fixed
 from precision_lab.numerics.accumulation import AccumulationTrace
 from precision_lab.numerics.formats import FloatFormat, get_format
@@ -199,7 +199,7 @@ class AccumulationResult(PlainData, Shown):
     config : AccumulationConfig
         What was asked.
     running : dict of str to RunningSum
-        Per way (`analysis.sums.WAYS`) the sum of the first `shown` terms of the first seed.
+        Per way (`analysis.sums.SUM_METHODS`) the sum of the first `shown` terms of the first seed.
     exact : tuple of float
         The exact sums after each of the `counts` of the configuration.
     errors : dict of str to tuple of SumErrors
@@ -251,7 +251,7 @@ def run(
     """
     config = config or AccumulationConfig()
     everything = len(config.exponents) * config.seeds
-    errors: dict[str, list[SumErrors]] = {name: [] for name in WAYS}
+    errors: dict[str, list[SumErrors]] = {name: [] for name in SUM_METHODS}
     done = 0
     for k in config.exponents:
         traces = []
@@ -260,9 +260,9 @@ def run(
             done += 1
             if progress is not None:
                 progress(done, everything)
-        for name, found in errors.items():
+        for name, series in errors.items():
             first = traces[0][name]
-            found.append(
+            series.append(
                 SumErrors(
                     count=2**k,
                     errors=tuple(trace[name].relative_error for trace in traces),
@@ -276,7 +276,7 @@ def run(
         config,
         {name: RunningSum.of(trace, config.counts) for name, trace in running.items()},
         tuple(np.cumsum(terms)[np.array(config.counts) - 1].tolist()),  # 53 bits are plenty
-        {name: tuple(found) for name, found in errors.items()},
+        {name: tuple(series) for name, series in errors.items()},
         _matrix_products(config),
     )
 
@@ -292,7 +292,7 @@ def _matrix_products(config: AccumulationConfig) -> tuple[ProductError, ...]:
         "activations": (data.inputs, parameters["layer1.weight"]),
         "weight gradient": (activations["layer1.output"].T, gradients.activations["logits"]),
     }
-    found = []
+    errors = []
     for name, (a, b) in operands.items():
         left, right = (np.asarray(round_to(x, config.format)) for x in (a, b))
         exact = fixed.matmul(left.astype(np.float64), right.astype(np.float64))
@@ -300,8 +300,8 @@ def _matrix_products(config: AccumulationConfig) -> tuple[ProductError, ...]:
         for accumulator in config.accumulators:
             for round_products in (False, True):
                 c = matmul(left, right, accumulator=accumulator, output=config.format, round_products=round_products)
-                found.append(ProductError(name, length, accumulator, round_products, _distance(c, exact)))
-    return tuple(found)
+                errors.append(ProductError(name, length, accumulator, round_products, _distance(c, exact)))
+    return tuple(errors)
 
 
 def _distance(c: Array, exact: Array) -> float:

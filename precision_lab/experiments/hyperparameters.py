@@ -116,7 +116,7 @@ class HyperparametersResult(PlainData, Shown):
     def answer(self) -> str:
         """What came out, in a line."""
         first = self.config.settings[0].name
-        said = [
+        changes = [
             f"{a.format}: {', '.join(f'{f.name} = {f.exact:g} becomes {f.stored:g}' for f in a.findings if _itself(f))}"
             for a in self.audits[first]
             if any(map(_itself, a.findings))
@@ -124,7 +124,7 @@ class HyperparametersResult(PlainData, Shown):
         counts = (
             f"{len(self.fatal(first, a.format.name))} of {len(a.findings)} in {a.format}" for a in self.audits[first]
         )
-        return f"{first}: fatal numbers {', '.join(counts)} ({'; '.join(said)})"
+        return f"{first}: fatal numbers {', '.join(counts)} ({'; '.join(changes)})"
 
 
 def _itself(finding: Any) -> bool:
@@ -161,4 +161,4 @@ def run(
             )
             if progress is not None:
                 progress(sum(map(len, audits.values())), everything)
-    return HyperparametersResult(config, {name: tuple(found) for name, found in audits.items()})
+    return HyperparametersResult(config, {name: tuple(group) for name, group in audits.items()})

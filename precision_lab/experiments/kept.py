@@ -59,10 +59,10 @@ def _cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         text = ""
     # of the first processor, where several are listed
-    found = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in reversed(text.splitlines()))}
-    if name := found.get("model name"):
+    entries = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in reversed(text.splitlines()))}
+    if name := entries.get("model name"):
         return name
-    if parts := [f"{key.removeprefix('CPU ')} {found[key]}" for key in _ARM if key in found]:
+    if parts := [f"{key.removeprefix('CPU ')} {entries[key]}" for key in _ARM if key in entries]:
         return ", ".join(parts)
     return _sysctl("machdep.cpu.brand_string") or platform.processor()
 
@@ -88,20 +88,20 @@ def sources(module: str) -> tuple[Path, ...]:
     The ``__init__.py`` of packages that are only passed on the way to a module are left out. Data files stand beside
     the modules that read them, in ``data/``.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     waiting = [module]
     while waiting:
         file = _file(waiting.pop())
-        if file is None or file in found:
+        if file is None or file in files:
             continue
-        found[file] = None
-        found |= dict.fromkeys(p for p in (file.parent / "data").glob("*") if p.is_file())
+        files[file] = None
+        files |= dict.fromkeys(p for p in (file.parent / "data").glob("*") if p.is_file())
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(sorted(found))
+    return tuple(sorted(files))
 
 
 def _file(module: str) -> Path | None:

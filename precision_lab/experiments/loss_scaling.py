@@ -266,15 +266,15 @@ class LossScalingResult(PlainData, Shown):
         """What came out, in a line."""
         least = min(self.config.factors)
         fmt, target, runs = self.config.format, self.float32[least].final_loss, self.static[least]
-        found = self.plateau(least)
-        if found is None:
+        bounds = self.plateau(least)
+        if bounds is None:
             return f"no loss scale brings {fmt} within 2 % of float32's final loss of {target:.2g}"
         ruined = max((run.final_loss for run in runs.values() if run.outcome == "ruined"), default=None)
-        said = "" if ruined is None else f" (untrained {self.calm.initial_loss:.2g}, ruined up to {ruined:.2g})"
+        note = "" if ruined is None else f" (untrained {self.calm.initial_loss:.2g}, ruined up to {ruined:.2g})"
         dynamic = [run.final_loss for run in self.dynamic.values()]
         return (
-            f"{fmt} trains as well as float32 (loss {target:.2g}) where loss factor times scale is 2^{found[0]} to "
-            f"2^{found[1]}{said}; a dynamic scale finds it: {min(dynamic):.2g} to {max(dynamic):.2g} from S = "
+            f"{fmt} trains as well as float32 (loss {target:.2g}) where loss factor times scale is 2^{bounds[0]} to "
+            f"2^{bounds[1]}{note}; a dynamic scale finds it: {min(dynamic):.2g} to {max(dynamic):.2g} from S = "
             f"2^{min(self.dynamic)} to 2^{max(self.dynamic)}"
         )
 

@@ -90,13 +90,13 @@ class MemoryResult(PlainData, Shown):
     @property
     def answer(self) -> str:
         """What came out, in a line."""
-        size, found = self.config.sizes[-1][0], list(self.shown.items())
-        asked = [x for x in found if x[0] in ("fp32", "master_bf16", "collage_plus", "pure_bf16")] or found
+        size, pairs = self.config.sizes[-1][0], list(self.shown.items())
+        examples = [x for x in pairs if x[0] in ("fp32", "master_bf16", "collage_plus", "pure_bf16")] or pairs
         each = ", ".join(
             f"{name} {ledger.bytes_per_parameter} bytes a parameter ({ledger.total / 2**30:.0f} GiB)"
-            for name, ledger in asked
+            for name, ledger in examples
         )
-        name, first = asked[0]
+        name, first = examples[0]
         ranks, share = self.config.ranks, first.per_rank(self.config.ranks, 3) / 2**30
         return (
             f"{size} parameters with {self.config.optimizer}: {each}; ZeRO-3 leaves {share:.0f} GiB of {name} "
@@ -121,9 +121,9 @@ def run(config: MemoryConfig | None = None, *, progress: Callable[[int, int], No
 
     """
     config = config or MemoryConfig()
-    found = {}
+    by_size = {}
     for done, (name, parameters) in enumerate(config.sizes, start=1):
-        found[name] = ledgers(config.configurations, config.optimizer, parameters)
+        by_size[name] = ledgers(config.configurations, config.optimizer, parameters)
         if progress is not None:
             progress(done, len(config.sizes))
-    return MemoryResult(config, found)
+    return MemoryResult(config, by_size)

@@ -103,8 +103,8 @@ class StorageExperimentConfig(PlainData):
         if unknown := [name for name in self.sections if name not in SECTIONS]:
             raise ValueError(f"sections must be among {', '.join(SECTIONS)}; got {unknown[0]!r}")
         check_integer("section_steps", self.section_steps, 10)
-        asked = [n for name in self.configurations for n in (CONFIGURATIONS if name == "all" else [name])]
-        object.__setattr__(self, "configurations", tuple(dict.fromkeys(["fp32", *asked])))
+        names = [n for name in self.configurations for n in (CONFIGURATIONS if name == "all" else [name])]
+        object.__setattr__(self, "configurations", tuple(dict.fromkeys(["fp32", *names])))
         for setting in self.settings:
             for name in self.configurations:
                 self.training(setting, name, 0)
@@ -195,9 +195,9 @@ def _accumulation(config: StorageExperimentConfig) -> dict[str, TrainingConfig]:
     )
     control = {"fp32": replace(base, storage=CONFIGURATIONS["fp32"])}
     return control | {
-        f"{parts} in {kept}": replace(base, storage=CONFIGURATIONS[name], micro_batches=parts)
+        f"{parts} in {fmt}": replace(base, storage=CONFIGURATIONS[name], micro_batches=parts)
         for parts in (1, 8, 64)
-        for kept, name in (("fp32", "megatron_bf16"), ("bf16", "master_bf16"))
+        for fmt, name in (("fp32", "megatron_bf16"), ("bf16", "master_bf16"))
     }
 
 
@@ -292,7 +292,7 @@ def _edq_ratio(steps: list[StepUpdates]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class ConfigurationSummary:
     """A configuration under one setting, over all seeds.
 
     Attributes
@@ -336,8 +336,8 @@ class Outcome:
     @property
     def accuracy(self) -> float | None:
         """Mean over the seeds; None where there is no such thing."""
-        found = [run.test_accuracy for run in self.runs if run.test_accuracy is not None]
-        return _mean(found) if found else None
+        accuracies = [run.test_accuracy for run in self.runs if run.test_accuracy is not None]
+        return _mean(accuracies) if accuracies else None
 
     @property
     def lost(self) -> float:
@@ -367,13 +367,13 @@ class Outcome:
     @property
     def ratio(self) -> float:
         """Mean final loss over that of the controls; NaN where theirs is 0 (of a text of one symbol, say)."""
-        theirs = _mean(run.final_loss for run in self.controls)
-        return self.final_loss / theirs if theirs else math.nan
+        control_loss = _mean(run.final_loss for run in self.controls)
+        return self.final_loss / control_loss if control_loss else math.nan
 
     @property
     def keeps(self) -> bool:
         """Whether the final loss is within `TOLERANCE`, or the controls' own spread, of theirs, or below."""
-        control = Outcome("", self.controls, self.controls)
+        control = ConfigurationSummary("", self.controls, self.controls)
         return self.final_loss <= control.final_loss + max(TOLERANCE * control.final_loss, control.spread)
 
     @property
@@ -428,9 +428,9 @@ class StorageResult(PlainData, Shown):
     ----------
     config : StorageExperimentConfig
         What was asked.
-    outcomes : dict of str to tuple of Outcome
+    outcomes : dict of str to tuple of ConfigurationSummary
         Per setting one for each configuration.
-    sections : dict of str to tuple of Outcome
+    sections : dict of str to tuple of ConfigurationSummary
         Per smaller question one for each of its configurations.
 
     """
@@ -438,33 +438,33 @@ class StorageResult(PlainData, Shown):
     layout: ClassVar = Layout("experiment storage")
 
     config: StorageExperimentConfig
-    outcomes: dict[str, tuple[Outcome, ...]]
-    sections: dict[str, tuple[Outcome, ...]]
+    outcomes: dict[str, tuple[ConfigurationSummary, ...]]
+    sections: dict[str, tuple[ConfigurationSummary, ...]]
 
     def __post_init__(self) -> None:
         for groups in (self.outcomes, self.sections):  # the first of each is the control of all
             if not all(groups.values()):
                 raise ValueError("a setting or section has at least one configuration")
             controlled = {
-                name: tuple(replace(o, controls=found[0].runs) for o in found) for name, found in groups.items()
+                name: tuple(replace(o, controls=group[0].runs) for o in group) for name, group in groups.items()
             }
             object.__setattr__(self, "outcomes" if groups is self.outcomes else "sections", controlled)
 
     @property
     def answer(self) -> str:
         """What came out, in a line: can parameters be stored in bf16?"""
-        said = []
+        sentences = []
         for name, outcomes in self.outcomes.items():
             narrow = next((o for o in outcomes if o.label == "pure_bf16"), outcomes[-1])
             keep = [o for o in outcomes if o.keeps and o is not outcomes[0]]
             cheapest = min(keep, key=lambda o: o.bytes_per_parameter, default=outcomes[0])
             ends = f"{times(narrow.ratio)} float32's loss" if math.isfinite(narrow.ratio) else "inf or NaN"
-            said.append(
+            sentences.append(
                 f"{name}: {narrow.label} ({narrow.bytes_per_parameter:g} bytes a parameter) ends at {ends}, "
                 f"{narrow.lost:.0%} of its updates lost; the cheapest that keeps it is {cheapest.label} "
                 f"({cheapest.bytes_per_parameter:g} bytes)"
             )
-        return ". ".join(said)
+        return ". ".join(sentences)
 
 
 def run(
@@ -495,24 +495,24 @@ def run(
         str(setting): {name: config.training(setting, name, 0) for name in config.configurations}
         for setting in config.settings
     }
-    asked = {name: SECTIONS[name](config) for name in config.sections}
+    sectioned = {name: SECTIONS[name](config) for name in config.sections}
     every = [
         replace(training, seed=seed)
-        for group in (labelled, asked)
+        for group in (labelled, sectioned)
         for trainings in group.values()
         for training in trainings.values()
         for seed in seeds
     ]
-    found = dict(zip(every, sweep(every, executor=executor, checkpoint=checkpoint, progress=progress), strict=True))
+    by_config = dict(zip(every, sweep(every, executor=executor, checkpoint=checkpoint, progress=progress), strict=True))
 
-    def outcomes(trainings: dict[str, TrainingConfig]) -> tuple[Outcome, ...]:
+    def outcomes(trainings: dict[str, TrainingConfig]) -> tuple[ConfigurationSummary, ...]:
         results = {
-            label: tuple(Run.of(found[replace(t, seed=seed)]) for seed in seeds) for label, t in trainings.items()
+            label: tuple(Run.of(by_config[replace(t, seed=seed)]) for seed in seeds) for label, t in trainings.items()
         }
-        return tuple(Outcome(label, runs) for label, runs in results.items())
+        return tuple(ConfigurationSummary(label, runs) for label, runs in results.items())
 
     return StorageResult(
         config,
         {name: outcomes(trainings) for name, trainings in labelled.items()},
-        {name: outcomes(trainings) for name, trainings in asked.items()},
+        {name: outcomes(trainings) for name, trainings in sectioned.items()},
     )

@@ -205,13 +205,13 @@ class SwampingResult(PlainData, Shown):
         """What came out, in a line."""
         (optimizer, _), end = self.config.runs[0], STAGES[-1]
         reports = self.look(optimizer, end).reports
-        lost = ", ".join(f"{fmt} {reports[fmt][MODES[0]].lost_of_nonzero:.1%}" for fmt in self.config.formats)
+        shares = ", ".join(f"{fmt} {reports[fmt][MODES[0]].lost_of_nonzero:.1%}" for fmt in self.config.formats)
         first = self.config.formats[0]
         even, random = (reports[first][mode].edq_ratio for mode in MODES)
         name = title(optimizer)
         return (
-            f"near convergence weights would lose these shares of {name}'s non-zero updates: {lost}; the step made in "
-            f"{first} is {even:.0%} of the one intended, {random:.0%} with stochastic rounding"
+            f"near convergence weights would lose these shares of {name}'s non-zero updates: {shares}; the step made "
+            f"in {first} is {even:.0%} of the one intended, {random:.0%} with stochastic rounding"
         )
 
     @property
@@ -268,18 +268,18 @@ def _look(
     reports: dict[str, dict[str, UpdateReport]] = {}
     tensors: dict[str, dict[str, UpdateReport]] = {}
     for fmt in config.formats:
-        found = {mode: {name: UpdateReport.empty(fmt, mode) for name in snapshots[0].updates} for mode in MODES}
+        by_mode = {mode: {name: UpdateReport.empty(fmt, mode) for name in snapshots[0].updates} for mode in MODES}
         first = 0  # every element has a random number of its own
         for snapshot in snapshots:
             for name, updates in snapshot.updates.items():
                 for mode in MODES:
                     rng = (config.seed, first)
-                    found[mode][name] += update_report(snapshot.parameters[name], updates, fmt, mode=mode, rng=rng)
+                    by_mode[mode][name] += update_report(snapshot.parameters[name], updates, fmt, mode=mode, rng=rng)
                 first += updates.size
         reports[fmt] = {
-            mode: sum(by_tensor.values(), UpdateReport.empty(fmt, mode)) for mode, by_tensor in found.items()
+            mode: sum(by_tensor.values(), UpdateReport.empty(fmt, mode)) for mode, by_tensor in by_mode.items()
         }
-        tensors[fmt] = found["ties_to_even"]
+        tensors[fmt] = by_mode["ties_to_even"]
     gaps = {
         fmt: sum(
             (WeightGaps.of(weights, fmt) for weights in snapshots[0].parameters.values()), WeightGaps(get_format(fmt))

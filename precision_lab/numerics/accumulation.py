@@ -358,19 +358,19 @@ def accumulate(
     (256.0, 300.0, 256)
 
     """
-    asked = _asked(fmt, method, mode, accumulator, block)
+    settings = _settings(fmt, method, mode, accumulator, block)
     given = terms if isinstance(terms, Terms) else Terms(terms)
-    added = _added(given.array, asked, rng)
+    added = _added(given.array, settings, rng)
     n = given.array.size
     exact, magnitudes = given.sums
-    is_given, in_units = given.known(asked.accumulator)
+    is_given, in_units = given.known(settings.accumulator)
     return AccumulationTrace(
         result=added.result,
         exact=exact,
         method=method,
-        mode=asked.mode.value,
-        format=asked.format,
-        accumulator=asked.accumulator,
+        mode=settings.mode.value,
+        format=settings.format,
+        accumulator=settings.accumulator,
         count=n,
         partial_sums=added.partial_sums,
         magnitudes=magnitudes,
@@ -379,7 +379,7 @@ def accumulate(
             "pairwise": max((n - 1).bit_length(), 1 - is_given) if n else 0,  # the additions above a leaf of the tree
             "blocked": min(block, n) - (-n // block),
         }.get(method, n - is_given),
-        underflow=_NOTHING if in_units else added.steps * Fraction(asked.accumulator.smallest_subnormal),
+        underflow=_NOTHING if in_units else added.steps * Fraction(settings.accumulator.smallest_subnormal),
     )
 
 
@@ -397,12 +397,12 @@ def rounded_sum(
 
     Parameters, rounding and errors are those of `accumulate`.
     """
-    asked = _asked(fmt, method, mode, accumulator, block)
+    settings = _settings(fmt, method, mode, accumulator, block)
     given = terms if isinstance(terms, Terms) else Terms(terms)
-    return RoundedSum(_added(given.array, asked, rng).result, given.sums[0])
+    return RoundedSum(_added(given.array, settings, rng).result, given.sums[0])
 
 
-class _Asked(NamedTuple):
+class _Settings(NamedTuple):
     """The arguments of a sum, checked."""
 
     format: FloatFormat
@@ -412,13 +412,13 @@ class _Asked(NamedTuple):
     block: int
 
 
-def _asked(fmt: FormatLike, method: str, mode: str, accumulator: FormatLike | None, block: int) -> _Asked:
+def _settings(fmt: FormatLike, method: str, mode: str, accumulator: FormatLike | None, block: int) -> _Settings:
     fmt = get_format(fmt)
     wide = fmt if accumulator is None else get_format(accumulator)
     rounding_mode = get_mode(mode)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    return _Asked(fmt, wide, method, rounding_mode, check_integer("block", block, 1))
+    return _Settings(fmt, wide, method, rounding_mode, check_integer("block", block, 1))
 
 
 class _Added(NamedTuple):
@@ -430,11 +430,11 @@ class _Added(NamedTuple):
     steps: int
 
 
-def _added(array: Array, asked: _Asked, rng: RandomSource) -> _Added:
+def _added(array: Array, settings: _Settings, rng: RandomSource) -> _Added:
     """Add up doubles."""
     kernels = load_kernels().sums
 
-    fmt, wide, method, mode, block = asked
+    fmt, wide, method, mode, block = settings
     n = array.size
     steps = kept = n
     if method == "pairwise":

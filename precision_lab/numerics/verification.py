@@ -174,14 +174,14 @@ def _check_range(task: tuple[FloatFormat, int, int]) -> tuple[int, int, list[str
 def _spread(fmt: FloatFormat, executor: Executor, progress: Callable[[int, int], None] | None) -> Verification:
     """Check all patterns on an executor; the examples are the first, whichever range is done first."""
     tasks = [(fmt, start, start + _TASK) for start in range(0, _ALL, _TASK)]
-    found: dict[int, tuple[int, int, list[str]]] = {}
+    results: dict[int, tuple[int, int, list[str]]] = {}
     for number, result in completed(_check_range, tasks, executor):
-        found[number] = result
+        results[number] = result
         if progress is not None:
-            progress(sum(checked for checked, _, _ in found.values()), _ALL)
-    checked = sum(result[0] for result in found.values())
-    mismatches = sum(result[1] for result in found.values())
-    examples = [example for number in sorted(found) for example in found[number][2]]
+            progress(sum(checked for checked, _, _ in results.values()), _ALL)
+    checked = sum(result[0] for result in results.values())
+    mismatches = sum(result[1] for result in results.values())
+    examples = [example for number in sorted(results) for example in results[number][2]]
     return Verification(fmt, "ml_dtypes", checked, mismatches, tuple(examples[:3]))
 
 

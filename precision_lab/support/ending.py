@@ -35,16 +35,16 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _again(lost: Any) -> None:
+def _again(unraisable: Any) -> None:
     """Send a signal once more whose exception Python had to drop: one that came within a destructor or a callback.
 
     Imports have many callbacks, and the command would go on as if nobody had asked it to end.
     """
-    if not isinstance(lost.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
         return
     number = signal.SIGINT
-    if isinstance(lost.exc_value, Terminated):
+    if isinstance(unraisable.exc_value, Terminated):
         number = signal.SIGTERM
         signal.signal(number, _terminate)
     main_thread = threading.get_ident()  # only there are signals answered
@@ -81,6 +81,6 @@ def stopped(why: KeyboardInterrupt) -> NoReturn:
     """Say in one line that the command was stopped, and exit."""
     terminated = isinstance(why, Terminated)
     # Ctrl-C leaves a ^C on the terminal's line
-    said = "precision-lab: terminated" if terminated else "\nprecision-lab: interrupted"
-    print(said, file=sys.stderr)  # noqa: T201
+    message = "precision-lab: terminated" if terminated else "\nprecision-lab: interrupted"
+    print(message, file=sys.stderr)  # noqa: T201
     sys.exit(TERMINATED if terminated else INTERRUPTED)

@@ -82,8 +82,8 @@ def _identity(path: Path) -> tuple[int, int] | str:
     if path is STANDARD_OUTPUT:
         return "-"
     with suppress(OSError, ValueError):
-        found = path.stat()
-        return (found.st_dev, found.st_ino)
+        status = path.stat()
+        return (status.st_dev, status.st_ino)
     with suppress(OSError, ValueError):  # not there
         return os.path.normcase(os.path.realpath(path))
     return str(path)  # no name that a file could have

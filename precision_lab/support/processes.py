@@ -68,7 +68,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def number_of_processes(asked: int | None) -> int:
+def number_of_processes(count: int | None) -> int:
     """Return how many processes to start where so many are asked for, None one for each core.
 
     Raises
@@ -77,17 +77,17 @@ def number_of_processes(asked: int | None) -> int:
         Fewer than one, or more than this machine can be meant to run.
 
     """
-    if asked is None:
+    if count is None:
         return usable_cores()
-    if asked < 1:
-        raise ValueError(f"workers must be an integer of at least 1, got {asked}")
+    if count < 1:
+        raise ValueError(f"workers must be an integer of at least 1, got {count}")
     cores = os.cpu_count() or 1
     most = min(_PER_CORE * cores, _WINDOWS) if os.name == "nt" else _PER_CORE * cores
-    if asked > most:
+    if count > most:
         raise ValueError(
-            f"workers must be at most {most} on this machine of {cores} cores, got {asked}; take {usable_cores()}"
+            f"workers must be at most {most} on this machine of {cores} cores, got {count}; take {usable_cores()}"
         )
-    return asked
+    return count
 
 
 def end_with_parent(wait: Callable[[], object]) -> None:

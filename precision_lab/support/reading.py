@@ -50,8 +50,8 @@ def state_of(file: int | str | Path) -> tuple[int, int]:
     Not the number of its inode: some network file systems give a file a new one each time they are asked. A file of
     the same size that is put in its place has another time.
     """
-    found = os.stat(file)  # noqa: PTH116 - of a handle, too
-    return found.st_size, found.st_mtime_ns
+    status = os.stat(file)  # noqa: PTH116 - of a handle, too
+    return status.st_size, status.st_mtime_ns
 
 
 def read_small(path: str | Path, limit: int = MAX_BYTES) -> bytes:
@@ -98,13 +98,13 @@ def parse_json(
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> Any:
-        found: dict[str, Any] = {}
+        members: dict[str, Any] = {}
         for key, value in pairs:
             key.encode()  # a lone surrogate is no text, and nobody could print it
-            if key in found:
+            if key in members:
                 raise ValueError(f"duplicate key '{shown(key, 100)}'")
-            found[key] = value
-        return found if lighter is None else lighter(found)
+            members[key] = value
+        return members if lighter is None else lighter(members)
 
     def no_constant(word: str) -> None:
         raise ValueError(f"{word} is not JSON")

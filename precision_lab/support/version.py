@@ -16,5 +16,5 @@ def version() -> str:
         stated = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (OSError, ValueError, KeyError):  # what lies beside an installed package is other people's
         stated = {}
-    found = stated["version"] if stated.get("name") == "precision-lab" else metadata.version("precision-lab")
-    return str(found)
+    number = stated["version"] if stated.get("name") == "precision-lab" else metadata.version("precision-lab")
+    return str(number)

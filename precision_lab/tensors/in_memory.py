@@ -43,14 +43,14 @@ def memory_source(file: Path, name: str, value: Any) -> Source:
 def torch_sources(file: Path, _raw: Raw) -> list[Source]:
     """List the tensors of a file that torch reads; one that stands there under two names is read under the first."""
     try:
-        found = list(torch_files.named_tensors(torch_files.load(file)))
+        tensors = list(torch_files.named_tensors(torch_files.load(file)))
     except ValueError as error:
         what, _, cure = str(error).rpartition("; ")
         raise refusal(file, what, cure) from error
     sources: list[Source] = []
     first: dict[Any, str] = {}
     seen: set[str] = set()
-    for name, tensor in found:
+    for name, tensor in tensors:
         if name in seen:
             raise refusal(file, "two tensors of this name", tensor=name)
         seen.add(name)

@@ -139,8 +139,8 @@ def check_state(file: Path | int, state: tuple[int, int] | None, name: Path | No
 def refusal(file: Path, what: object, cure: str = AGAIN, tensor: str | None = None) -> TensorFileError:
     """Return the error that says in one line where, what, and the cure."""
     where = shown(file, 4096) + (f", tensor '{shown(tensor, 100)}'" if tensor is not None else "")
-    said = re.sub(r" object at 0x[0-9a-fA-F]+", "", str(what))  # NumPy's parser tells addresses, others each time
-    return TensorFileError(f"{where}: {shown(said)}; {cure}")
+    reason = re.sub(r" object at 0x[0-9a-fA-F]+", "", str(what))  # NumPy's parser tells addresses, others each time
+    return TensorFileError(f"{where}: {shown(reason)}; {cure}")
 
 
 @contextmanager

@@ -76,9 +76,9 @@ def _npy_source(file: Path, name: str, stream: IO[bytes], size: int, raw: Raw, m
         dtype = raw
     word = sys.intern(dtype.name)  # NumPy makes another text each time
     info = TensorInfo(file, name, word, checked_shape(shape), skip_reason(word), column_major)
-    expected, found = info.count * dtype.itemsize, size - head.tell()
-    if expected != found:
-        raise refusal(file, f"expected {expected} bytes of data, found {found}", tensor=name)
+    expected, actual = info.count * dtype.itemsize, size - head.tell()
+    if expected != actual:
+        raise refusal(file, f"expected {expected} bytes of data, found {actual}", tensor=name)
     return Source(info, head.tell(), expected, not dtype.isnative, member)
 
 

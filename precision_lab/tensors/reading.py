@@ -304,10 +304,10 @@ def _indexed_sources(index: Path) -> list[Source]:
         if not (index.parent / shard).exists():
             raise refusal(index, f"shard '{shard}' is missing", "download it into the folder")
     sources = [source for shard in shards for source in file_sources(index.parent / shard, None)]
-    found, listed = {(source.info.name, source.info.file.name) for source in sources}, set(weight_map.items())
-    for name, shard in sorted(found - listed):
+    present, listed = {(source.info.name, source.info.file.name) for source in sources}, set(weight_map.items())
+    for name, shard in sorted(present - listed):
         raise refusal(index, f"it is in shard '{shard}' but not in the index", tensor=name)
-    for name, shard in sorted(listed - found):
+    for name, shard in sorted(listed - present):
         raise refusal(index, f"it is in the index but not in shard '{shard}'", tensor=name)
     return sources
 

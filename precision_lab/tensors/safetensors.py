@@ -61,11 +61,11 @@ def safetensors_sources(file: Path, _raw: Raw) -> list[Source]:
 _FIELDS = ("dtype", "shape", "data_offsets")
 
 
-def _lighter(found: dict[str, Any]) -> Any:
+def _lighter(entry: dict[str, Any]) -> Any:
     """Hold the entry of a tensor in half the bytes, as a tuple; what is none stays as it is."""
-    values = [found.get(field) for field in _FIELDS]
-    if len(found) != len(_FIELDS) or [type(value) for value in values] != [str, list, list]:
-        return found
+    values = [entry.get(field) for field in _FIELDS]
+    if len(entry) != len(_FIELDS) or [type(value) for value in values] != [str, list, list]:
+        return entry
     word, shape, offsets = cast(tuple[str, list[Any], list[Any]], values)
     return sys.intern(word), tuple(shape), tuple(offsets)
 

@@ -104,9 +104,11 @@ def read_slices(slices: Iterable[TensorSlice], *, chunk_bytes: int = 1 << 20) ->
     for file, size in {s.source.info.file: s.size for s in listed}.items():
         with blaming(file):
             states[file] = state_of(file) if file.is_file() else None
-        found = states[file] and states[file][0]
-        if found != size:
-            what = "not found by a worker" if found is None else f"has {found} bytes for a worker, and {size} at first"
+        current = states[file] and states[file][0]
+        if current != size:
+            what = (
+                "not found by a worker" if current is None else f"has {current} bytes for a worker, and {size} at first"
+            )
             cure = "do not change files while they are read; with a cluster they must be on a file system shared by all"
             raise refusal(file, what, cure)
     yield from zip(listed, (chunks for _, chunks in stream_of(_filled(listed, states), chunk_bytes)), strict=True)

@@ -71,8 +71,8 @@ def load(file: Path) -> Any:
                 "it is pickled by protocol 4 or 5, which torch.load(weights_only=True) does not read; save it with "
                 "pickle_protocol=2, the default of torch.save"
             ) from error
-        said = str(error).rpartition("error: ")[2].strip().partition("\n")[0]
-        what = f"torch cannot read it as tensors only ({type(error).__name__}: {said[:160]})"
+        reason = str(error).rpartition("error: ")[2].strip().partition("\n")[0]
+        what = f"torch cannot read it as tensors only ({type(error).__name__}: {reason[:160]})"
         raise ValueError(f"{what}; download or save it again") from error
 
 
@@ -175,15 +175,15 @@ def named_tensors(content: Any) -> Iterator[tuple[str, Any]]:
 
     """
     entered: set[int] = set()  # by identity: all of them live as long as `content` does
-    found = 0
+    count = 0
     waiting: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter([("", content)]))]
     while waiting:
         prefix, entries = waiting[-1]
         for key, value in entries:
             if not (is_tensor(value) or isinstance(value, Mapping | list | tuple)) or id(value) in entered:
                 continue
-            found += 1
-            if found > _MOST:
+            count += 1
+            if count > _MOST:
                 raise ValueError(f"more than {_MOST:,} tensors, lists and dictionaries; save the state_dict() alone")
             name = prefix + _text(key)
             if is_tensor(value):

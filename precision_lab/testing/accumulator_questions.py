@@ -55,14 +55,14 @@ def accumulator_bits(probe: Probe, scale: Scale) -> tuple[int, int] | None:
     """Return the fewest and the most bits that some triples of places show; None where nothing is lost."""
     n = probe.length
     triples = dict.fromkeys([(0, 1, 2), (0, n // 2, n - 1), (n - 3, n - 2, n - 1), (0, n - 2, n - 1)])
-    found = [bits_kept(probe, scale, *itertools.permutations(places, 3)) for places in triples]
-    known = [bits for bits in found if bits is not None]
+    widths = [bits_kept(probe, scale, *itertools.permutations(places, 3)) for places in triples]
+    known = [bits for bits in widths if bits is not None]
     return (min(known), max(known)) if known else None
 
 
 def widths_of_additions(probe: Probe, tree: Tree, scale: Scale) -> dict[frozenset[int], int]:
     """Return the bits of every addition but the last: by the terms below it."""
-    found = {}
+    widths = {}
     for parent in nodes_of(tree):
         for node in parent:
             if isinstance(node, tuple):
@@ -70,8 +70,8 @@ def widths_of_additions(probe: Probe, tree: Tree, scale: Scale) -> dict[frozense
                 outside = min(leaves_of(parent) - leaves_of(node))
                 bits = bits_kept(probe, scale, (first, second, outside))
                 if bits is not None:
-                    found[leaves_of(node)] = bits
-    return found
+                    widths[leaves_of(node)] = bits
+    return widths
 
 
 def signature(mode: str) -> tuple[bool, ...]:

@@ -524,7 +524,7 @@ class Check:
         _, exponents = np.frexp(np.where(np.isfinite(rows.values[:_KEPT]), rows.values[:_KEPT], 0))
         order = np.lexsort((np.abs(exponents), bits))
         _, firsts = np.unique(rows.patterns[order], return_index=True)
-        found = []
+        examples = []
         for i in order[np.sort(firsts)[:3]].tolist():
             row = rows.take(i)
             pattern, value = int(row.patterns), float(row.values)
@@ -534,8 +534,8 @@ class Check:
                 expected = "NaN"
             hexadecimal = _hex(pattern, self.spec.source.bits)
             got = self._code_text(int(row.raw), float(row.stored))
-            found.append(Example(hexadecimal, exact_text(value), expected, got, place))
-        return tuple(found)
+            examples.append(Example(hexadecimal, exact_text(value), expected, got, place))
+        return tuple(examples)
 
     def _code_text(self, code: int, stored: float | None) -> str:
         target = self.spec.target

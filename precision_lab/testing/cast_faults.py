@@ -288,37 +288,39 @@ def suspects(spec: Spec) -> list[Suspect]:
         "to_odd": ("rounds to odd", "rounds everything inexact to odd"),
         "only_odd_ties": ("rounds only ties up", "rounds toward zero all but ties"),
     }
-    found = [Suspect(*modes[mode], {"mode": mode}) for mode in modes if mode != spec.mode]
+    mistakes = [Suspect(*modes[mode], {"mode": mode}) for mode in modes if mode != spec.mode]
     for name in ("fp32", "fp16", "bf16", "tf32"):
         fmt = FORMATS[name]
         if fmt in (source.format, target) or fmt.mantissa_bits >= source.mantissa_bits:
             continue
         if fmt.precision < target.precision:
-            found.append(Suspect(f"passes through {name}", f"what {name} cannot hold is lost on the way", {"via": fmt}))
+            mistakes.append(
+                Suspect(f"passes through {name}", f"what {name} cannot hold is lost on the way", {"via": fmt})
+            )
             continue
         chopped = {"via": fmt, "via_mode": "toward_zero"}
-        found += [
+        mistakes += [
             Suspect(f"rounds twice, via {name}", f"to {name} first, then to {target}", {"via": fmt}),
             Suspect(f"truncates to {name} first", f"truncates to {name}, then rounds to {target}", chopped),
         ]
     for bits in range(target.precision, source.mantissa_bits + 1):
         then = "subnormal results once more to their spacing" if bits == target.precision else f"to {target}"
         text = f"to {bits} significand bits first, then {then}"
-        found.append(Suspect(f"rounds twice, via {bits} bits", text, {"via": bits}))
+        mistakes.append(Suspect(f"rounds twice, via {bits} bits", text, {"via": bits}))
     for bits in range(1, source.mantissa_bits - target.mantissa_bits):
         text = f"looks at {bits} bit{'s' * (bits > 1)} beyond the last one kept and ignores those below"
-        found.append(Suspect("ignores low bits", text, {"looks_at": bits}))
+        mistakes.append(Suspect("ignores low bits", text, {"looks_at": bits}))
     if spec.subnormals:
-        found += [
+        mistakes += [
             Suspect("flushes subnormal results", "subnormal results become zero", {"flushes": "after"}),
         ]
     else:
-        kept = "subnormal results are kept, where zero was asked for"
-        found.append(Suspect("keeps subnormal results", kept, {"flushes": "never"}))
+        text = "subnormal results are kept, where zero was asked for"
+        mistakes.append(Suspect("keeps subnormal results", text, {"flushes": "never"}))
     if spec.subnormals and source.smallest_normal < target.smallest_normal:  # else it is the next
         text = "subnormal results become zero, even those that would round to the smallest normal"
-        found.append(Suspect("flushes subnormal results", text, {"flushes": "before"}))
-    found += [
+        mistakes.append(Suspect("flushes subnormal results", text, {"flushes": "before"}))
+    mistakes += [
         Suspect("flushes subnormal inputs", "takes subnormal inputs for zero", {"flushes_inputs": True}),
         Suspect("loses the sign of zero", "-0.0 becomes +0.0", {"loses_sign": "zeros"}),
         Suspect("loses the sign of zero", "every zero result is +0.0", {"loses_sign": "all"}),
@@ -331,11 +333,11 @@ def suspects(spec: Spec) -> list[Suspect]:
         if _infinity(to, spec) == _infinity("", spec) or (to == "infinity" and not target.has_infinity):
             continue
         name = "saturates" if to == "max" else "does not saturate" if saturates else f"overflows to {text}"
-        found += [
+        mistakes += [
             Suspect(name, f"turns overflow into {text}", {"overflows_to": to}),
             Suspect(f"infinity becomes {text}", f"turns infinity into {text}", {"infinity_to": to}),
         ]
-    found += [
+    mistakes += [
         Suspect("overflows to zero", "turns overflow into +0.0", {"overflows_to": "positive zero"}),
         Suspect("overflow wraps around", "lets overflow run on into other codes", {"overflows_to": "wraps"}),
         Suspect(
@@ -376,7 +378,7 @@ def suspects(spec: Spec) -> list[Suspect]:
         Suspect("exponent off by one", "is twice what it should be", {"scale": 1}),
         Suspect("exponent off by one", "is half what it should be", {"scale": -1}),
     ]
-    return found
+    return mistakes
 
 
 def place_conditions() -> list[Condition]:
@@ -479,14 +481,14 @@ def explain(rows: Rows, spec: Spec, limit: int = 6) -> list[Finding]:
     """Return the fewest mistakes, each with its condition, that predict most of the rows (no NaNs among the inputs)."""
     candidates = suspects(spec)
     held = [(condition, condition.holds(rows)) for condition in place_conditions()]
-    found: list[Finding] = []
+    findings: list[Finding] = []
     current = rows.expected
-    while len(found) < limit and (current != rows.got).any():
+    while len(findings) < limit and (current != rows.got).any():
         best: tuple[float, Finding] | None = None
         for suspect in candidates:
-            if any(suspect.changes.keys() & other.suspect.changes.keys() for other in found):
+            if any(suspect.changes.keys() & other.suspect.changes.keys() for other in findings):
                 continue
-            predicted = predict_all([*found, Finding(suspect, EVERYWHERE)], rows, spec)
+            predicted = predict_all([*findings, Finding(suspect, EVERYWHERE)], rows, spec)
             changed = predicted != current
             if not changed.any():
                 continue
@@ -500,15 +502,15 @@ def explain(rows: Rows, spec: Spec, limit: int = 6) -> list[Finding]:
                     best = score, Finding(suspect, condition)
         if best is None:
             break
-        found.append(best[1])
-        current = predict_all(found, rows, spec)
-    return _simplest(found, rows, spec)
+        findings.append(best[1])
+        current = predict_all(findings, rows, spec)
+    return _simplest(findings, rows, spec)
 
 
-def refine(found: list[Finding], rows: Rows, spec: Spec) -> list[Finding]:
+def refine(findings: list[Finding], rows: Rows, spec: Spec) -> list[Finding]:
     """Look at more rows for the binade from which, or below which, a mistake shows."""
-    result = list(found)
-    for i, finding in enumerate(found):
+    result = list(findings)
+    for i, finding in enumerate(findings):
         if "2^" not in finding.condition.text:
             continue
         others = [*result[:i], *result[i + 1 :]]
@@ -533,22 +535,22 @@ def place_of(strange: Rows, right: Rows) -> Condition | None:
     return None if best is None else best[1]
 
 
-def _simplest(found: list[Finding], rows: Rows, spec: Spec) -> list[Finding]:
+def _simplest(findings: list[Finding], rows: Rows, spec: Spec) -> list[Finding]:
     """Leave out mistakes and conditions that the others make superfluous."""
 
-    def misses(findings: list[Finding]) -> int:
-        return int(np.count_nonzero(predict_all(findings, rows, spec) != rows.got))
+    def misses(candidates: list[Finding]) -> int:
+        return int(np.count_nonzero(predict_all(candidates, rows, spec) != rows.got))
 
-    least = misses(found)
-    for finding in tuple(found):
-        without = [other for other in found if other is not finding]
+    least = misses(findings)
+    for finding in tuple(findings):
+        without = [other for other in findings if other is not finding]
         if (fewer := misses(without)) <= least:
-            found, least = without, fewer
-    for i, finding in enumerate(found):
-        relaxed = [*found[:i], finding._replace(condition=EVERYWHERE), *found[i + 1 :]]
+            findings, least = without, fewer
+    for i, finding in enumerate(findings):
+        relaxed = [*findings[:i], finding._replace(condition=EVERYWHERE), *findings[i + 1 :]]
         if (fewer := misses(relaxed)) <= least:
-            found, least = relaxed, fewer
-    return found
+            findings, least = relaxed, fewer
+    return findings
 
 
 def other_meaning(rows: Rows, spec: Spec) -> tuple[str, str] | None:

@@ -102,15 +102,15 @@ def special_patterns(source: Source) -> Array:
     fields = source.exponent_bits, source.mantissa_bits
     sign = 1 << (source.bits - 1)
     specials = "ieee" if source.format is None else source.format.specials
-    found = [0]
+    patterns = [0]
     if specials == "ieee":
         top = (2 ** fields[0] - 1) << fields[1]
         bits = [1 << k for k in range(fields[1])]  # of the payload; the last one is the quiet bit
         payloads = [0, *bits, sum(bits), bits[-1] | 1, sum(bits[:-1])] if bits else [0]
-        found += [top | payload for payload in payloads]
+        patterns += [top | payload for payload in payloads]
     elif specials == "fn":
-        found += [sign - 1]
-    return _unique(np.array([*found, *(sign | pattern for pattern in found)], source.pattern_dtype))
+        patterns += [sign - 1]
+    return _unique(np.array([*patterns, *(sign | pattern for pattern in patterns)], source.pattern_dtype))
 
 
 def all_patterns(source: Source) -> Array:
@@ -198,13 +198,13 @@ def _own(source: Source) -> Array:
 def _unique(patterns: Array) -> Array:
     """Return them sorted, each once; np.unique's own way is several times slower on millions."""
     ordered: Array = np.sort(patterns, axis=None)
-    kept: Array = ordered[np.append(True, ordered[1:] != ordered[:-1])]
-    return kept
+    unique: Array = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    return unique
 
 
 def _signed(source: Source, patterns: Array) -> Array:
     """Return each pattern with both signs, those that fit."""
     sign = source.pattern_dtype.type(1 << (source.bits - 1))
-    kept = _unique(patterns)
-    kept = kept[kept < sign]
-    return np.concatenate([kept, kept | sign])
+    unsigned = _unique(patterns)
+    unsigned = unsigned[unsigned < sign]
+    return np.concatenate([unsigned, unsigned | sign])

@@ -183,10 +183,10 @@ def _name_of(function: Callable[[Array], Any]) -> tuple[str, str] | None:
     # to import a script is to run it again
     if not isinstance(module, str) or not isinstance(name, str) or module == "__main__" or module not in sys.modules:
         return None
-    found: Any = sys.modules[module]
+    target: Any = sys.modules[module]
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return (module, name) if found is function else None
+        target = getattr(target, part, None)
+    return (module, name) if target is function else None
 
 
 def call_in_pieces(
@@ -535,4 +535,4 @@ def serve(module: str, name: str, dtype: tuple[str, str], caller: int) -> None:
         size, shift, count, piece = _REQUEST.unpack(request)
         x = np.empty(count + shift, kind)[shift:]
         x.view(np.uint8)[...] = np.frombuffer(sys.stdin.buffer.read(size), np.uint8)
-        send(call_in_pieces(function, x, piece, before, lambda found, length: np.empty(length, found)))
+        send(call_in_pieces(function, x, piece, before, lambda result_dtype, length: np.empty(length, result_dtype)))

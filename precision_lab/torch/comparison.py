@@ -242,19 +242,19 @@ class _Other:
 
     def _by_name(self, of: Any) -> dict[str, Array]:
         values = zip(self.names, self.model.parameters(), strict=True)
-        found = {name: _float32(of(p)) for name, p in values}
-        return {name: array.T.copy() if array.ndim == 2 else array for name, array in found.items()}
+        arrays = {name: _float32(of(p)) for name, p in values}
+        return {name: array.T.copy() if array.ndim == 2 else array for name, array in arrays.items()}
 
 
 _BUFFERS = {"first_moment": ("exp_avg", "momentum_buffer"), "second_moment": ("exp_avg_sq",)}
 
 
 def _optimizer(config: TrainingConfig, model: Any) -> Any:
-    ours = config.build_optimizer()
-    options: dict[str, Any] = by_symbol(ours)
+    optimizer = config.build_optimizer()
+    options: dict[str, Any] = by_symbol(optimizer)
     if betas := tuple(options.pop(name) for name in ("beta1", "beta2") if name in options):
         options["betas"] = betas
-    kind = getattr(torch.optim, type(ours).__name__)
+    kind = getattr(torch.optim, type(optimizer).__name__)
     return kind(model.parameters(), foreach=False, fused=False, **options)
 
 

@@ -112,8 +112,8 @@ class GradientRecorder:
         every = check_integer("every", every, 1)
         if scaler is not None and optimizer is None:
             raise ValueError("a scaler is asked about the steps of an optimizer: give the optimizer too")
-        asked = tuple(dict.fromkeys(map(get_format, formats)))
-        self._tallies = _tallies(model, asked)
+        chosen_formats = tuple(dict.fromkeys(map(get_format, formats)))
+        self._tallies = _tallies(model, chosen_formats)
         if not self._tallies:
             raise ValueError(f"the model, a {type(model).__name__}, has no parameters: there is nothing to record")
         if optimizer is not None:
@@ -403,10 +403,10 @@ class _Tally:
             self.count_reports(before, updates)
 
     def count_block(self, updates: Array, ratios: Array, gradients: list[Array]) -> None:
-        found = ExponentHistogram.of(updates)
-        self.updates += found
+        histogram = ExponentHistogram.of(updates)
+        self.updates += histogram
         self.ratios += ExponentHistogram.of(ratios)
-        if found.zero:
+        if histogram.zero:
             self.unchanged += sum(int(np.count_nonzero((updates == 0) & (g != 0))) for g in gradients)
 
     def count_waiting(self) -> None:

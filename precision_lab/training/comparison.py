@@ -175,12 +175,12 @@ def first_differences(
         The loss scale of this step.
 
     """
-    found = []
+    differences = []
     for operation, name, fmt, pair, exact in _operations(ours, theirs, config, inputs, labels, scale):
         difference = compared(step, operation, name, fmt, *pair, exact=exact)
         if difference is not None:
-            found.append(difference)
-    return tuple(found)
+            differences.append(difference)
+    return tuple(differences)
 
 
 def compared(

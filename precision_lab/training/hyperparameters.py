@@ -410,7 +410,7 @@ def _as_float(value: Fraction) -> float:
 def _finding(
     name: str,
     expression: str,
-    asked: float,
+    value: float,
     exact: Fraction,
     stored: float,
     consequence: str,
@@ -427,7 +427,7 @@ def _finding(
     if severity in (Severity.OK, Severity.NOTE):
         advice = ""
     elif advice is None:
-        advice = _KEEP if survives in (None, asked) else f"{name} = {survives!r}{remark}, or {_KEEP}"
+        advice = _KEEP if survives in (None, value) else f"{name} = {survives!r}{remark}, or {_KEEP}"
     relative = error if exact and math.isfinite(stored) else math.nan
     return Finding(
         name, expression, _as_float(exact), stored, relative, effect, severity, consequence, survives, advice
@@ -484,7 +484,7 @@ def _off(error: float) -> str:
     return f"{size} % too {'large' if error > 0 else 'small'}"
 
 
-def _asked(stored: float, exact: float, unit: str = "") -> str:
+def _with_asked(stored: float, exact: float, unit: str = "") -> str:
     """Write a number, and the one that was asked for if it looks different."""
     written, wanted = _text(stored), _text(exact)
     return f"{written}{unit}" + ("" if written == wanted else f", asked {wanted}")
@@ -494,13 +494,13 @@ _KEEP = "keep it in fp32"
 
 
 def _stored_itself(
-    fmt: FloatFormat, name: str, value: float, lost: str, consequence: Callable[[float, float], str]
+    fmt: FloatFormat, name: str, value: float, if_zero: str, consequence: Callable[[float, float], str]
 ) -> Finding:
     """Describe a number of at least 0 that the format holds, flushes or cannot reach."""
     stored = stored_value(Fraction(value), fmt)
     error = _change(stored, Fraction(value))
     if stored == 0 < value:
-        what, survives = f"becomes 0: {lost}", fmt.smallest_subnormal
+        what, survives = f"becomes 0: {if_zero}", fmt.smallest_subnormal
         remark = f" (anything above {_text(fmt.flush_threshold)} is not flushed)"
     elif not math.isfinite(stored):
         what, survives = f"becomes {stored}: the largest value of {fmt} is {_text(fmt.max)}", fmt.max
@@ -513,11 +513,11 @@ def _stored_itself(
 
 def _lr(fmt: FloatFormat, lr: float, optimizer: Optimizer) -> Finding:
     def consequence(stored: float, error: float) -> str:
-        said = f"each step is {_off(error)}"
+        text = f"each step is {_off(error)}"
         if not optimizer.normalizes:
-            return said
+            return text
         largest = _largest_moved(fmt, stored)
-        return said if largest is None else f"{said}; a step of lr is lost on weights above {_text(largest)}"
+        return text if largest is None else f"{text}; a step of lr is lost on weights above {_text(largest)}"
 
     return _stored_itself(fmt, "lr", lr, "no weight ever moves", consequence)
 
@@ -556,7 +556,7 @@ def _beta(fmt: FloatFormat, name: str, beta: float, what: str) -> Finding:
     if stored == 1:
         consequence = f"becomes 1: {what} never decays, asked a window of {_text(_window(beta))} steps"
     else:
-        consequence = f"averages over {_asked(_window(stored), _window(beta), ' steps')}"
+        consequence = f"averages over {_with_asked(_window(stored), _window(beta), ' steps')}"
     remark = "" if survives is None else f" (window {_text(_window(survives))} steps)"
     effect = _change(1 - Fraction(stored), 1 - Fraction(beta))
     return _finding(name, name, beta, Fraction(beta), stored, consequence, survives, effect_error=effect, remark=remark)
@@ -579,7 +579,7 @@ def _share_of_the_new(fmt: FloatFormat, name: str, beta: float, moment: str) -> 
         consequence = f"becomes 0: new gradients count for nothing, {moment} stays 0"
     else:
         total = Fraction(stored_value(Fraction(beta), fmt)) + Fraction(stored)
-        consequence = f"old and new together count {_asked(_as_float(total), 1.0)}"
+        consequence = f"old and new together count {_with_asked(_as_float(total), 1.0)}"
     survives = _closest(beta, 0.0, lambda x: stored_value(1 - Fraction(x), fmt) > 0)
     return _finding(name, f"1 - {name}", beta, rate, stored, consequence, survives)
 
@@ -600,7 +600,7 @@ def _average(fmt: FloatFormat, name: str, beta: float, expression: str) -> Findi
     elif not math.isfinite(stored):
         consequence = f"{moment} grows until it is {stored}"
     else:
-        consequence = f"under a constant g = 1 {moment} settles at {_asked(stored, _as_float(exact), unit)}"
+        consequence = f"under a constant g = 1 {moment} settles at {_with_asked(stored, _as_float(exact), unit)}"
         if name == "beta2" and (error := 1 / math.sqrt(stored) - 1):
             consequence += f": steps are {_off(error)}"
 
@@ -616,14 +616,14 @@ def _average(fmt: FloatFormat, name: str, beta: float, expression: str) -> Findi
 def _bias_correction(fmt: FloatFormat, name: str, beta: float, moment: str, steps: int) -> Finding:
     """Describe 1 - beta^t with the stored beta: at t = 1, where it is furthest off, and at the end."""
     exact = 1 - Fraction(beta)
-    kept = stored_value(Fraction(beta), fmt)
-    stored = stored_value(1 - Fraction(kept), fmt)
-    if kept == 1:
+    stored_beta = stored_value(Fraction(beta), fmt)
+    stored = stored_value(1 - Fraction(stored_beta), fmt)
+    if stored_beta == 1:
         step = "infinite" if moment == "m" else "0"
         consequence = f"1 - 1^t is 0 at every t: {moment}/0 makes the step {step}, 0/0 makes it NaN"
     else:
-        end, asked = stored_value(_correction(kept, steps), fmt), _as_float(_correction(beta, steps))
-        consequence = f"{_off(_change(stored, exact))} at t = 1; at t = {steps:,} it is {_asked(end, asked)}"
+        end, exact_end = stored_value(_correction(stored_beta, steps), fmt), _as_float(_correction(beta, steps))
+        consequence = f"{_off(_change(stored, exact))} at t = 1; at t = {steps:,} it is {_with_asked(end, exact_end)}"
     return _finding(name, f"1 - {name}^t, t = 1", beta, exact, stored, consequence, _closest_beta(fmt, beta))
 
 
@@ -654,9 +654,9 @@ def _root_of_correction(fmt: FloatFormat, beta2: float) -> Finding:
         rate = 1 - Fraction(beta)
         return Fraction(_DECIMAL.sqrt(_DECIMAL.divide(Decimal(rate.numerator), Decimal(rate.denominator))))
 
-    kept = stored_value(Fraction(beta2), fmt)
-    stored, exact = stored_value(root(kept), fmt), root(beta2)
-    if kept == 1:
+    stored_beta = stored_value(Fraction(beta2), fmt)
+    stored, exact = stored_value(root(stored_beta), fmt), root(beta2)
+    if stored_beta == 1:
         consequence = "sqrt(0) at every t: sqrt(v)/0 is infinite, and the step 0"
     else:
         consequence = f"the first step is {_off(_change(stored, exact))}"
@@ -679,25 +679,25 @@ def _lost_gradients(fmt: FloatFormat, beta2: float, eps: float) -> Finding:
     def square(gradient: float) -> float:
         return float(round_to(gradient * gradient, fmt))
 
-    lost = _largest_value(fmt, lambda g: bool(round_to(share * square(g), fmt) == 0))
+    largest_lost = _largest_value(fmt, lambda g: bool(round_to(share * square(g), fmt) == 0))
 
     def inflation(eps: float) -> float:
         """Return by how much lr*g/eps, eps stored, exceeds lr*g/(g + eps) for the largest gradient that is lost."""
         floor = stored_value(Fraction(eps), fmt)
         if not math.isfinite(floor):
             return math.nan
-        return 0.0 if lost == 0 else _change(Fraction(lost) + Fraction(eps), Fraction(floor))
+        return 0.0 if largest_lost == 0 else _change(Fraction(largest_lost) + Fraction(eps), Fraction(floor))
 
     error = inflation(eps)
     if math.isnan(error):
         consequence = "eps is not finite: no gradient moves anything"
-    elif lost == 0:
+    elif largest_lost == 0:
         consequence = "every gradient counts"
     elif math.isinf(error):
-        consequence = f"v stays 0 where |g| <= {_text(lost)}, and the step g/0 is infinite"
+        consequence = f"v stays 0 where |g| <= {_text(largest_lost)}, and the step g/0 is infinite"
     else:
         size = "as asked to 1 %" if severity_of(error) is Severity.OK else f"up to {_off(error)}"
-        consequence = f"v stays 0 where |g| <= {_text(lost)}, and the step lr*g/eps is {size}"
+        consequence = f"v stays 0 where |g| <= {_text(largest_lost)}, and the step lr*g/eps is {size}"
     finite = _largest_value(fmt, lambda g: math.isfinite(square(g)))
     if finite < fmt.max:
         first = float(neighbours(finite, fmt)[1])
@@ -714,7 +714,9 @@ def _lost_gradients(fmt: FloatFormat, beta2: float, eps: float) -> Finding:
     if survives is not None:
         advice += f", or eps = {survives!r}"
     expression = "largest |g| lost in (1 - beta2)*g^2"
-    return _finding("eps", expression, eps, Fraction(0), lost, consequence, survives, effect_error=error, advice=advice)
+    return _finding(
+        "eps", expression, eps, Fraction(0), largest_lost, consequence, survives, effect_error=error, advice=advice
+    )
 
 
 def _l2(fmt: FloatFormat, weight_decay: float) -> Finding:
@@ -734,8 +736,8 @@ def _decay(fmt: FloatFormat, lr: float, weight_decay: float, momentum: float, st
         consequence = f"becomes {stored}, and so do the weights"
     else:
         decay = "becomes 1: no decay" if stored == 1 else f"the decay is {_off(effect)}"
-        reached, asked = (float(_power(factor, steps)) for factor in (Fraction(stored), 1 - rate))
-        consequence = f"{decay}; {steps:,} steps multiply a weight by {_asked(reached, asked)}"
+        reached, exact = (float(_power(factor, steps)) for factor in (Fraction(stored), 1 - rate))
+        consequence = f"{decay}; {steps:,} steps multiply a weight by {_with_asked(reached, exact)}"
 
     whole = min(_as_float(1 / per_unit), sys.float_info.max)  # takes all of the weight at once
     survives = _closest(weight_decay, whole, lambda x: stored_value(1 - per_unit * Fraction(x), fmt) < 1)

@@ -186,17 +186,17 @@ def memory_ledger(
     return MemoryLedger(storage, name_of(used), parameters, rows, tuple(transient))
 
 
-def memory_report(found: Mapping[str, MemoryLedger], ranks: int) -> dict[str, Any]:
+def memory_report(by_name: Mapping[str, MemoryLedger], ranks: int) -> dict[str, Any]:
     """Return ledgers by name as plain JSON types, and what each of `ranks` holds and sends."""
     return {
         **header("memory"),
         "ranks": ranks,
-        "ledgers": {name: ledger.to_dict() for name, ledger in found.items()},
+        "ledgers": {name: ledger.to_dict() for name, ledger in by_name.items()},
         "per_rank": {
             name: {f"ZeRO-{stage}": ledger.per_rank(ranks, stage) for stage in ZERO_STAGES}
-            for name, ledger in found.items()
+            for name, ledger in by_name.items()
         },
-        "traffic": {name: ledger.traffic(ranks) for name, ledger in found.items()},
+        "traffic": {name: ledger.traffic(ranks) for name, ledger in by_name.items()},
     }
 
 
@@ -235,10 +235,11 @@ def ledgers(
 
     """
     used = _named(optimizer)
-    count, kept = _whole(parameters, "parameters", 1), _whole(activations, "activations", 0)
-    asked = [n for name in names or ("all",) for n in (CONFIGURATIONS if name == "all" else [name])]
+    count, activation_count = _whole(parameters, "parameters", 1), _whole(activations, "activations", 0)
+    configurations = [n for name in names or ("all",) for n in (CONFIGURATIONS if name == "all" else [name])]
     return {
-        name: memory_ledger(StorageConfig.parse(name), used, count, activations=kept) for name in dict.fromkeys(asked)
+        name: memory_ledger(StorageConfig.parse(name), used, count, activations=activation_count)
+        for name in dict.fromkeys(configurations)
     }
 
 

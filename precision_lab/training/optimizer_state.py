@@ -50,13 +50,13 @@ def buffers(optimizer: Optimizer, storage: StorageConfig) -> dict[str, FloatForm
     `weights` (unless they are transient), `gradients`, `master`, the optimizer's moments, and the words of the rule by
     which weights are stored (`update_rules`).
     """
-    kept = {} if storage.transient_weights else {"weights": storage.weights}
-    kept["gradients"] = storage.gradients
+    formats = {} if storage.transient_weights else {"weights": storage.weights}
+    formats["gradients"] = storage.gradients
     if storage.master is not None:
-        kept["master"] = storage.master
-    kept |= {role: getattr(storage, role) for role in optimizer.moments}
+        formats["master"] = storage.master
+    formats |= {role: getattr(storage, role) for role in optimizer.moments}
     words = UPDATE_RULES[storage.update].words
-    return kept | {word: kept[role] for word, role in words.items() if role in kept}
+    return formats | {word: formats[role] for word, role in words.items() if role in formats}
 
 
 def start(parameters: Array, optimizer: Optimizer, storage: StorageConfig) -> OptimizerState:
@@ -164,12 +164,12 @@ def update(
     elif not 0 <= learning_rate < math.inf:
         raise ValueError(f"learning_rate must be at least 0 and finite, got {learning_rate!r}")
     updated = codec(storage.updated)
-    kept = dict(held)
+    new_buffers = dict(held)
     with np.errstate(all="ignore"):
         g = codec(storage.gradients).round(_flat(gradient, "gradient"))
         if g.size != held["gradients"].size:
             raise ValueError(f"gradient must have {held['gradients'].size} elements, as the parameters; got {g.size}")
-        kept["gradients"] = codec(storage.gradients).encode(g) if g is not gradient else g.copy()
+        new_buffers["gradients"] = codec(storage.gradients).encode(g) if g is not gradient else g.copy()
         if unscale != 1:
             g = g * np.float32(unscale)
         w = updated_parameters(state, storage)
@@ -180,7 +180,7 @@ def update(
             both = promoted(storage.gradients, storage.updated)
             g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
         scale, direction, moments = optimizer.direction(state.step + 1, held, g, storage, learning_rate)
-        kept |= moments
+        new_buffers |= moments
         intended = direction if scale == 1 else scale * direction
         if decay:
             intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
@@ -190,15 +190,15 @@ def update(
         words = (w, *(updated.decode(held[word]) for word in beside))
         stream = (seed, state.step * w.size)
         w, *words_after = rule.add(words, Update(scale, direction, decay, intended), storage.updated, stream)
-        kept |= {word: updated.encode(values) for word, values in zip(beside, words_after, strict=True)}
+        new_buffers |= {word: updated.encode(values) for word, values in zip(beside, words_after, strict=True)}
         if storage.master is None:
-            kept["weights"] = updated.encode(w)
+            new_buffers["weights"] = updated.encode(w)
         else:
-            kept["master"] = updated.encode(w)
+            new_buffers["master"] = updated.encode(w)
             if not storage.transient_weights:
                 weights = codec(storage.weights)
-                kept["weights"] = weights.encode(weights.round(w if storage.weights != _FP32 else w.copy()))
-    return OptimizerState(state.step + 1, kept), intended
+                new_buffers["weights"] = weights.encode(weights.round(w if storage.weights != _FP32 else w.copy()))
+    return OptimizerState(state.step + 1, new_buffers), intended
 
 
 def _flat(x: Array, name: str) -> Array:

@@ -126,8 +126,8 @@ class StorageConfig(Shown):
             case "first_moment" | "second_moment":
                 return self.updated
             case "loss_scale":
-                kept = (self.weights, self.activation_gradients, self.gradients)
-                return DynamicLossScale.torch() if get_format("fp16") in kept else NoLossScale()
+                formats = (self.weights, self.activation_gradients, self.gradients)
+                return DynamicLossScale.torch() if get_format("fp16") in formats else NoLossScale()
         return next(f.default for f in fields(self) if f.name == key)
 
     @property

@@ -68,23 +68,23 @@ def sweep(
 
     """
     places: dict[str, TrainingConfig] = {_key(config): config for config in configs}
-    found: dict[str, TrainingResult] = {}
+    results: dict[str, TrainingResult] = {}
 
     def tell() -> None:
         if progress is not None:
-            progress(len(found), len(places))
+            progress(len(results), len(places))
 
     with _appending(checkpoint) as file:
         if checkpoint is not None:
-            found |= {key: result for key, result in _read(Path(checkpoint)).items() if key in places}
-        missing = [config for key, config in places.items() if key not in found]
+            results |= {key: result for key, result in _read(Path(checkpoint)).items() if key in places}
+        missing = [config for key, config in places.items() if key not in results]
         tell()
         for key, data in _results(missing, executor):
             if checkpoint is not None and file is not None:
                 _write(file, data, checkpoint)
-            found[key] = TrainingResult.from_dict(data)
+            results[key] = TrainingResult.from_dict(data)
             tell()
-    return [found[_key(config)] for config in configs]
+    return [results[_key(config)] for config in configs]
 
 
 def _key(config: TrainingConfig) -> str:
@@ -104,7 +104,7 @@ def _results(configs: list[TrainingConfig], executor: Executor | None) -> Iterat
 
 def _read(path: Path) -> dict[str, TrainingResult]:
     """Return the results of a checkpoint by key; cut off a last line that has no end."""
-    found = {}
+    results = {}
     end = 0  # of the whole lines
     try:
         with open_regular(path) as file:
@@ -118,12 +118,12 @@ def _read(path: Path) -> dict[str, TrainingResult]:
                 end += len(line)
                 result = _result(path, number, line)
                 if result is not None:
-                    found[_key(result.config)] = result
+                    results[_key(result.config)] = result
     except OSError as error:
         raise _unusable(path, "cannot read", error) from error
     except InputError as error:
         raise CheckpointError(str(error)) from error
-    return found
+    return results
 
 
 _BEGINNING = b'{"kind": "precision_lab training result"'

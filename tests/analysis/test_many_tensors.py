@@ -23,7 +23,7 @@ import pytest
 from precision_lab import ExponentHistogram, accumulate, get_format, scan, update_report
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.loss_scale_plan import plan_tensors
-from precision_lab.analysis.sums import WAYS, sum_every_way, sum_tensors
+from precision_lab.analysis.sums import SUM_METHODS, sum_every_way, sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics.accumulation import exact_sum
@@ -176,7 +176,7 @@ def test_one_exact_sum_for_all_ways_is_that_of_each() -> None:
         terms = np.nan_to_num(magnitudes(count), nan=1, posinf=2).astype(np.float64)
         assert exact_sum(terms) == sum(map(Fraction, terms.tolist()))
         for name, trace in sum_every_way(terms, "bf16", seed=3).items():
-            way = WAYS[name]
+            way = SUM_METHODS[name]
             rng = 3 if way.mode == "stochastic" else None
             alone = accumulate(terms, "bf16", method=way.method, mode=way.mode, accumulator=way.accumulator, rng=rng)
             for field in fields(alone):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult, sum_every_way, sum_tensors
+from precision_lab.analysis.sums import SUM_METHODS, SummedTensor, SumsResult, sum_every_way, sum_tensors
 from precision_lab.numerics.accumulation import accumulate
 from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
@@ -23,7 +23,7 @@ from precision_lab.tensors.reading import list_tensors
 def test_each_way_is_what_it_says() -> None:
     terms = np.random.default_rng(0).random(3000)
     found = sum_every_way(terms, "bf16", seed=5)
-    assert list(found) == list(WAYS)
+    assert list(found) == list(SUM_METHODS)
     expected = {
         "sequential": accumulate(terms, "bf16"),
         "stochastic": accumulate(terms, "bf16", mode="stochastic", rng=5),
@@ -168,7 +168,7 @@ def test_defaults(checkpoint: Path) -> None:
 
 def test_the_error_of_no_sum_is_zero(checkpoint: Path) -> None:
     info = sum_tensors(checkpoint, "bf16").tensors[0].info
-    assert SummedTensor(info, 0, Fraction(0), (0.0,) * len(WAYS)).worst == 0
+    assert SummedTensor(info, 0, Fraction(0), (0.0,) * len(SUM_METHODS)).worst == 0
 
 
 def test_results_are_compared_by_what_they_are_and_stay_as_they_are(checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from precision_lab.analysis.sums import WAYS, sum_every_way
+from precision_lab.analysis.sums import SUM_METHODS, sum_every_way
 from precision_lab.experiments.accumulation import AccumulationConfig, AccumulationResult, run
 from precision_lab.numerics import fixed
 from precision_lab.numerics.products import matmul
@@ -32,7 +32,7 @@ def test_terms_are_stored_numbers_from_0_to_1() -> None:
 
 
 def test_errors_are_those_of_the_sums(result: AccumulationResult) -> None:
-    assert list(result.errors) == list(WAYS)
+    assert list(result.errors) == list(SUM_METHODS)
     for i, k in enumerate(SMALL.exponents):
         traces = [sum_every_way(SMALL.terms(2**k, seed), "bf16", seed=seed) for seed in range(3)]
         for name, errors in result.errors.items():

@@ -13,7 +13,7 @@ import pytest
 
 from precision_lab.experiments.storage import (
     SECTIONS,
-    Outcome,
+    ConfigurationSummary,
     Setting,
     StorageExperimentConfig,
     StorageResult,
@@ -39,7 +39,7 @@ def result() -> StorageResult:
     return run(SMALL)
 
 
-def outcome(result: StorageResult, setting: str, label: str) -> Outcome:
+def outcome(result: StorageResult, setting: str, label: str) -> ConfigurationSummary:
     return next(o for o in result.outcomes[setting] if o.label == label)
 
 
@@ -105,7 +105,7 @@ def test_the_second_moment_that_never_decays_is_named(result: StorageResult) -> 
     assert "beta2 = 0.999 is 1 in bf16" in outcome(result, "Adam, lr 0.001", "pure_bf16").sentence
 
 
-def with_runs(result: StorageResult, **changes: object) -> Outcome:
+def with_runs(result: StorageResult, **changes: object) -> ConfigurationSummary:
     o = outcome(result, "SGD, lr 0.01", "master_bf16")
     return replace(o, runs=tuple(replace(r, **changes) for r in o.runs))  # type: ignore[arg-type]
 

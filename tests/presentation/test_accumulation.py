@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from precision_lab.analysis.sums import WAYS, sum_tensors
+from precision_lab.analysis.sums import SUM_METHODS, sum_tensors
 from precision_lab.experiments.accumulation import AccumulationConfig, AccumulationResult, run
 from precision_lab.presentation.plots.accumulation import (
     accumulation_figure,
@@ -56,8 +56,8 @@ def test_errors_with_spread_and_bounds(result: AccumulationResult) -> None:
 
 def test_every_way_has_a_line_of_its_own_colour(result: AccumulationResult) -> None:
     ax = plot_sum_errors(result)
-    assert [str(line.get_label()) for line in ax.lines] == list(WAYS)
-    assert len({line.get_color() for line in ax.lines}) == len(WAYS)
+    assert [str(line.get_label()) for line in ax.lines] == list(SUM_METHODS)
+    assert len({line.get_color() for line in ax.lines}) == len(SUM_METHODS)
 
 
 def test_products(result: AccumulationResult) -> None:
@@ -91,4 +91,4 @@ def test_the_table_of_tensors(tmp_path: Path) -> None:
     assert [row[0] for row in table.rows] == ["b.npy: b", "a.npy: a", "c.npy: c"]
     assert table.rows[0][2:4] == ("–", "NaN")
     assert table.rows[1][:4] == ("a.npy: a", "1,000", "1e+03", "74")
-    assert table.rows[2][3:] == ("0",) * len(WAYS)
+    assert table.rows[2][3:] == ("0",) * len(SUM_METHODS)

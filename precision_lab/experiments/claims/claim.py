@@ -101,7 +101,7 @@ class _Words(string.Formatter):
         if format_spec == "power" and significand == 0.5:
             return f"2^{exponent - 1}"
         text = str(super().format_field(value, ".3g" if format_spec == "power" else format_spec))
-        return re.sub(r"e([+-])0*(\d)", lambda found: f"e{found[1].strip('+')}{found[2]}", text)
+        return re.sub(r"e([+-])0*(\d)", lambda match: f"e{match[1].strip('+')}{match[2]}", text)
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def share(part: Any, whole: Any = None) -> float:
 
 def positive_values(fmt: FormatLike) -> Array:
     """Return all finite positive values of a format of at most 16 bits, ascending, in float64."""
-    asked: FloatFormat = get_format(fmt)
-    codes = np.arange(1, 2 ** (asked.bits - 1), dtype=code_dtype(asked))
-    values = np.asarray(decode(codes, asked), np.float64)
-    found: Array = np.sort(values[np.isfinite(values)])
-    return found
+    float_format: FloatFormat = get_format(fmt)
+    codes = np.arange(1, 2 ** (float_format.bits - 1), dtype=code_dtype(float_format))
+    values = np.asarray(decode(codes, float_format), np.float64)
+    positive: Array = np.sort(values[np.isfinite(values)])
+    return positive

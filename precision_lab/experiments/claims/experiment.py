@@ -63,16 +63,16 @@ def judge(
         Unknown keys; the message names the most similar ones.
 
     """
-    asked = list(dict.fromkeys(CLAIMS if keys is None else keys))
-    for key in asked:
+    keys = list(dict.fromkeys(CLAIMS if keys is None else keys))
+    for key in keys:
         if key not in CLAIMS:
             raise ValueError(f"no claim is called {key!r}; {_similar(key)}")
-    found = []
-    for key in asked:
-        found.append(Judgement(CLAIMS[key], CLAIMS[key].check(arithmetic or Arithmetic())))
+    judgements = []
+    for key in keys:
+        judgements.append(Judgement(CLAIMS[key], CLAIMS[key].check(arithmetic or Arithmetic())))
         if progress is not None:
-            progress(len(found), len(asked))
-    return tuple(found)
+            progress(len(judgements), len(keys))
+    return tuple(judgements)
 
 
 def _similar(key: str) -> str:
@@ -132,15 +132,15 @@ class ClaimsResult(PlainData, Shown):
     @property
     def by_subject(self) -> dict[str, dict[Outcome, int]]:
         """As `verdicts`, subject by subject."""
-        found = Counter((judgement.claim.subject, judgement.verdict.outcome) for judgement in self.judgements)
+        counts = Counter((judgement.claim.subject, judgement.verdict.outcome) for judgement in self.judgements)
         subjects = dict.fromkeys(judgement.claim.subject for judgement in self.judgements)
-        return {subject: {outcome: found[subject, outcome] for outcome in Outcome} for subject in subjects}
+        return {subject: {outcome: counts[subject, outcome] for outcome in Outcome} for subject in subjects}
 
     @property
     def answer(self) -> str:
         """What came out, in a line."""
-        said = ("hold", "hold only under a condition", "do not hold", "cannot be tested here")
-        counts = ", ".join(f"{count} {words}" for count, words in zip(self.verdicts.values(), said, strict=True))
+        phrases = ("hold", "hold only under a condition", "do not hold", "cannot be tested here")
+        counts = ", ".join(f"{count} {words}" for count, words in zip(self.verdicts.values(), phrases, strict=True))
         return f"of {len(self.judgements)} common statements {counts}"
 
 

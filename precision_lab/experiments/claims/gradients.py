@@ -48,18 +48,18 @@ def _flushed(arithmetic: Arithmetic, x: Array, fmt: FormatLike) -> float:
 )
 def _many(arithmetic: Arithmetic) -> Verdict:
     low, high = 1e-7, 1e-4
-    found = runs.gradients("end")
-    inside = found[(np.abs(found) >= low) & (np.abs(found) <= high)]
-    zero, below = _flushed(arithmetic, inside, _FP16), found[np.abs(found) < low]
+    nonzero = runs.gradients("end")
+    inside = nonzero[(np.abs(nonzero) >= low) & (np.abs(nonzero) <= high)]
+    zero, below = _flushed(arithmetic, inside, _FP16), nonzero[np.abs(nonzero) < low]
     words = (
         "Near the end of a training {inside:.0%} of the activation gradients lie there, and fp16 makes zeros of "
         "{zero:.0%} of these; below {low:g} lie {below:.0%}, and {lost:.0%} of those become zero."
     )
     evidence = {
-        "inside": share(inside.size, found.size),
+        "inside": share(inside.size, nonzero.size),
         "zero": zero,
         "low": low,
-        "below": share(below.size, found.size),
+        "below": share(below.size, nonzero.size),
         "lost": _flushed(arithmetic, below, _FP16),
     }
     if evidence["inside"] >= 0.1 and zero >= 0.9:
@@ -88,8 +88,8 @@ def _fp16_underflows(arithmetic: Arithmetic) -> Verdict:
     source=f"{ARTICLE}, “Why bf16 won”; {CHAPTER}, “Numerical formats”; {LESSON}, step 5",
 )
 def _bf16_never_underflows(arithmetic: Arithmetic) -> Verdict:
-    found = np.abs(np.concatenate([runs.gradients(when, kind) for when in ("start", "end") for kind in _KINDS]))
-    rounded = arithmetic.round(found, _BF16)
+    magnitudes = np.abs(np.concatenate([runs.gradients(when, kind) for when in ("start", "end") for kind in _KINDS]))
+    rounded = arithmetic.round(magnitudes, _BF16)
     lost = int(np.count_nonzero((rounded == 0) | ~np.isfinite(rounded)))
     words = (
         "{lost} of some {count:,} nonzero gradients become zero or infinite; the smallest is {least:.0e}, and zero "
@@ -97,11 +97,11 @@ def _bf16_never_underflows(arithmetic: Arithmetic) -> Verdict:
     )
     evidence = {
         "lost": lost,
-        "count": round(found.size, -3),
-        "least": found.min(),
+        "count": round(magnitudes.size, -3),
+        "least": magnitudes.min(),
         "last": arithmetic.flushed_up_to(_BF16),
     }
-    return (holds if share(lost, found.size) < 1e-4 else fails)(words, **evidence)
+    return (holds if share(lost, magnitudes.size) < 1e-4 else fails)(words, **evidence)
 
 
 @_claim(

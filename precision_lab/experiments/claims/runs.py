@@ -63,8 +63,8 @@ def gradients(when: str, kind: str = "activation_gradients") -> Array:
     """Return the nonzero gradients of the ``start`` or the ``end`` of an fp32 run, flat, in float32."""
     taken = [s for s in observed().snapshots if s.step in _LOOKS[when]]
     flat = np.concatenate([array.reshape(-1) for s in taken for array in getattr(s, kind).values()])
-    found: Array = flat[flat != 0]
-    return found
+    nonzero: Array = flat[flat != 0]
+    return nonzero
 
 
 @cache

@@ -53,8 +53,8 @@ def _scaled(arithmetic: Arithmetic) -> Verdict:
     source=f"{ARTICLE}, the figure; {CHAPTER}, “Loss scaling”",
 )
 def _lifts(arithmetic: Arithmetic) -> Verdict:
-    found = np.abs(runs.gradients("end")).astype(np.float64)
-    scaled = arithmetic.round(found * _TYPICAL, _FP16)
+    magnitudes = np.abs(runs.gradients("end")).astype(np.float64)
+    scaled = arithmetic.round(magnitudes * _TYPICAL, _FP16)
     zero, small = share(scaled == 0), share((scaled > 0) & (scaled < _FP16.smallest_normal))
     evidence = {
         "scale": _TYPICAL,
@@ -145,24 +145,24 @@ def _linear(arithmetic: Arithmetic) -> Verdict:
     source=f"{LESSON}, steps 4 and 5",
 )
 def _unscaled(arithmetic: Arithmetic) -> Verdict:
-    found = runs.gradients("end").astype(np.float64)
+    nonzero = runs.gradients("end").astype(np.float64)
 
     def wrong(scale: float) -> float:
         """Return the share of fp16's own values that S, the cast and the division do not give back."""
-        stored = arithmetic.round(found, _FP16)
+        stored = arithmetic.round(nonzero, _FP16)
         stored = stored[(stored != 0) & np.isfinite(stored)]
         again = arithmetic.round(arithmetic.round(stored * scale, _FP16) / scale, "fp32")
         return share(again != stored)
 
-    back = arithmetic.round(arithmetic.round(found * _TYPICAL, _FP16) / _TYPICAL, "fp32")
-    normal = np.abs(found) * _TYPICAL >= _FP16.smallest_normal
+    back = arithmetic.round(arithmetic.round(nonzero * _TYPICAL, _FP16) / _TYPICAL, "fp32")
+    normal = np.abs(nonzero) * _TYPICAL >= _FP16.smallest_normal
     evidence = {
         "scale": _TYPICAL,
         "other": 3000.0,
         "huge": 2.0**26,
-        "same": share(back == found),
+        "same": share(back == nonzero),
         "zero": share(back == 0),
-        "error": float(np.max(np.abs(back - found)[normal] / np.abs(found)[normal])),
+        "error": float(np.max(np.abs(back - nonzero)[normal] / np.abs(nonzero)[normal])),
         "power": wrong(_TYPICAL),
         "three": wrong(3000.0),
         "over": wrong(2.0**26),
@@ -256,8 +256,8 @@ def _converges(arithmetic: Arithmetic) -> Verdict:
 )
 def _ramp(arithmetic: Arithmetic) -> Verdict:
     (accident,) = runs.ramp().accidents.values()
-    found = {run.name: run for run in accident}
-    dynamic = [found[name] for name, scaler in SCALERS.items() if isinstance(scaler, DynamicLossScale)]
+    by_name = {run.name: run for run in accident}
+    dynamic = [by_name[name] for name, scaler in SCALERS.items() if isinstance(scaler, DynamicLossScale)]
     nan = sum(run.outcome == "NaN" for run in dynamic)
     fallen = [run for run in dynamic if run.stopped and run.loss_scales[-1] < _FP32.smallest_normal]
     evidence = {
@@ -267,8 +267,8 @@ def _ramp(arithmetic: Arithmetic) -> Verdict:
         "fallen": len(fallen),
         "skipped": max((int(run.skipped.sum()) for run in fallen), default=0),
     }
-    alone = "without loss scaling one gets in" if found["none"].outcome == "NaN" else "nor without loss scaling"
-    control = "fp32 survives the ramp" if found["float32"].outcome == "trains" else "the ramp ruins fp32 too"
+    alone = "without loss scaling one gets in" if by_name["none"].outcome == "NaN" else "nor without loss scaling"
+    control = "fp32 survives the ramp" if by_name["float32"].outcome == "trains" else "the ramp ruins fp32 too"
     words = (
         f"When the learning rate doubles {{doublings}} times, {{nan}} of {{rules}} dynamic scalers let a NaN into the "
         f"weights while they adapt ({alone}): a step with an infinity is skipped at whatever scale. {{fallen}} "

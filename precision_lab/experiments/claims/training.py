@@ -102,8 +102,8 @@ def _noise(arithmetic: Arithmetic) -> Verdict:
     parameters = {name: np.asarray(array, np.float32) for name, array in runs.trained("fp32", "sgd").parameters.items()}
 
     def gradient(rows: slice, storage: StorageConfig) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        found = model.loss_and_gradients(parameters, digits.inputs[rows], digits.labels[rows], storage=storage)
-        return runs.flat(found.weights)
+        gradients = model.loss_and_gradients(parameters, digits.inputs[rows], digits.labels[rows], storage=storage)
+        return runs.flat(gradients.weights)
 
     full = gradient(slice(None), FP32)
     parts = [slice(first, first + batch) for first in range(0, 16 * batch, batch)]
@@ -138,8 +138,8 @@ def _regularizes(arithmetic: Arithmetic) -> Verdict:
     test, model = runs.data()[1], runs.model()
 
     def test_losses(storage: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        found = [runs.trained(storage, "adam", seed) for seed in range(_SEEDS)]
-        return np.array([loss_in_float64(model, run.parameters, test) for run in found])
+        results = [runs.trained(storage, "adam", seed) for seed in range(_SEEDS)]
+        return np.array([loss_in_float64(model, run.parameters, test) for run in results])
 
     fp32, mixed, pure = (test_losses(name) for name in ("fp32", "autocast_bf16", "pure_bf16"))
 

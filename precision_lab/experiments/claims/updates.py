@@ -89,20 +89,20 @@ def _shift(arithmetic: Arithmetic) -> Verdict:
     source=f"{FORUM_FP32}, quoting Micikevicius et al. 2018, section 3.1",
 )
 def _underflow(arithmetic: Arithmetic) -> Verdict:
-    found = {}
+    evidence = {}
     for optimizer in ("sgd", "adam"):
         last = runs.observed(optimizer).snapshots[-1]
         update, weights = runs.flat(last.updates), runs.flat(last.parameters)
         moving = update != 0
         stored = arithmetic.round(weights, _FP16)
-        found[optimizer] = share(arithmetic.round(update[moving], _FP16) == 0)
-        found[f"{optimizer}_lost"] = share((arithmetic.round(stored + update, _FP16) == stored)[moving])
+        evidence[optimizer] = share(arithmetic.round(update[moving], _FP16) == 0)
+        evidence[f"{optimizer}_lost"] = share((arithmetic.round(stored + update, _FP16) == stored)[moving])
     words = (
         "Of SGD's last updates {sgd:.0%} become zero in fp16. Far more are lost in the addition to the weight: "
         "{sgd_lost:.0%}, and with Adam, whose updates are larger, {adam_lost:.0%}."
     )
-    found.pop("adam")
-    return (holds if found["sgd"] >= 0.01 else fails)(words, **found)
+    evidence.pop("adam")
+    return (holds if evidence["sgd"] >= 0.01 else fails)(words, **evidence)
 
 
 @_claim(
@@ -243,10 +243,10 @@ def _softmax(arithmetic: Arithmetic) -> Verdict:
 )
 def _sensitive(arithmetic: Arithmetic) -> Verdict:
     def total(terms: int) -> float:
-        found = np.zeros(1)
+        running_sum = np.zeros(1)
         for _ in range(terms):
-            found = arithmetic.round(found + 1, _BF16)
-        return float(found[0])
+            running_sum = arithmetic.round(running_sum + 1, _BF16)
+        return float(running_sum[0])
 
     evidence = {"loss": runs.ratio("autocast_bf16,sensitive=bf16"), "classes": 10, "many": 5000, "stops": total(5000)}
     words = (

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from precision_lab.analysis.sums import WAYS
+from precision_lab.analysis.sums import SUM_METHODS
 from precision_lab.experiments.accumulation import AccumulationResult
 from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.figures import figure_of_report
@@ -26,7 +26,9 @@ from precision_lab.presentation.plots.style import (
     styled,
 )
 
-WAY_COLORS = dict(zip(WAYS, ("#D55E00", "#CC79A7", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#222222"), strict=True))
+WAY_COLORS = dict(
+    zip(SUM_METHODS, ("#D55E00", "#CC79A7", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#222222"), strict=True)
+)
 """The colour of each way of adding."""
 
 _RUNNING = ("stochastic", "kahan", "fp32 accumulator", "sequential")  # a whole sum after every term
@@ -78,7 +80,7 @@ def plot_running_sums(result: AccumulationResult, *, ax: Axes | None = None, tit
 def plot_sum_errors(
     result: AccumulationResult,
     *,
-    ways: Sequence[str] = tuple(WAYS),
+    ways: Sequence[str] = tuple(SUM_METHODS),
     spread: bool = False,
     bounds_of: str | None = None,
     ax: Axes | None = None,
@@ -91,7 +93,7 @@ def plot_sum_errors(
     result : AccumulationResult
         What to draw.
     ways : sequence of str
-        Names of `analysis.sums.WAYS`.
+        Names of `analysis.sums.SUM_METHODS`.
     spread : bool
         Whether to draw each seed as a dot, besides the line of the medians.
     bounds_of : str, optional

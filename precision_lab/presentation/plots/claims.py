@@ -42,7 +42,7 @@ def plot_verdicts(result: ClaimsResult, *, ax: Axes | None = None, title: str | 
         subjects = result.by_subject
         left = [0] * len(subjects)
         for outcome, bar in VERDICT_COLORS.items():
-            counts = [found[outcome] for found in subjects.values()]
+            counts = [verdicts[outcome] for verdicts in subjects.values()]
             ax.barh(
                 range(len(subjects)), counts, left=left, height=0.7, color=bar, edgecolor="white", label=outcome.value
             )

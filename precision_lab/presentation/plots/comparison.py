@@ -49,8 +49,8 @@ def plot_distances(result: TrainingComparison, *, ax: Axes | None = None, title:
     """
     with styled(ax) as ax:
         parting = result.parting
-        said = "the same to the last bit" if parting is None else f"part at step {parting.step}: {parting.operation}"
-        dress(ax, title=said if title is None else title)
+        caption = "the same to the last bit" if parting is None else f"part at step {parting.step}: {parting.operation}"
+        dress(ax, title=caption if title is None else title)
         steps = np.flatnonzero(result.distances > 0)
         ax.plot(steps, result.distances[steps], color=INK, linewidth=1.2)
         ax.set(xlabel="step", ylabel=r"$||w - w'||\;/\;||w||$", xlim=(0, len(result.distances)))

@@ -42,19 +42,19 @@ def plot_number_line(
         An unknown format, or one of more than 16 bits.
 
     """
-    asked = [get_format(fmt) for fmt in formats]
-    if wide := [fmt for fmt in asked if fmt.bits > _MOST_BITS]:
+    chosen_formats = [get_format(fmt) for fmt in formats]
+    if wide := [fmt for fmt in chosen_formats if fmt.bits > _MOST_BITS]:
         raise ValueError(f"formats must have at most {_MOST_BITS} bits: every value is drawn; got {wide[0]}")
     with styled(ax) as ax:
         dress(ax, title=title, grid="x")
-        for row, fmt in enumerate(asked):
+        for row, fmt in enumerate(chosen_formats):
             values = np.asarray(decode(np.arange(2**fmt.bits, dtype=np.uint16), fmt), np.float64)
             inside = values[(values >= span[0]) & (values <= span[1])]
             subnormal = (inside != 0) & (np.abs(inside) < fmt.smallest_normal)
             for chosen, color in ((~subnormal, FATE_COLORS["kept"]), (subnormal, FATE_COLORS["subnormal"])):
                 ax.vlines(inside[chosen], row - 0.3, row + 0.3, color=color, linewidth=1.0)
-        ax.set_yticks(range(len(asked)), [fmt.name for fmt in asked])
-        ax.set_ylim(len(asked) - 0.5, -0.5)
+        ax.set_yticks(range(len(chosen_formats)), [fmt.name for fmt in chosen_formats])
+        ax.set_ylim(len(chosen_formats) - 0.5, -0.5)
         ax.set_xlim(*span)
         ax.set_xlabel("value")
     return ax

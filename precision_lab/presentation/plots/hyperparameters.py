@@ -63,7 +63,7 @@ def plot_betas(
         raise ValueError("there are no formats to draw")
     if wrong := [beta for beta in betas if not 0 < beta < 1]:
         raise ValueError(f"betas must be in (0, 1), got {wrong[0]!r}")
-    asked = fixed.geomspace(1, 10**_DECADES, 200 * _DECADES + 1)
+    windows = fixed.geomspace(1, 10**_DECADES, 200 * _DECADES + 1)
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
         ax.set_xscale("log")
@@ -73,12 +73,12 @@ def plot_betas(
         ax.plot([1, 10**_DECADES], [1, 10**_DECADES], color=PALE, linewidth=0.8, linestyle=":", label="_as asked")
         for place, spec in enumerate(formats):
             fmt = get_format(spec)
-            rates = stored_rates(1 / asked, fmt)
+            rates = stored_rates(1 / windows, fmt)
             lost = rates <= 0
-            line = ax.step(asked[~lost], 1 / rates[~lost], where="mid", linewidth=1.5, label=fmt.name)[0]
+            line = ax.step(windows[~lost], 1 / rates[~lost], where="mid", linewidth=1.5, label=fmt.name)[0]
             if not lost.any():
                 continue
-            first, height = asked[lost][0], 1 - (1 - _LANE) * (place + 1) / (len(formats) + 1)
+            first, height = windows[lost][0], 1 - (1 - _LANE) * (place + 1) / (len(formats) + 1)
             ends = [1 / rates[~lost][-1] if (~lost).any() else 1.0, _ten_to(_DECADES / _LANE * height)]
             ax.plot([first, first], ends, color=line.get_color(), linewidth=0.8, linestyle=":", label="_rise")
             across = {"color": line.get_color(), "linewidth": 3, "solid_capstyle": "butt"}
@@ -193,8 +193,8 @@ def hyperparameters_figure(audits: Sequence[HyperparameterAudit]) -> Figure:
     """
     _check_alike(audits)
     first = audits[0]
-    asked = first.hyperparameters
-    betas = [asked[name] for name in ("momentum", "beta1", "beta2") if asked.get(name)]
+    constants = first.hyperparameters
+    betas = [constants[name] for name in ("momentum", "beta1", "beta2") if constants.get(name)]
     with style():
         width, height = 1.5 * (len(audits) + 1), max(4.2, 1.4 + 0.3 * len(first.findings))
         figure = Figure(figsize=(7.6 + width, height), layout="constrained")
@@ -222,8 +222,10 @@ def usual_settings_figure(result: HyperparametersResult) -> Figure:
 
     """
     settings = list(result.audits.items())
-    asked = [audits[0].hyperparameters for _, audits in settings]
-    betas = sorted({found[beta] for found in asked for beta in ("beta1", "beta2", "momentum") if found.get(beta)})
+    constants = [audits[0].hyperparameters for _, audits in settings]
+    betas = sorted(
+        {values[beta] for values in constants for beta in ("beta1", "beta2", "momentum") if values.get(beta)}
+    )
     with style():
         figure = Figure(figsize=(15, 9.5), dpi=110, layout="constrained")
         figure.suptitle("Which of an optimizer's usual constants survive", x=0.01, ha="left")

@@ -251,16 +251,16 @@ def plot_scale_trace(trace: ScaleTrace, *, ax: Axes | None = None, title: str | 
     scales = [fixed.log2(s) for s in trace.loss_scales]
     threshold = fixed.log2(trace.format.overflow_threshold)
     limits = [threshold - fixed.log2(m) if 0 < m < math.inf else math.nan for m in trace.max_abs]
-    lost = [step for step, skipped in enumerate(trace.skipped) if skipped]
+    skipped_steps = [step for step, skipped in enumerate(trace.skipped) if skipped]
     if title is None:
-        title = f"{trace.scaler.framework}: {len(lost):,} of {trace.steps:,} steps skipped"
+        title = f"{trace.scaler.framework}: {len(skipped_steps):,} of {trace.steps:,} steps skipped"
     with styled(ax) as ax:
         dress(ax, title=title)
         ax.plot(limits, color=PALE, linewidth=0.5, alpha=0.55, label="each step overflows from here", zorder=1)
         ax.step(range(trace.steps + 1), [*scales, scales[-1]], where="post", color="#0072B2", label="loss scale")
         ax.plot(
-            lost,
-            [scales[step] for step in lost],
+            skipped_steps,
+            [scales[step] for step in skipped_steps],
             linestyle="none",
             marker="x",
             markersize=4.5,

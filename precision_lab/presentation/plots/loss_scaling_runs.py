@@ -219,12 +219,12 @@ def _draw_outcome(ax: Axes, column: int, row: int, run: ScaledRun, begin: int) -
     box = (column - 0.5, row - 0.5)
     ax.add_patch(Rectangle(box, 1, 1, facecolor=OUTCOME_COLORS[run.outcome], edgecolor="white", linewidth=2))
     skipped = int(run.skipped[begin:].sum())
-    lost = f"{skipped:,} skipped" if skipped else "none skipped"
+    note = f"{skipped:,} skipped" if skipped else "none skipped"
     how = {"trains": "", "NaN": ""}.get(run.outcome, f", {run.outcome}")
     final = f"loss {run.final_loss:.3g}" if math.isfinite(run.final_loss) else "loss NaN"
     white = run.outcome == "NaN"
     ax.text(column, row - 0.15, final, ha="center", va="center", fontsize=8.5, color="white" if white else INK)
-    ax.text(column, row + 0.24, lost + how, ha="center", va="center", fontsize=SMALL, color="white" if white else OWN)
+    ax.text(column, row + 0.24, note + how, ha="center", va="center", fontsize=SMALL, color="white" if white else OWN)
 
 
 def _plot_scale(ax: Axes, run: ScaledRun, label: str, factor: float, view: slice = slice(None)) -> None:

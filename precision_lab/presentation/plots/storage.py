@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from precision_lab.experiments.storage import Outcome, StorageResult
+from precision_lab.experiments.storage import ConfigurationSummary, StorageResult
 from precision_lab.numerics import fixed
 from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import FATE_COLORS, INK, SMALL, dress, plain_ticks, style, styled
@@ -20,18 +20,20 @@ LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
 KEEPS, LOSES, BREAKS = "#009E73", FATE_COLORS["flushed"], "#222222"
 
 
-def _color(outcome: Outcome) -> str:
+def _color(outcome: ConfigurationSummary) -> str:
     if not math.isfinite(outcome.final_loss) or any(run.diverged or run.stopped for run in outcome.runs):
         return BREAKS
     return KEEPS if outcome.keeps else LOSES
 
 
-def plot_final_losses(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def plot_final_losses(
+    outcomes: Sequence[ConfigurationSummary], *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
     """Draw the final loss of each configuration, a dot a seed; the band is the spread of the control.
 
     Parameters
     ----------
-    outcomes : sequence of Outcome
+    outcomes : sequence of ConfigurationSummary
         The control first.
     ax : matplotlib.axes.Axes, optional
         Default: those of a new pyplot figure.
@@ -84,12 +86,14 @@ def _loss_axis(ax: Axes, low: float, high: float) -> None:
     plain_ticks(ax.xaxis, low / 1.6, high * 1.6, 4)
 
 
-def _loss(outcomes: Sequence[Outcome]) -> str:
+def _loss(outcomes: Sequence[ConfigurationSummary]) -> str:
     """Name the loss, with its unit."""
     return "squared error" if outcomes[0].runs[0].config.model == "least_squares" else "cross-entropy, nats"
 
 
-def plot_learning_curves(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def plot_learning_curves(
+    outcomes: Sequence[ConfigurationSummary], *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
     """Draw the batch loss over the steps, means of blocks, of the first seed; parameters as in `plot_final_losses`."""
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
@@ -106,7 +110,9 @@ def plot_learning_curves(outcomes: Sequence[Outcome], *, ax: Axes | None = None,
     return ax
 
 
-def plot_descent_curves(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def plot_descent_curves(
+    outcomes: Sequence[ConfigurationSummary], *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
     """Draw the effective descent quality over the steps of the first seed (the curves of Collage, Yu et al. 2024).
 
     1 is the whole step, 0 is standstill: <d, u> / ||u||^2, pooled over blocks of steps. Parameters as in
@@ -127,7 +133,7 @@ def plot_descent_curves(outcomes: Sequence[Outcome], *, ax: Axes | None = None, 
     return ax
 
 
-def plot_bytes(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def plot_bytes(outcomes: Sequence[ConfigurationSummary], *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Draw final loss over the control's against the bytes per parameter; parameters as in `plot_final_losses`."""
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
@@ -165,7 +171,9 @@ def plot_bytes(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: st
     return ax
 
 
-def plot_lost_updates(outcomes: Sequence[Outcome], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def plot_lost_updates(
+    outcomes: Sequence[ConfigurationSummary], *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
     """Draw the share of lost updates and the EDQ ratio of each configuration; parameters as in `plot_final_losses`."""
     with styled(ax) as ax:
         dress(ax, title=title, grid="x")

@@ -196,7 +196,7 @@ def plot_stopping_sums(sums: Sequence[RunningSum], *, ax: Axes | None = None, ti
 
     """
     last = 8 * max(s.end.terms for s in sums)
-    said: set[float] = set()
+    labelled: set[float] = set()
     counting = sums[0].end.series.startswith("counting")
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
@@ -206,10 +206,10 @@ def plot_stopping_sums(sums: Sequence[RunningSum], *, ax: Axes | None = None, ti
             ax.plot([*s.terms, last], [*s.values, s.end.value], color=color, linestyle=LINES[i % 4], label=name)
             if s.end.stopped:
                 ax.plot(s.end.terms, s.end.value, "o", color=color, markersize=5, label=f"_{name} stops")
-                if s.end.value not in said:
+                if s.end.value not in labelled:
                     place: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
                     ax.annotate(_value(s.end.value), (last, s.end.value), fontsize=SMALL, **place)
-                said.add(s.end.value)
+                labelled.add(s.end.value)
         ax.set_xscale("log", base=2)
         ax.set_xlim(1, last)
         _powers(ax.xaxis, 0, fixed.log2(last), size_in_inches(ax)[0] / 0.5)

@@ -197,8 +197,8 @@ def gradient_histogram_figure(result: UnderflowResult) -> Figure:
         A figure that pyplot does not know of; `save_figure` writes it.
 
     """
-    found, fmt = result.transformer, result.config.formats[0]
-    zero = percent_label(percent_of(found.zero, found.count))
+    gradients, fmt = result.transformer, result.config.formats[0]
+    zero = percent_label(percent_of(gradients.zero, gradients.count))
     with style():
         figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained")
         figure.suptitle(
@@ -207,11 +207,11 @@ def gradient_histogram_figure(result: UnderflowResult) -> Figure:
             ha="left",
         )
         plot_gradient_histogram(
-            found,
+            gradients,
             fmt,
             ax=figure.add_subplot(),
             title=f"A small transformer with ReLU over {result.config.transformer_steps} steps: {zero} % of "
-            f"{found.count:,} gradients are exactly zero",
+            f"{gradients.count:,} gradients are exactly zero",
         )
     return figure
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from precision_lab.experiments.kept import Finished
 from precision_lab.experiments.registry import EXPERIMENTS
-from precision_lab.experiments.storage import Outcome, StorageExperimentConfig, StorageResult, times
+from precision_lab.experiments.storage import ConfigurationSummary, StorageExperimentConfig, StorageResult, times
 from precision_lab.presentation.plots.figures import figures_of
 from precision_lab.presentation.tables.table import Table, number, percent, tables_of
 from precision_lab.training.config import MODELS
@@ -74,16 +74,18 @@ def _section(one: Finished, figures: Mapping[str, str]) -> Section:
 
 def hero(result: StorageResult) -> dict[str, Any] | None:
     """Return the answer to "Can I store my parameters in bf16?", None where nobody has tried it."""
-    by_label = {setting: {o.label: o for o in found} for setting, found in result.outcomes.items()}
-    if not by_label or not all(found.keys() >= _ASKED.keys() for found in by_label.values()):
+    by_label = {setting: {o.label: o for o in summaries} for setting, summaries in result.outcomes.items()}
+    if not by_label or not all(summaries.keys() >= _ASKED.keys() for summaries in by_label.values()):
         return None
-    keeps = {label: [found[label].keeps for found in by_label.values()] for label in next(iter(by_label.values()))}
+    keeps = {
+        label: [summaries[label].keeps for summaries in by_label.values()] for label in next(iter(by_label.values()))
+    }
     alone, mastered = keeps["pure_bf16"], keeps["master_bf16"]
     verdict = "Yes, here." if all(alone) else "Not on their own." if not any(alone) else "Not always."
     ends = list(dict.fromkeys((next(iter(by_label)), list(by_label)[-1])))  # the first optimizer and the last
     shown = [by_label[setting] for setting in ends]
     reason = "In bf16 alone, " + "; ".join(map(_sentence, ends, shown)) + ". "
-    taken = (" and ".join(f"{found[label].bytes_per_parameter:g}" for found in shown) for label in _ASKED)
+    taken = (" and ".join(f"{summaries[label].bytes_per_parameter:g}" for summaries in shown) for label in _ASKED)
     pure, master, control = taken
     reason += f"That takes {pure} bytes per parameter, fp32 {control}. "
     if all(mastered):
@@ -97,27 +99,31 @@ def hero(result: StorageResult) -> dict[str, Any] | None:
         "caption": _runs_text(result.config),
         "settings": list(by_label),
         "rows": [
-            {"label": label, "meaning": meaning, "cells": [_hero_cell(found[label]) for found in by_label.values()]}
+            {
+                "label": label,
+                "meaning": meaning,
+                "cells": [_hero_cell(summaries[label]) for summaries in by_label.values()],
+            }
             for label, meaning in _ASKED.items()
         ],
         "others": f"What kept fp32's result under every optimizer besides: {', '.join(others)}." if others else "",
     }
 
 
-def _sentence(setting: str, found: Mapping[str, Outcome]) -> str:
+def _sentence(setting: str, summaries: Mapping[str, ConfigurationSummary]) -> str:
     """Say what becomes of a training in bf16 alone under one optimizer."""
-    pure = found["pure_bf16"]
+    pure = summaries["pure_bf16"]
     return (
         f"{setting.replace(', lr', ' at lr')} loses {percent(pure.lost)} % of its updates and ends at a loss of "
-        f"{_loss(pure)}, where fp32 gets to {_loss(found['fp32'])}"
+        f"{_loss(pure)}, where fp32 gets to {_loss(summaries['fp32'])}"
     )
 
 
-def _loss(outcome: Outcome) -> str:
+def _loss(outcome: ConfigurationSummary) -> str:
     return number(outcome.final_loss) if math.isfinite(outcome.final_loss) else "inf or NaN"
 
 
-def _hero_cell(outcome: Outcome) -> dict[str, Any]:
+def _hero_cell(outcome: ConfigurationSummary) -> dict[str, Any]:
     loses = f"{times(outcome.ratio)} fp32's" if math.isfinite(outcome.ratio) else "not fp32's result"
     return {
         "verdict": "the control" if outcome.label == "fp32" else "as good as fp32" if outcome.keeps else loses,
@@ -149,8 +155,8 @@ def lesson(module: str) -> tuple[list[tuple[str, str]], ...]:
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
     """Split a paragraph at its `code` and *emphasis*."""
     end = 0
-    for found in re.finditer(r"``(?P<double>[^`]+)``|`(?P<code>[^`]+)`|(?<!\S)\*(?P<em>\S[^*]*)\*(?!\w)", text):
-        yield "", text[end : found.start()]
-        yield ("em", found["em"]) if found["em"] else ("code", found["double"] or found["code"])
-        end = found.end()
+    for match in re.finditer(r"``(?P<double>[^`]+)``|`(?P<code>[^`]+)`|(?<!\S)\*(?P<em>\S[^*]*)\*(?!\w)", text):
+        yield "", text[end : match.start()]
+        yield ("em", match["em"]) if match["em"] else ("code", match["double"] or match["code"])
+        end = match.end()
     yield "", text[end:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from precision_lab.analysis.sums import WAYS, SummedTensor, SumsResult
+from precision_lab.analysis.sums import SUM_METHODS, SummedTensor, SumsResult
 from precision_lab.experiments.accumulation import AccumulationResult
 from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum
 from precision_lab.presentation.tables.table import (
@@ -49,18 +49,18 @@ def sums_table(result: SumsResult) -> Table:
     several = of_several_files(tensor.info for tensor in result.tensors)
     return Table(
         f"Sums of {'squares' if result.squares else 'the elements'} in {result.format}: relative error in percent",
-        ("tensor", "terms", "exact", *WAYS),
+        ("tensor", "terms", "exact", *SUM_METHODS),
         tuple(row(label_of(tensor.info, several), tensor) for tensor in worst(result.tensors)),
-        frozenset(range(1, 3 + len(WAYS))),
+        frozenset(range(1, 3 + len(SUM_METHODS))),
         note="A sum near zero has large relative errors however it is made. inf, NaN: the sum itself is. Every step is "
         "rounded once; blocks have 64 terms." + and_more(len(result.tensors), "the largest error of all ways"),
     )
 
 
-def _error(found: RoundedSum) -> str:
-    if not math.isfinite(found.result):
-        return f"{found.result}".replace("nan", "NaN")
-    error = 100 * found.relative_error
+def _error(computed: RoundedSum) -> str:
+    if not math.isfinite(computed.result):
+        return f"{computed.result}".replace("nan", "NaN")
+    error = 100 * computed.relative_error
     return "–" if math.isnan(error) else "0" if error == 0 else f"{error:.2g}" if error < 1000 else f"{error:.1e}"
 
 
@@ -84,7 +84,7 @@ def accumulation_tables(result: AccumulationResult) -> tuple[Table, ...]:
     )
     kinds = list(dict.fromkeys((p.accumulator, p.products_rounded) for p in result.products))
     names = {p.product: p.length for p in result.products}
-    found = {(p.product, p.accumulator, p.products_rounded): p.error for p in result.products}
+    product_errors = {(p.product, p.accumulator, p.products_rounded): p.error for p in result.products}
     products = Table(
         f"Products of the digits MLP, {result.config.format} in and out: relative error in percent (Frobenius)",
         ("accumulator", "products", *(f"{name}, {length:,} terms" for name, length in names.items())),
@@ -92,7 +92,7 @@ def accumulation_tables(result: AccumulationResult) -> tuple[Table, ...]:
             (
                 accumulator,
                 "rounded" if rounded else "exact",
-                *(percent_or_more(found[name, accumulator, rounded]) for name in names),
+                *(percent_or_more(product_errors[name, accumulator, rounded]) for name in names),
             )
             for accumulator, rounded in kinds
         ),

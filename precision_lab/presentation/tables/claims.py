@@ -68,9 +68,9 @@ def claims_page(result: ClaimsResult) -> str:
         lines += ["", f"## {subject}"]
         for j in group:
             outcome = j.verdict.outcome.value
-            said = f"holds only if {j.verdict.condition}" if j.verdict.condition else outcome
+            words = f"holds only if {j.verdict.condition}" if j.verdict.condition else outcome
             lines += ["", f"### `{j.claim.key}`: {outcome}", "", f"> {_plain(j.claim.text)}", ">"]
-            lines += [f"> {j.claim.source}", "", f"**It {_plain(said)}.** {_plain(j.verdict.reason)}"]
+            lines += [f"> {j.claim.source}", "", f"**It {_plain(words)}.** {_plain(j.verdict.reason)}"]
     return "\n".join(lines) + "\n"
 
 

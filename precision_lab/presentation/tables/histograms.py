@@ -81,9 +81,9 @@ def scan_table(result: ScanResult) -> Table:
         h, scale = tensor.histogram, result.loss_scale
         return max(h.flushed(fmt, scale) + h.overflowed(fmt, scale) for fmt in result.formats) / max(h.nonzero, 1)
 
-    told = worst(result.tensors, lost)
+    listed = worst(result.tensors, lost)
     several = of_several_files(t.info for t in result.tensors)
-    rows = tuple(row(label_of(t.info, several), t.info.dtype, t.histogram) for t in told)
+    rows = tuple(row(label_of(t.info, several), t.info.dtype, t.histogram) for t in listed)
     columns = ("tensor", "dtype", "elements", "zero %", "inf, NaN", "min nonzero", "max")
     return Table(
         "What each format would do",

@@ -20,9 +20,9 @@ def hyperparameters_table(audit: HyperparameterAudit) -> Table:
         (f.expression, f"{f.exact:.7g}", f"{f.stored:.9g}", str(f.severity), f.consequence, f.advice or "–")
         for f in audit.findings
     )
-    asked = ", ".join(f"{name} {value:g}" for name, value in audit.hyperparameters.items())
+    constants = ", ".join(f"{name} {value:g}" for name, value in audit.hyperparameters.items())
     return Table(
-        f"{audit.optimizer} in {audit.format}: {asked}, {audit.steps:,} steps",
+        f"{audit.optimizer} in {audit.format}: {constants}, {audit.steps:,} steps",
         ("number", "asked", f"in {audit.format}", "severity", "what follows", "what helps"),
         rows,
         frozenset({1, 2}),
@@ -51,9 +51,9 @@ def _audits_table(name: str, audits: Sequence[HyperparameterAudit]) -> Table:
         )
         for finding in audits[0].findings
     )
-    asked = ", ".join(f"{key} {value:g}" for key, value in audits[0].hyperparameters.items())
+    constants = ", ".join(f"{key} {value:g}" for key, value in audits[0].hyperparameters.items())
     return Table(
-        f"{name}: {asked}",
+        f"{name}: {constants}",
         ("number", "asked", *(heading for a in audits for heading in (f"in {a.format}", f"{a.format}"))),
         rows,
         frozenset({1, *range(2, 2 + 2 * len(audits), 2)}),

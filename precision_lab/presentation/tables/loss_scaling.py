@@ -58,7 +58,7 @@ def loss_scale_tables(plans: TensorPlans) -> tuple[Table, Table]:
         total.best.loss_scale: "loses least",
         None if total.recommended is None else total.recommended.loss_scale: "recommended",
     }
-    told = [c for c in total.conversions if c.loss_scale in names or fixed.log2(c.loss_scale) % 4 == 0]
+    listed = [c for c in total.conversions if c.loss_scale in names or fixed.log2(c.loss_scale) % 4 == 0]
     scales = Table(
         f"What each loss scale does in {total.format}",
         ("S", "flushed %", "subnormal %", "overflowed %", "lost", ""),
@@ -71,7 +71,7 @@ def loss_scale_tables(plans: TensorPlans) -> tuple[Table, Table]:
                 f"{c.flushed + c.overflowed:,}",
                 names.get(c.loss_scale, ""),
             )
-            for c in told
+            for c in listed
         ),
         frozenset(range(5)),
         note=total.summary,
@@ -136,7 +136,7 @@ def _outcome(trace: ScaleTrace) -> str:
 
 def _changes_table(trace: ScaleTrace, most: int = 40) -> Table:
     changes = trace.changes
-    told = changes if len(changes) <= most else (*changes[: most // 2], *changes[-most // 2 :])
+    listed = changes if len(changes) <= most else (*changes[: most // 2], *changes[-most // 2 :])
     rows = [
         (
             f"{change.step:,}",
@@ -145,10 +145,10 @@ def _changes_table(trace: ScaleTrace, most: int = 40) -> Table:
             power_of_two(change.before),
             power_of_two(change.after),
         )
-        for change in told
+        for change in listed
     ]
-    if len(told) < len(changes):
-        rows.insert(most // 2, ("…", "", f"{len(changes) - len(told):,} more", "", ""))
+    if len(listed) < len(changes):
+        rows.insert(most // 2, ("…", "", f"{len(changes) - len(listed):,} more", "", ""))
     columns = ("after step", "max |gradient|", "", "S", "next S")
     return Table(f"Where {trace.scaler.framework} moved the loss scale", columns, tuple(rows), frozenset({0, 1, 3, 4}))
 

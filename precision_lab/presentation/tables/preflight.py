@@ -6,7 +6,7 @@ from precision_lab.presentation.tables.loss_scaling import loss_scale_tables
 from precision_lab.presentation.tables.table import Table, and_more, bytes_text, number, percent, tables_of, worst
 from precision_lab.tensors.info import label_of, of_several_files
 from precision_lab.training.hyperparameters import Severity
-from precision_lab.training.preflight.report import Candidate, PreflightReport, Standstill, StoredUpdate
+from precision_lab.training.preflight.report import BlockedUpdates, Candidate, PreflightReport, StoredUpdate
 from precision_lab.training.storage import StorageConfig
 
 
@@ -32,10 +32,10 @@ def _candidates(report: PreflightReport) -> Table:
             "; ".join(candidate.reasons) or "–",
         )
 
-    asked = ", ".join(f"{name} {value:g}" for name, value in report.hyperparameters.items())
+    constants = ", ".join(f"{name} {value:g}" for name, value in report.hyperparameters.items())
     frozen = "frozen %" if report.sizes else "lost updates %"
     return Table(
-        f"What keeps all that fp32 keeps: {report.parameters:,} weights, {report.optimizer}, {asked}",
+        f"What keeps all that fp32 keeps: {report.parameters:,} weights, {report.optimizer}, {constants}",
         ("storage", "bytes/parameter", "total", frozen, "verdict", "why"),
         tuple(map(row, report.candidates)),
         frozenset({1, 2, 3}),
@@ -46,12 +46,12 @@ def _candidates(report: PreflightReport) -> Table:
 
 
 def _tensors(report: PreflightReport) -> Table:
-    asked = report.asked or (report.cheapest.name, "pure_bf16")
-    ways = tuple(dict.fromkeys((*(report[name].way for name in asked), StoredUpdate(StorageConfig().updated))))
+    names = report.asked or (report.cheapest.name, "pure_bf16")
+    ways = tuple(dict.fromkeys((*(report[name].way for name in names), StoredUpdate(StorageConfig().updated))))
     order = sorted(report.tensors, key=lambda tensor: -tensor.standstill[ways[0]].fraction)
     several = of_several_files(t.info for t in order)
 
-    def cells(standstill: dict[StoredUpdate, Standstill]) -> tuple[str, ...]:
+    def cells(standstill: dict[StoredUpdate, BlockedUpdates]) -> tuple[str, ...]:
         return tuple(percent(standstill[way].fraction) for way in ways)
 
     rows = tuple(
@@ -82,18 +82,18 @@ def _findings(report: PreflightReport) -> Table | None:
     rows = [
         (
             name,
-            found.role,
-            found.format.name,
-            found.finding.expression,
-            f"{found.finding.exact:.7g}",
-            f"{found.finding.stored:.9g}",
-            str(found.finding.severity),
-            found.finding.consequence,
-            found.finding.advice or "–",
+            role_finding.role,
+            role_finding.format.name,
+            role_finding.finding.expression,
+            f"{role_finding.finding.exact:.7g}",
+            f"{role_finding.finding.stored:.9g}",
+            str(role_finding.finding.severity),
+            role_finding.finding.consequence,
+            role_finding.finding.advice or "–",
         )
         for name in report.asked
-        for found in report[name].findings
-        if found.finding.severity is not Severity.OK
+        for role_finding in report[name].findings
+        if role_finding.finding.severity is not Severity.OK
     ]
     if not rows:
         return None

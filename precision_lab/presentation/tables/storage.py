@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from precision_lab.experiments.storage import Outcome, StorageResult
+from precision_lab.experiments.storage import ConfigurationSummary, StorageResult
 from precision_lab.presentation.tables.table import (
     Table,
     facts_table,
@@ -41,9 +41,9 @@ def training_table(result: TrainingResult) -> Table:
     """What a run came to."""
     updates, config = result.updates, result.config
     end = result.stopped or ("yes" if result.diverged else "no")
-    asked = f"{config.model}, {config.optimizer}, lr {config.learning_rate:g}, {config.steps:,} steps"
+    training = f"{config.model}, {config.optimizer}, lr {config.learning_rate:g}, {config.steps:,} steps"
     return facts_table(
-        f"{asked}, {storage_text(config.storage)}",
+        f"{training}, {storage_text(config.storage)}",
         {
             "loss, first and last": f"{number(result.initial_loss)}, {number(result.final_loss)}",
             "test accuracy": "–" if result.test_accuracy is None else f"{100 * result.test_accuracy:.1f} %",
@@ -60,11 +60,11 @@ def training_table(result: TrainingResult) -> Table:
 @tables_of.register
 def storage_tables(result: StorageResult) -> tuple[Table, ...]:
     """One table a setting, a row a configuration; then one for each of the smaller questions."""
-    found = [_outcomes_table(f"{result.config.model}, {name}", outcomes) for name, outcomes in result.outcomes.items()]
-    return (*found, *(_outcomes_table(name.capitalize(), outcomes) for name, outcomes in result.sections.items()))
+    tables = [_outcomes_table(f"{result.config.model}, {name}", outcomes) for name, outcomes in result.outcomes.items()]
+    return (*tables, *(_outcomes_table(name.capitalize(), outcomes) for name, outcomes in result.sections.items()))
 
 
-def _outcomes_table(title: str, outcomes: Sequence[Outcome]) -> Table:
+def _outcomes_table(title: str, outcomes: Sequence[ConfigurationSummary]) -> Table:
     rows = tuple(
         (
             o.label,

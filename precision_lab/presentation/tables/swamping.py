@@ -68,8 +68,8 @@ def frozen_table(result: FrozenScan) -> Table:
     """One row a tensor, worst first: the shares that updates of each size cannot move in each format."""
 
     def cells(gaps: Sequence[WeightGaps]) -> tuple[str, ...]:
-        found = (g.frozen(size) for g in gaps for size in result.update_sizes)
-        return tuple(" / ".join(map(percent, (f.up_fraction, f.down_fraction, f.fraction))) for f in found)
+        shares = (g.frozen(size) for g in gaps for size in result.update_sizes)
+        return tuple(" / ".join(map(percent, (f.up_fraction, f.down_fraction, f.fraction))) for f in shares)
 
     def counts(gaps: Sequence[WeightGaps]) -> tuple[str, str]:
         return f"{gaps[0].count + gaps[0].nonfinite:,}", f"{max(g.nonfinite for g in gaps):,}"
@@ -78,12 +78,12 @@ def frozen_table(result: FrozenScan) -> Table:
     rows = tuple(
         (label_of(info, several), info.dtype, *counts(gaps), *cells(gaps)) for info, gaps in worst(result.tensors)
     )
-    asked = tuple(f"{fmt} |u|={size:.3g}" for fmt in result.formats for size in result.update_sizes)
+    headings = tuple(f"{fmt} |u|={size:.3g}" for fmt in result.formats for size in result.update_sizes)
     return Table(
         "Which weights would stand still",
-        ("tensor", "dtype", "elements", "inf, NaN", *asked),
+        ("tensor", "dtype", "elements", "inf, NaN", *headings),
         rows,
-        frozenset(range(2, 4 + len(asked))),
+        frozenset(range(2, 4 + len(headings))),
         totals=("total", "", *counts(result.total), *cells(result.total)),
         note="Under each format and size of the update: cannot move up / cannot move down / can move neither way, in "
         "percent of the finite weights, ties to even. Sorted by the last figure of the first of these columns."
@@ -109,12 +109,12 @@ def updates_table(result: UpdateScan) -> Table:
         (label_of(info, several), info.dtype, *counts(reports), *cells(reports))
         for info, reports in worst(result.tensors)
     )
-    asked = tuple(fmt.name for fmt in result.formats)
+    headings = tuple(fmt.name for fmt in result.formats)
     return Table(
         "What would become of the updates",
-        ("tensor", "dtype", "elements", "inf, NaN", "overflowed", "||u||", *asked),
+        ("tensor", "dtype", "elements", "inf, NaN", "overflowed", "||u||", *headings),
         rows,
-        frozenset(range(2, 6 + len(asked))),
+        frozenset(range(2, 6 + len(headings))),
         totals=("total", "", *counts(result.total), *cells(result.total)),
         note="Under each format: lost updates in percent of those that are not zero / imprecision, in percent of all "
         "elements / effective descent quality <d,u>/||u||^2 (1: the whole step, 0: standstill), ties to even."

@@ -140,8 +140,8 @@ def and_more(count: int, meaning: str = "") -> str:
     """Return the sentence of a note that says how many of so many items are not shown; nothing if all are."""
     if count <= MOST_ROWS:
         return ""
-    said = f"Shown are the worst {MOST_ROWS}, {count - MOST_ROWS:,} more are not"
-    return f" {said}{f' (worst: {meaning})' if meaning else ''}; totals are of all, and so is --json."
+    sentence = f"Shown are the worst {MOST_ROWS}, {count - MOST_ROWS:,} more are not"
+    return f" {sentence}{f' (worst: {meaning})' if meaning else ''}; totals are of all, and so is --json."
 
 
 def percent(share: float) -> str:

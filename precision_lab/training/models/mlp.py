@@ -243,7 +243,7 @@ class MLP:
         gradient = logits_gradient(probabilities, targets, scale, places)
 
         weights: dict[str, Array] = {}
-        found = {"logits": gradient}
+        gradients = {"logits": gradient}
         for layer in range(self.depth, 0, -1):
             below = activations[f"layer{layer - 1}.output"] if layer > 1 else first
             exact = product(below.T, gradient, places, gradient="b")
@@ -258,12 +258,12 @@ class MLP:
                     gradient = np.where(blocked, dtype.type(0), output_gradient)
                 else:
                     gradient = rounded(output_gradient * (below * (1 - below)), places.activation_gradients)
-                found[f"layer{layer - 1}.output"] = output_gradient
-                found[f"layer{layer - 1}.preactivation"] = gradient
+                gradients[f"layer{layer - 1}.output"] = output_gradient
+                gradients[f"layer{layer - 1}.preactivation"] = gradient
         return Gradients(
             mean_loss(losses, places),
             {name: weights[name] for name in parameters},
-            {name: found[name] for name in activations},
+            {name: gradients[name] for name in activations},
         )
 
     def accuracy(self, parameters: Parameters, inputs: Array, targets: Labels) -> float:

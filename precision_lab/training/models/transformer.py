@@ -268,11 +268,11 @@ class Transformer:
         losses, probabilities = softmax_cross_entropy(activations["logits"], targets.reshape(-1), places)
 
         weights: dict[str, Array] = {}
-        found = {"logits": logits_gradient(probabilities, targets.reshape(-1), scale, places)}
+        gradients = {"logits": logits_gradient(probabilities, targets.reshape(-1), scale, places)}
 
         def linear(name: str, below: str) -> Array:
             """Go back through ``x @ weight + bias``, where x is the activation `below`."""
-            gradient = found[name]
+            gradient = gradients[name]
             weights[f"{name}.weight"] = weight_gradient(_product_of_rows(activations[below], gradient, places), places)
             weights[f"{name}.bias"] = weight_gradient(fixed.sum(gradient, 0), places)
             return _through(gradient, parameters[f"{name}.weight"], places)
@@ -280,37 +280,39 @@ class Transformer:
         def norm(name: str) -> Array:
             """Go back through a layer norm; the result is not rounded yet."""
             by_x, by_weight, by_bias = layer_norm_gradients(
-                found[name], normalised[name], parameters[f"{name}.weight"], places
+                gradients[name], normalised[name], parameters[f"{name}.weight"], places
             )
             weights[f"{name}.weight"] = weight_gradient(by_weight, places)
             weights[f"{name}.bias"] = weight_gradient(by_bias, places)
             return by_x
 
-        exact = _product_of_rows(activations["norm"], found["logits"], places)
+        exact = _product_of_rows(activations["norm"], gradients["logits"], places)
         weights["head.weight"] = weight_gradient(exact, places)
-        found["norm"] = _through(found["logits"], parameters["head.weight"], places)
-        found[f"layer{self.layers}.output"] = rounded(norm("norm"), places.activation_gradients)
+        gradients["norm"] = _through(gradients["logits"], parameters["head.weight"], places)
+        gradients[f"layer{self.layers}.output"] = rounded(norm("norm"), places.activation_gradients)
         for k in range(self.layers, 0, -1):
             layer = f"layer{k}"
-            found[f"{layer}.down"] = found[f"{layer}.output"]
-            found[f"{layer}.hidden"] = linear(f"{layer}.down", f"{layer}.hidden")
-            found[f"{layer}.up"] = self._activate_backward(found[f"{layer}.hidden"], activations[f"{layer}.up"], places)
-            found[f"{layer}.mlp_norm"] = linear(f"{layer}.up", f"{layer}.mlp_norm")
-            both = found[f"{layer}.output"] + norm(f"{layer}.mlp_norm")
-            found[f"{layer}.attention_sum"] = rounded(both, places.activation_gradients)
-            found[f"{layer}.projection"] = found[f"{layer}.attention_sum"]
-            found[f"{layer}.mixed"] = linear(f"{layer}.projection", f"{layer}.mixed")
-            found |= self._attend_backward(found[f"{layer}.mixed"], activations, layer, places)
-            found[f"{layer}.attention_norm"] = linear(f"{layer}.qkv", f"{layer}.attention_norm")
-            both = found[f"{layer}.attention_sum"] + norm(f"{layer}.attention_norm")
-            found[f"layer{k - 1}.output" if k > 1 else "embedding"] = rounded(both, places.activation_gradients)
-        token, position = self._embed_backward(found["embedding"], inputs)
+            gradients[f"{layer}.down"] = gradients[f"{layer}.output"]
+            gradients[f"{layer}.hidden"] = linear(f"{layer}.down", f"{layer}.hidden")
+            gradients[f"{layer}.up"] = self._activate_backward(
+                gradients[f"{layer}.hidden"], activations[f"{layer}.up"], places
+            )
+            gradients[f"{layer}.mlp_norm"] = linear(f"{layer}.up", f"{layer}.mlp_norm")
+            both = gradients[f"{layer}.output"] + norm(f"{layer}.mlp_norm")
+            gradients[f"{layer}.attention_sum"] = rounded(both, places.activation_gradients)
+            gradients[f"{layer}.projection"] = gradients[f"{layer}.attention_sum"]
+            gradients[f"{layer}.mixed"] = linear(f"{layer}.projection", f"{layer}.mixed")
+            gradients |= self._attend_backward(gradients[f"{layer}.mixed"], activations, layer, places)
+            gradients[f"{layer}.attention_norm"] = linear(f"{layer}.qkv", f"{layer}.attention_norm")
+            both = gradients[f"{layer}.attention_sum"] + norm(f"{layer}.attention_norm")
+            gradients[f"layer{k - 1}.output" if k > 1 else "embedding"] = rounded(both, places.activation_gradients)
+        token, position = self._embed_backward(gradients["embedding"], inputs)
         weights["token"] = weight_gradient(token, places)
         weights["position"] = weight_gradient(position, places)
         return Gradients(
             mean_loss(losses, places),
             {name: weights[name] for name in parameters},
-            {name: found[name] for name in activations},
+            {name: gradients[name] for name in activations},
         )
 
     def _forward(

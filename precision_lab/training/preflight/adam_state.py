@@ -86,33 +86,33 @@ def find_adam_state(
     else:
         source = open_tensors(_flat(content))
     infos = {info.name: info for info in list_tensors(source)}
-    found: dict[str, dict[str, str]] = {}
+    moments: dict[str, dict[str, str]] = {}
     for name in infos:
         key, _, part = name.rpartition(".")
         if part in PARTS:
-            found.setdefault(key, {})[part] = name
+            moments.setdefault(key, {})[part] = name
     names = {info.name for info in weights}
-    found = {key if key in names else re.sub(r"^(?:.*\.)?state\.", "", key): parts for key, parts in found.items()}
-    found = {key: parts for key, parts in found.items() if {"exp_avg", "exp_avg_sq"} <= parts.keys()}
-    if not found:
+    moments = {key if key in names else re.sub(r"^(?:.*\.)?state\.", "", key): parts for key, parts in moments.items()}
+    moments = {key: parts for key, parts in moments.items() if {"exp_avg", "exp_avg_sq"} <= parts.keys()}
+    if not moments:
         raise TensorFileError(
             f"{place}: no Adam moments: NAME.exp_avg and NAME.exp_avg_sq, or what torch calls optimizer.state_dict()"
         )
-    if all(key.isdigit() for key in found) and not names & found.keys():
-        found = _numbered(place, found, infos, weights, content, in_order)
-    if strangers := [key for key in found if key not in names]:
+    if all(key.isdigit() for key in moments) and not names & moments.keys():
+        moments = _numbered(place, moments, infos, weights, content, in_order)
+    if strangers := [key for key in moments if key not in names]:
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise TensorFileError(f"{place}: moments of '{shown(strangers[0], 100)}'{more}, which the weights do not have")
     for info in weights:
-        for part in PARTS[:2] if info.name in found else ():
-            moment = infos[found[info.name][part]]
+        for part in PARTS[:2] if info.name in moments else ():
+            moment = infos[moments[info.name][part]]
             if moment.shape != info.shape or moment.skipped:
-                found_is, name = moment.skipped or f"shape {moment.shape}", shown(info.name, 100)
+                what, name = moment.skipped or f"shape {moment.shape}", shown(info.name, 100)
                 raise TensorFileError(
-                    f"{place}, tensor '{shown(moment.name, 100)}': {found_is} is not what belongs to the weights "
+                    f"{place}, tensor '{shown(moment.name, 100)}': {what} is not what belongs to the weights "
                     f"'{name}' of shape {info.shape}"
                 )
-    return AdamState(source, found)
+    return AdamState(source, moments)
 
 
 def adam_updates(state: AdamState, adam: Adam) -> Callable[[str], Chunks]:
@@ -175,7 +175,7 @@ def _optimizer(content: Any) -> Mapping[str, Any] | None:
 
 def _numbered(
     place: object,
-    found: Mapping[str, dict[str, str]],
+    moments: Mapping[str, dict[str, str]],
     infos: Mapping[str, TensorInfo],
     weights: Sequence[TensorInfo],
     content: Any,
@@ -192,8 +192,8 @@ def _numbered(
         if isinstance(group.get("param_names"), list)
         for number, name in zip(group["params"], group["param_names"], strict=False)
     }
-    if found.keys() <= named.keys():
-        return {named[key]: parts for key, parts in found.items()}
+    if moments.keys() <= named.keys():
+        return {named[key]: parts for key, parts in moments.items()}
     cure = (
         "make the optimizer from model.named_parameters() (torch 2.6 or newer), or save its moments as NAME.exp_avg "
         "and NAME.exp_avg_sq"
@@ -204,10 +204,10 @@ def _numbered(
     if (n := len(groups[0]["params"])) != len(weights):
         raise TensorFileError(f"{place}: {n} numbered parameters for {len(weights)} tensors of weights; {cure}")
     numbers = {str(number): info for number, info in zip(groups[0]["params"], weights, strict=True)}
-    for key, parts in found.items():
+    for key, parts in moments.items():
         shape = infos[parts["exp_avg"]].shape
         if key not in numbers or numbers[key].shape != shape:
             raise TensorFileError(
                 f"{place}: parameter {shown(key, 100)} of shape {shape} is not the weights in its place; {cure}"
             )
-    return {numbers[key].name: parts for key, parts in found.items()}
+    return {numbers[key].name: parts for key, parts in moments.items()}

@@ -87,59 +87,59 @@ class Checkpoint:
     def more_lost(self, way: StoredUpdate) -> tuple[list[int], list[int]]:
         """Return how many updates of each tensor are lost that fp32 would not lose, and out of how many."""
         if way not in self._more:
-            theirs = StoredUpdate(_FP32)
-            pairs = [(tensor.standstill[way], tensor.standstill[theirs]) for tensor in self.tensors]
-            lost = [max(found.blocked - least.blocked, 0) for found, least in pairs]
-            self._more[way] = lost, [found.count for found, _ in pairs]
+            in_fp32 = StoredUpdate(_FP32)
+            pairs = [(tensor.standstill[way], tensor.standstill[in_fp32]) for tensor in self.tensors]
+            lost = [max(counts.blocked - least.blocked, 0) for counts, least in pairs]
+            self._more[way] = lost, [counts.count for counts, _ in pairs]
         return self._more[way]
 
 
 def judge(
-    name: str, storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAudit], found: Checkpoint
+    name: str, storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAudit], checkpoint: Checkpoint
 ) -> Candidate:
     """Apply the criterion to a configuration."""
     findings = _findings(storage, audits)
     loses = [
-        *_range_losses(storage, found),
-        *_update_losses(StoredUpdate(storage.updated, storage.update), found),
+        *_range_losses(storage, checkpoint),
+        *_update_losses(StoredUpdate(storage.updated, storage.update), checkpoint),
         *(
             f"{f.finding.expression} in the {f.role}, {f.format}: {f.finding.consequence}"
             for f in findings
             if f.rejects
         ),
     ]
-    more, unknown = _gradient_losses(storage, found)
+    more, unknown = _gradient_losses(storage, checkpoint)
     loses += more
     if storage.operands is not None:
         unknown.append(f"matrix products in {storage.operands}: only a training run tells")
     if storage.accumulator != _FP32 or storage.sensitive != _FP32:
         unknown.append("sums, softmax or norms below fp32: only a training run tells")
-    lost = _lost_share(StoredUpdate(storage.updated, storage.update), found)
+    lost = _lost_share(StoredUpdate(storage.updated, storage.update), checkpoint)
     outcome = Outcome.LOSES if loses else Outcome.UNKNOWN if unknown else Outcome.KEEPS
-    ledger = memory_ledger(storage, audits[_FP32].configured, found.count)
+    ledger = memory_ledger(storage, audits[_FP32].configured, checkpoint.count)
     return Candidate(name, storage, ledger, outcome, tuple(loses or unknown), findings, lost)
 
 
-def _range_losses(storage: StorageConfig, found: Checkpoint) -> Iterator[str]:
-    fp32 = found.weights.conversion(_FP32)
+def _range_losses(storage: StorageConfig, checkpoint: Checkpoint) -> Iterator[str]:
+    fp32 = checkpoint.weights.conversion(_FP32)
     for fmt in dict.fromkeys((storage.updated, storage.weights)):
-        if found.weights.conversion(fmt).overflowed > fp32.overflowed:
-            yield f"{found.weights.conversion(fmt).overflowed:,} weights overflow in {fmt}"
-    flushed = found.weights.conversion(storage.updated).flushed - fp32.flushed
-    if flushed > found.tolerance * found.weights.count:
+        if checkpoint.weights.conversion(fmt).overflowed > fp32.overflowed:
+            yield f"{checkpoint.weights.conversion(fmt).overflowed:,} weights overflow in {fmt}"
+    flushed = checkpoint.weights.conversion(storage.updated).flushed - fp32.flushed
+    if flushed > checkpoint.tolerance * checkpoint.weights.count:
         yield f"{flushed:,} weights become 0 in {storage.updated}"
 
 
-def _lost_share(way: StoredUpdate, found: Checkpoint) -> float:
-    lost, counts = map(sum, found.more_lost(way))
+def _lost_share(way: StoredUpdate, checkpoint: Checkpoint) -> float:
+    lost, counts = map(sum, checkpoint.more_lost(way))
     return lost / counts if counts else 0.0
 
 
-def _update_losses(way: StoredUpdate, found: Checkpoint) -> Iterator[str]:
-    share = _lost_share(way, found)
-    if share > found.tolerance:
-        shares = [lost / max(count, 1) for lost, count in zip(*found.more_lost(way), strict=True)]
-        worst = label_of(found.tensors[shares.index(max(shares))].info)
+def _update_losses(way: StoredUpdate, checkpoint: Checkpoint) -> Iterator[str]:
+    share = _lost_share(way, checkpoint)
+    if share > checkpoint.tolerance:
+        shares = [lost / max(count, 1) for lost, count in zip(*checkpoint.more_lost(way), strict=True)]
+        worst = label_of(checkpoint.tensors[shares.index(max(shares))].info)
         can = "can lose" if way.two_words else "loses"
         yield f"{way} {can} the updates of {_percent(share)} of the weights that fp32 moves, '{worst}' the most"
 
@@ -164,41 +164,41 @@ def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAu
     formats |= dict.fromkeys(ROLES["second moment"], storage.second_moment)
     roles = {expression: role for role, expressions in ROLES.items() for expression in expressions}
     in_pairs = UPDATE_RULES[storage.update].words_of("second_moment")
-    told = []
-    for theirs in base.findings:
-        if theirs.expression not in formats:
+    role_findings = []
+    for baseline in base.findings:
+        if baseline.expression not in formats:
             continue
-        fmt = formats[theirs.expression]
+        fmt = formats[baseline.expression]
         if fmt not in audits:
             audits[fmt] = audit_hyperparameters(fmt, optimizer=base.optimizer, steps=base.steps, **h)
-        ours = audits[fmt][theirs.expression]
-        rejects = ours.severity in (Severity.WARNING, Severity.FATAL) and _rank(ours) > _rank(theirs)
-        if in_pairs and theirs.expression in _OF_BETA2:
+        finding = audits[fmt][baseline.expression]
+        rejects = finding.severity in (Severity.WARNING, Severity.FATAL) and _rank(finding) > _rank(baseline)
+        if in_pairs and baseline.expression in _OF_BETA2:
             rejects = 1 - h["beta2"] < 20 * 4.0**-fmt.precision
-        told.append(RoleFinding(roles[theirs.expression], fmt, ours, rejects))
-    return tuple(told)
+        role_findings.append(RoleFinding(roles[baseline.expression], fmt, finding, rejects))
+    return tuple(role_findings)
 
 
 def _rank(finding: Finding) -> int:
     return list(Severity).index(finding.severity)
 
 
-def _gradient_losses(storage: StorageConfig, found: Checkpoint) -> tuple[list[str], list[str]]:
+def _gradient_losses(storage: StorageConfig, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """Return what is lost of the gradients, and what is not known about them."""
     loses, unknown = [], []
     leaving = storage.weights if storage.transient_weights else storage.gradients
     for fmt in dict.fromkeys((leaving, storage.activation_gradients, storage.gradients)):
-        if found.gradients is None:
+        if checkpoint.gradients is None:
             if fmt.emin > _FP32.emin or fmt.emax < _FP32.emax:
                 unknown.append(f"gradients in {fmt}: give gradients to know which loss scale saves them")
             continue
-        total = found.gradients.total
+        total = checkpoint.gradients.total
         fp32 = total.conversion(_FP32)
-        kept = _best(storage, total, fmt)
-        lost = kept.flushed + kept.overflowed - fp32.flushed - fp32.overflowed
-        if lost > found.tolerance * total.count:
+        best = _best(storage, total, fmt)
+        lost = best.flushed + best.overflowed - fp32.flushed - fp32.overflowed
+        if lost > checkpoint.tolerance * total.count:
             scaled = (
-                "" if isinstance(storage.loss_scale, NoLossScale) else f" at the best loss scale, {kept.loss_scale:g}"
+                "" if isinstance(storage.loss_scale, NoLossScale) else f" at the best loss scale, {best.loss_scale:g}"
             )
             loses.append(f"{_percent(lost / total.count)} of the gradients are lost in {fmt}{scaled}")
     return loses, unknown

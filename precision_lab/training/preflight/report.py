@@ -56,7 +56,7 @@ class StoredUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class Standstill:
+class BlockedUpdates:
     """How many weights of a tensor do not take their updates; exact counts.
 
     Attributes
@@ -79,19 +79,19 @@ class Standstill:
         """Frozen fraction; or the share of lost updates."""
         return self.frozen / self.count if self.count else 0.0
 
-    def __add__(self, other: object) -> Standstill:
+    def __add__(self, other: object) -> BlockedUpdates:
         """Add up two tensors."""
-        return self.total((self, other)) if isinstance(other, Standstill) else NotImplemented
+        return self.total((self, other)) if isinstance(other, BlockedUpdates) else NotImplemented
 
     @staticmethod
-    def total(found: Iterable[Standstill]) -> Standstill:
+    def total(parts: Iterable[BlockedUpdates]) -> BlockedUpdates:
         """Add up any number of tensors, which takes less time than to add one after the other."""
         count = blocked = frozen = 0
-        for one in found:
+        for one in parts:
             count += one.count
             blocked += one.blocked
             frozen += one.frozen
-        return Standstill(count, blocked, frozen)
+        return BlockedUpdates(count, blocked, frozen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +104,14 @@ class PreflightTensor:
         Its name, dtype and shape.
     histogram : ExponentHistogram
         Of its magnitudes.
-    standstill : mapping of StoredUpdate to Standstill
+    standstill : mapping of StoredUpdate to BlockedUpdates
         By how new weights are stored.
 
     """
 
     info: TensorInfo
     histogram: ExponentHistogram
-    standstill: Mapping[StoredUpdate, Standstill]
+    standstill: Mapping[StoredUpdate, BlockedUpdates]
 
 
 @dataclass(frozen=True)
@@ -235,10 +235,10 @@ class PreflightReport(PlainReport, Shown):
         return sum(tensor.info.count for tensor in self.tensors)
 
     @cached_property
-    def total(self) -> dict[StoredUpdate, Standstill]:
+    def total(self) -> dict[StoredUpdate, BlockedUpdates]:
         """All tensors together."""
         ways = self.tensors[0].standstill
-        return {way: Standstill.total(tensor.standstill[way] for tensor in self.tensors) for way in ways}
+        return {way: BlockedUpdates.total(tensor.standstill[way] for tensor in self.tensors) for way in ways}
 
     @property
     def cheapest(self) -> Candidate:
@@ -256,32 +256,34 @@ class PreflightReport(PlainReport, Shown):
             if c.outcome is Outcome.KEEPS and c.ledger.bytes_per_parameter == size and c is not best
         ]
         if size >= most:
-            said = [f"Nothing cheaper than fp32 ({most} bytes per parameter) is known to keep all that fp32 keeps."]
+            sentences = [
+                f"Nothing cheaper than fp32 ({most} bytes per parameter) is known to keep all that fp32 keeps."
+            ]
             if same := [name for name in ("fp32", *others) if name != "fp32"]:
-                said.append(f"For as many bytes, with narrow weights in forward and backward: {', '.join(same)}.")
+                sentences.append(f"For as many bytes, with narrow weights in forward and backward: {', '.join(same)}.")
         else:
             what = f"{best.name} is the cheapest that loses nothing that fp32 keeps"
-            said = [f"{what}: {size} bytes per parameter, fp32 {most}."]
+            sentences = [f"{what}: {size} bytes per parameter, fp32 {most}."]
             if others:
-                said.append(f"So do, for as many: {', '.join(others)}.")
+                sentences.append(f"So do, for as many: {', '.join(others)}.")
             if best.way.rule.random_bits:
                 sure = next(c for c in self.candidates if c.outcome is Outcome.KEEPS and not c.way.rule.random_bits)
                 bytes_ = sure.ledger.bytes_per_parameter
-                said.append(f"It does so on average, with noise; without chance: {sure.name}, {bytes_} bytes.")
+                sentences.append(f"It does so on average, with noise; without chance: {sure.name}, {bytes_} bytes.")
         nearly = [c for c in self.candidates if 0 < c.lost < 1e-3 and len(c.reasons) == 1]
         if cheaper := [c for c in nearly if c.ledger.bytes_per_parameter <= size]:
             few = "; ".join(f"{c.name} ({c.ledger.bytes_per_parameter} bytes), but {c.reasons[0]}" for c in cheaper)
-            said.append(f"Nearly so: {few}.")
-        if lost := [f for f in fp32.findings if f.finding.severity is Severity.FATAL]:
-            said.append(
-                f"fp32 itself loses: {'; '.join(f'{f.finding.expression} {f.finding.consequence}' for f in lost)}."
+            sentences.append(f"Nearly so: {few}.")
+        if fatal := [f for f in fp32.findings if f.finding.severity is Severity.FATAL]:
+            sentences.append(
+                f"fp32 itself loses: {'; '.join(f'{f.finding.expression} {f.finding.consequence}' for f in fatal)}."
             )
-        said += [
+        sentences += [
             f"{name} is not it: {'; '.join(self[name].reasons)}."
             for name in self.asked
             if self[name].outcome is not Outcome.KEEPS
         ]
-        return " ".join(said)
+        return " ".join(sentences)
 
     def parts(self) -> dict[str, Any]:
         """Return what `to_dict` does, with iterators for its long lists."""
@@ -320,7 +322,7 @@ class PreflightReport(PlainReport, Shown):
                     "min_nonzero": t.histogram.min_nonzero,
                     "max_abs": t.histogram.max_abs,
                     "nonfinite": t.histogram.nonfinite,
-                    "standstill": {names[way]: _counts(found) for way, found in t.standstill.items()},
+                    "standstill": {names[way]: _counts(counts) for way, counts in t.standstill.items()},
                 }
                 for t in self.tensors
             ),
@@ -330,5 +332,5 @@ class PreflightReport(PlainReport, Shown):
         }
 
 
-def _counts(found: Standstill) -> dict[str, Any]:
-    return {"count": found.count, "blocked": found.blocked, "frozen": found.frozen, "fraction": found.fraction}
+def _counts(updates: BlockedUpdates) -> dict[str, Any]:
+    return {"count": updates.count, "blocked": updates.blocked, "frozen": updates.frozen, "fraction": updates.fraction}

@@ -102,8 +102,8 @@ def preflight(
         raise ValueError(f"an optimizer state says what Adam's updates are; for {optimizer} give {instead}")
     if not used.normalizes and updates is None and gradients is None:
         raise ValueError(f"{optimizer}'s updates are lr times the gradients: give gradients, or updates")
-    asked = _asked(storage)
-    candidates = {**CONFIGURATIONS, **asked}
+    chosen = _by_name(storage)
+    candidates = {**CONFIGURATIONS, **chosen}
     ways = tuple(dict.fromkeys(StoredUpdate(s.updated, s.update) for s in candidates.values()))
 
     in_order = not isinstance(weights, str | Path) or Path(weights).suffix.lower() in SUFFIXES
@@ -126,9 +126,9 @@ def preflight(
                 continue
             yield info, chunks
 
-    found = Checkpoint(tuple(source.read(parameters(), ways)), tolerance, recorded)
+    checkpoint = Checkpoint(tuple(source.read(parameters(), ways)), tolerance, recorded)
     audits = {_FP32: base}
-    judged = [judge(name, s, audits, found) for name, s in candidates.items()]
+    judged = [judge(name, s, audits, checkpoint) for name, s in candidates.items()]
     judged.sort(key=lambda candidate: candidate.ledger.bytes_per_parameter)
     return PreflightReport(
         optimizer,
@@ -136,16 +136,16 @@ def preflight(
         source.words,
         isinstance(source, Sizes),
         tolerance,
-        found.tensors,
+        checkpoint.tensors,
         tuple(skipped),
         tuple(judged),
-        tuple(asked),
+        tuple(chosen),
         None if recorded is None else _plans(recorded),
         _unknown(isinstance(source, Sizes), optimizer_state is not None, recorded is None),
     )
 
 
-def _asked(storage: str | StorageConfig | Sequence[str | StorageConfig]) -> dict[str, StorageConfig]:
+def _by_name(storage: str | StorageConfig | Sequence[str | StorageConfig]) -> dict[str, StorageConfig]:
     several = [storage] if isinstance(storage, str | StorageConfig) else list(storage)
     configs = [StorageConfig.parse(one) if isinstance(one, str) else one for one in several]
     names = {config: name for name, config in CONFIGURATIONS.items()}
@@ -170,24 +170,24 @@ def _plans(recorded: ScanResult) -> TensorPlans:
 
 def _unknown(sizes: bool, moments: bool, no_gradients: bool) -> tuple[str, ...]:
     """Say what is not in a checkpoint."""
-    said = []
+    sentences = []
     if sizes:
-        said.append(
+        sentences.append(
             "Adam's updates are about as large as lr at first and smaller later, and lr itself mostly falls: what "
             "moves now may stand still then. Ask again with the schedule's smallest lr, or give updates or moments."
         )
     else:
-        said.append("Updates are those of one moment; later ones are mostly smaller.")
+        sentences.append("Updates are those of one moment; later ones are mostly smaller.")
     if moments:
-        said.append(
+        sentences.append(
             "Moments say what Adam would add now, without weight decay, if the next gradient were the average one."
         )
     if no_gradients:
-        said.append(
+        sentences.append(
             "Without gradients nothing is known about theirs; bf16, with fp32's exponents, is taken to hold them."
         )
     return (
-        *said,
+        *sentences,
         "Weights are those of this checkpoint, and change while they train.",
         "Rounding what forward and backward see is not counted as a loss. Whether the model learns as well with it, "
         "only training tells: precision-lab train, on something small.",

@@ -24,7 +24,7 @@ from precision_lab.tensors.walk import CHUNK_BYTES
 from precision_lab.training.hyperparameters import HyperparameterAudit
 from precision_lab.training.optimizers import Adam
 from precision_lab.training.preflight.adam_state import adam_updates, find_adam_state
-from precision_lab.training.preflight.report import PreflightTensor, Standstill, StoredUpdate
+from precision_lab.training.preflight.report import BlockedUpdates, PreflightTensor, StoredUpdate
 
 Stream: TypeAlias = Iterator[tuple[TensorInfo, Chunks]]
 
@@ -48,8 +48,8 @@ class Sizes:
             histogram: ExponentHistogram | None = None
             gaps: dict[FloatFormat, WeightGaps] = {}
             for chunk in chunks:
-                found = ExponentHistogram.of(chunk)
-                histogram = found if histogram is None else histogram + found
+                chunk_histogram = ExponentHistogram.of(chunk)
+                histogram = chunk_histogram if histogram is None else histogram + chunk_histogram
                 more = {fmt: WeightGaps.of(chunk, fmt) for fmt in formats}
                 gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
             gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
@@ -86,9 +86,9 @@ class RecordedUpdates:
                 losses.add(len(read), w, u)
             read.append((info, histogram))
         losses.count()
-        nothing = dict.fromkeys(ways, Standstill())
+        nothing = dict.fromkeys(ways, BlockedUpdates())
         for number, (info, histogram) in enumerate(read):
-            yield PreflightTensor(info, histogram, losses.found.get(number, nothing))
+            yield PreflightTensor(info, histogram, losses.by_tensor.get(number, nothing))
 
 
 class _Kind(NamedTuple):
@@ -107,9 +107,9 @@ class _ByWay:
         self.kinds = tuple(dict.fromkeys(self._of_way.values()))
         self.shared = lru_cache(maxsize=1 << 12)(self._mapping)
 
-    def _mapping(self, counts: tuple[tuple[int, int, int], ...]) -> Mapping[StoredUpdate, Standstill]:
-        """Return the counts of a tensor, given those of `Standstill` for each of `kinds`."""
-        of_kind = {kind: Standstill(*some) for kind, some in zip(self.kinds, counts, strict=True)}
+    def _mapping(self, counts: tuple[tuple[int, int, int], ...]) -> Mapping[StoredUpdate, BlockedUpdates]:
+        """Return the counts of a tensor, given those of `BlockedUpdates` for each of `kinds`."""
+        of_kind = {kind: BlockedUpdates(*some) for kind, some in zip(self.kinds, counts, strict=True)}
         return {way: of_kind[kind] for way, kind in self._of_way.items()}
 
 
@@ -123,7 +123,7 @@ class _Losses:
         self.by_way = _ByWay(ways)
         self.size = 0
         self.pieces: list[tuple[int, Any, Any]] = []
-        self.found: dict[int, Mapping[StoredUpdate, Standstill]] = {}
+        self.by_tensor: dict[int, Mapping[StoredUpdate, BlockedUpdates]] = {}
 
     def add(self, tensor: int, w: Any, u: Any) -> None:
         """Take a chunk of a tensor and its updates; both may be overwritten afterwards."""
@@ -136,7 +136,7 @@ class _Losses:
             self.count()
 
     def count(self) -> None:
-        """Count what was taken: `found` has what is known of each tensor that has elements."""
+        """Count what was taken: `by_tensor` has what is known of each tensor that has elements."""
         if not self.pieces:
             return
         tensors, ws, us = (list(column) for column in zip(*self.pieces, strict=True))
@@ -155,9 +155,9 @@ class _Losses:
             lost = (there - moved).tolist()
             columns.append(zip(there.tolist(), lost, lost, strict=True))
         for tensor, *counts in zip(tensors, *columns, strict=True):
-            found = self.by_way.shared(tuple(counts))
-            before = self.found.get(tensor)
-            self.found[tensor] = {way: before[way] + found[way] for way in found} if before else found
+            blocked = self.by_way.shared(tuple(counts))
+            before = self.by_tensor.get(tensor)
+            self.by_tensor[tensor] = {way: before[way] + blocked[way] for way in blocked} if before else blocked
 
 
 def _reached(u: Any, kind: _Kind) -> Any:

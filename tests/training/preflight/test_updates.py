@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from precision_lab import StorageConfig, preflight, round_to, update_report
-from precision_lab.training.preflight.report import Standstill, StoredUpdate
+from precision_lab.training.preflight.report import BlockedUpdates, StoredUpdate
 from tests.training.preflight.helpers import BF16, ask, spread
 
 
@@ -22,7 +22,9 @@ def test_frozen_weights_are_those_that_a_brute_force_finds(size: float) -> None:
         up, down = (np.asarray(round_to(stored + u, name)) == stored for u in (size, -size))
         way = next(way for way in total if str(way) == name)
         fits = np.isfinite(stored)
-        assert total[way] == Standstill(int(fits.sum()), int(((up | down) & fits).sum()), int((up & down & fits).sum()))
+        assert total[way] == BlockedUpdates(
+            int(fits.sum()), int(((up | down) & fits).sum()), int((up & down & fits).sum())
+        )
 
 
 def test_recorded_updates_are_counted_one_by_one() -> None:
@@ -32,7 +34,7 @@ def test_recorded_updates_are_counted_one_by_one() -> None:
     report = ask({"w": w}, updates={"w": u})
     stored = np.asarray(round_to(w.astype(np.float64), "bf16"))
     lost = int(((np.asarray(round_to(stored + u, "bf16")) == stored) & (u != 0)).sum())
-    assert report.total[StoredUpdate(BF16)] == Standstill(int((u != 0).sum()), lost, lost)
+    assert report.total[StoredUpdate(BF16)] == BlockedUpdates(int((u != 0).sum()), lost, lost)
     assert not report.sizes
     # the other ways lose less, and what they lose is lost by ties_to_even too
     others = [report.total[StoredUpdate(BF16, name)].frozen for name in ("stochastic", "kahan", "collage_light")]
@@ -61,7 +63,7 @@ def test_tensors_that_are_counted_together_have_the_counts_that_each_has_alone()
             far = (np.asarray(round_to(u, way.format)) if way.two_words else u).astype(np.float64) * way.reach
             counted, reached = (update_report(w, x, way.format) for x in (u, far))
             lost = counted.nonzero - (reached.nonzero - reached.lost)
-            assert found == Standstill(counted.nonzero, lost, lost)
+            assert found == BlockedUpdates(counted.nonzero, lost, lost)
             if way.update == "ties_to_even":
                 assert lost == counted.lost
 
@@ -71,10 +73,10 @@ def test_an_update_that_the_second_word_flushes_is_lost() -> None:
     tiny = 2.0**-26
     by_size = ask({"w": np.full(3, 2.0**-20)}, storage=storage, lr=tiny).total[StoredUpdate(storage.weights, "kahan")]
     one_by_one = ask({"w": np.full(3, 2.0**-20)}, storage=storage, updates={"w": np.full(3, tiny)})
-    assert by_size == one_by_one.total[StoredUpdate(storage.weights, "kahan")] == Standstill(3, 3, 3)
+    assert by_size == one_by_one.total[StoredUpdate(storage.weights, "kahan")] == BlockedUpdates(3, 3, 3)
 
 
 def test_sgd_takes_the_gradients() -> None:
     w, g = np.ones(3), np.array([1.0, 0.1, 0.0], np.float32)
     report = preflight({"w": w}, optimizer="sgd", lr=0.01, gradients={"w": g})
-    assert report.total[StoredUpdate(BF16)] == Standstill(2, 1, 1)  # 0.01 moves 1 in bf16, 0.001 does not
+    assert report.total[StoredUpdate(BF16)] == BlockedUpdates(2, 1, 1)  # 0.01 moves 1 in bf16, 0.001 does not

@@ -23,7 +23,7 @@ from precision_lab.numerics.verification import (
     verify_against_ml_dtypes,
     verify_against_reference,
 )
-from tests.numerics.helpers import REGISTERED, UP_TO_8_BITS, WITH_DTYPE, Array
+from tests.numerics.helpers import REGISTERED, UP_TO_8_BITS, WITH_DTYPE, Array, finite_values
 
 Rounding = Callable[[Array, FloatFormat], Array]
 NARROW = tuple(f for f in WITH_DTYPE if f.bits <= 16)
@@ -63,7 +63,7 @@ def holds(hard: Patterns, patterns: Array) -> bool:
 
 @pytest.mark.parametrize("fmt", [f for f in REGISTERED if f.bits <= 16], ids=str)
 def test_hard_patterns_hold_all_codes_ties_and_neighbours(fmt: FloatFormat, hard: Patterns) -> None:
-    values = np.array(list(reference.finite_values(fmt)))
+    values = finite_values(fmt)
     middles = (values[:-1] + values[1:]) / 2
     beyond = np.array([fmt.overflow_threshold])
     # what float32 cannot hold (below bf16's smallest subnormals it can) is not asked for

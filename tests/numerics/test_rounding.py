@@ -118,6 +118,7 @@ def test_double_rounding_through_float32(dtype: DType) -> None:
     assert through_float32.tolist() == [1, 1, 1 + 2.0**-6]
 
 
+@pytest.mark.usefixtures("places_are_kept")
 @pytest.mark.parametrize("fmt", REGISTERED, ids=str)
 @carriers
 def test_random_bit_patterns_by_the_reference(fmt: FloatFormat, dtype: DType) -> None:

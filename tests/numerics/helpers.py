@@ -57,6 +57,14 @@ def assert_same(actual: Any, expected: Any, x: Any = None) -> None:
         raise AssertionError(f"{np.count_nonzero(differ)} of {a.size} differ: {got} instead of {want}{at}")
 
 
+@lru_cache
+def finite_values(fmt: FloatFormat) -> Array:
+    """All magnitudes of a format upwards, once for all tests."""
+    values = np.array([*reference.finite_values(fmt)])
+    values.flags.writeable = False
+    return values
+
+
 class Table(NamedTuple):
     """Magnitudes of a format upwards, with one beyond the largest: where it would go on with more exponents."""
 
@@ -68,10 +76,12 @@ class Table(NamedTuple):
 @lru_cache(maxsize=32)
 def table(fmt: FloatFormat, codes: tuple[int, ...] | None = None) -> Table:
     """Tabulate a format, whole or only the runs of codes that are given."""
-    chosen = range(2 ** (fmt.bits - 1)) if codes is None else codes
-    decoded = ((code, reference.decode(code, fmt)) for code in chosen)
-    kept = np.array([(code, value) for code, value in decoded if np.isfinite(value)])
-    code, value = kept[:, 0].astype(np.int64), kept[:, 1]
+    if codes is None:
+        value = finite_values(fmt)
+        code = np.arange(value.size)  # the finite codes come first
+    else:
+        value = np.array([reference.decode(code, fmt) for code in codes])
+        code, value = np.array(codes)[np.isfinite(value)], value[np.isfinite(value)]
     # with the implicit bit alone every significand is 1
     odd = code % 2 == 1 if fmt.mantissa_bits else code > 0
     beyond = value[-1] + 2.0 ** (fmt.emax - fmt.mantissa_bits)
@@ -159,25 +169,27 @@ class Oracle:
 
     def round(self, mode: str, subnormals: bool = True, saturate: bool = False, numbers: Array | None = None) -> Array:
         fmt = self.fmt
-        result = np.where(self.goes_away(mode, numbers), self.high, self.low)
+        result: Array = np.where(self.goes_away(mode, numbers), self.high, self.low)
         beyond = np.inf if fmt.has_infinity else np.nan if fmt.has_nan else fmt.max
         beyond = fmt.max if saturate else beyond
-        clamped = {
-            "toward_zero": np.ones_like(self.negative),
-            "to_odd": np.ones_like(self.negative),
+        clamped: dict[str, Array | bool] = {
+            "toward_zero": True,
+            "to_odd": True,
             "toward_positive": self.negative,
             "toward_negative": ~self.negative,
-        }.get(mode, np.zeros_like(self.negative))
+        }
         too_large = self.beyond | (result > fmt.max)
-        result = np.where(too_large, np.where(clamped, fmt.max, beyond), result)
         if not subnormals:
-            result = np.where(result < fmt.smallest_normal, 0.0, result)
-        result = np.where(self.infinite, beyond, result)
-        result = np.where(self.nan, np.nan if fmt.has_nan else 0.0, result)
-        negative = self.negative ^ (self.nan & (not fmt.has_nan))
+            result[result < fmt.smallest_normal] = 0.0
+        result[too_large] = beyond
+        result[too_large & clamped.get(mode, False)] = fmt.max
+        result[self.infinite] = beyond
+        result[self.nan] = np.nan if fmt.has_nan else 0.0
+        negative = self.negative if fmt.has_nan else self.negative ^ self.nan
         if fmt.specials == "fnuz":
             negative = (negative & (result != 0)) | np.isnan(result)
-        return np.copysign(result, np.where(negative, -1.0, 1.0)).astype(self.dtype)
+        np.negative(result, out=result, where=negative)  # of magnitudes, and of NaNs whose sign is not set
+        return result.astype(self.dtype)
 
 
 def by_reference(x: Array, fmt: FloatFormat, mode: str, subnormals: bool = True, saturate: bool = False) -> Array:

@@ -25,11 +25,15 @@ AUDIT = ("hyperparameters", "-f", "bf16")  # needs four of the loops
 
 
 def start(
-    *arguments: object, environment: Mapping[str, str], root: Path = PACKAGE.parent, user: tuple[str, ...] = ()
+    *arguments: object,
+    environment: Mapping[str, str],
+    root: Path = PACKAGE.parent,
+    user: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("-m", "precision_lab"),
 ) -> subprocess.Popen[str]:
-    """Start `precision-lab` with hardly an environment."""
+    """Start `precision-lab`, or another program, with hardly an environment."""
     return subprocess.Popen(
-        [*user, sys.executable, "-m", "precision_lab", *map(str, arguments)],
+        [*user, sys.executable, *program, *map(str, arguments)],
         env={"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -94,36 +98,63 @@ def sealed(content: bytes) -> bytes:
 
 
 Damage: TypeAlias = Callable[[bytes], bytes]
-DAMAGES: list[list[Damage]] = [  # one for each of the four loops
-    [lambda _: b"", lambda content: content[:40], lambda content: content[:1000], lambda content: content[:-1]],
-    [
-        flipped,
-        lambda _: np.random.default_rng(0).bytes(5000),
-        lambda _: pickle.dumps({"a": 1}),
-        lambda _: sealed(pickle.dumps({"a": 1})),  # whole, and something else
-    ],
+DAMAGES: list[Damage] = [
+    lambda _: b"",
+    lambda content: content[:40],
+    lambda content: content[:1000],
+    lambda content: content[:-1],
+    flipped,
+    lambda _: np.random.default_rng(0).bytes(5000),
+    lambda _: pickle.dumps({"a": 1}),
+    lambda _: sealed(pickle.dumps({"a": 1})),  # whole, and something else
 ]
 
 
-@pytest.mark.parametrize("damages", DAMAGES)
-@pytest.mark.parametrize("kind", ["nbi", "nbc"])
-def test_a_damaged_cache_is_made_again(
-    whole: tuple[Path, str], tmp_path: Path, damages: list[Damage], kind: str
+def assert_made_again(
+    whole: tuple[Path, str], place: Path, damages: list[tuple[str, Damage]], processes: int, *command: str, **how: Any
 ) -> None:
-    """By two processes at once, too."""
-    place, said = tmp_path / "cache", whole[1]
+    """Damage a file of each loop of a cache; the command says the same, and the cache is then as it was."""
     shutil.copytree(whole[0], place)
     before = kept(place)
+    files = {kind: [file for file in before.values() if file.suffix == kind] for kind in (".nbi", ".nbc")}
+    assert len(files[".nbi"]) == len(files[".nbc"]) == len(damages)
     damaged = {}
-    for file, damage in zip([file for file in before.values() if file.suffix == f".{kind}"], damages, strict=True):
-        file.write_bytes(damage(file.read_bytes()))
+    for number, (kind, damage) in enumerate(damages):
+        file = files[kind][number]
+        sound = file.read_bytes()
+        file.write_bytes(damage(sound))
         damaged[file] = file.read_bytes()
-    environment = {"NUMBA_CACHE_DIR": str(place)}
-    children = [start(*AUDIT, environment=environment) for _ in range(2 if damages is DAMAGES[0] else 1)]
-    assert [output(child) for child in children] == [said] * len(children)
+        assert damaged[file] != sound
+    children = [start(*command, environment={"NUMBA_CACHE_DIR": str(place)}, **how) for _ in range(processes)]
+    assert [output(child) for child in children] == [whole[1]] * processes
     assert kept(place) == before  # replaced, and nothing beside them
     assert all(_whole(str(file)) for file in before.values())
     assert all(file.read_bytes() != content for file, content in damaged.items())
+
+
+def test_a_damaged_cache_is_made_again(whole: tuple[Path, str], tmp_path: Path) -> None:
+    damages = [(kind, damage) for kind in (".nbi", ".nbc") for damage in (flipped, DAMAGES[2])]
+    assert_made_again(whole, tmp_path / "cache", damages, 1, *AUDIT)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The same of loops that are compiled in no time: one for each damage; and the program."""
+    folder = tmp_path_factory.mktemp("small")
+    place, program = folder / "cache", folder / "loops.py"
+    loop = "@compiled()\ndef loop_{0}(x):\n    return x + {0}\n\nprint(loop_{0}(1.5))\n"
+    loops = [loop.format(number) for number in range(len(DAMAGES))]
+    program.write_text("\n".join(["from precision_lab.numerics.kernels.compiled import compiled\n", *loops]))
+    said = output(start(program=(str(program),), environment={"NUMBA_CACHE_DIR": str(place)}))
+    return place, said, str(program)
+
+
+@pytest.mark.parametrize("kind", [".nbi", ".nbc"])
+def test_whatever_the_damage_two_processes_make_it_again(
+    small: tuple[Path, str, str], tmp_path: Path, kind: str
+) -> None:
+    damages = [(kind, damage) for damage in DAMAGES]
+    assert_made_again(small[:2], tmp_path / "cache", damages, 2, program=(small[2],))
 
 
 def nowhere(folder: Path) -> tuple[Path, dict[str, str]]:
@@ -135,12 +166,12 @@ def nowhere(folder: Path) -> tuple[Path, dict[str, str]]:
 
 @pytest.mark.parametrize("arguments", [AUDIT, ("scan", "x.npy", "-f", "fp16", "--workers", 2)])
 def test_without_a_place_for_a_cache(
-    tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, str], tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, environment = nowhere(tmp_path)
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.array([1e-7, 1.0, 1e6], np.float32))
-    here = output(start(*arguments, environment={}))
+    here = whole[1] if arguments == AUDIT else output(start(*arguments, environment={}))
     before = kept(root)
     assert output(start(*arguments, root=root, environment=environment)) == here
     assert kept(root) == before

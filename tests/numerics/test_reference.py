@@ -172,6 +172,7 @@ def test_it_is_the_nearest_value(fmt: FloatFormat) -> None:
             assert reference.round_to(x, fmt, "toward_positive") == min(v for v in values if v >= exact)
 
 
+@pytest.mark.usefixtures("places_are_kept")
 @pytest.mark.parametrize("fmt", UP_TO_8_BITS, ids=str)
 def test_the_tables_are_the_reference(fmt: FloatFormat) -> None:
     """All hard values of all small formats: what `Oracle` says is what the reference says."""
@@ -184,6 +185,7 @@ def test_the_tables_are_the_reference(fmt: FloatFormat) -> None:
             assert_same(oracle.round(mode, subnormals, saturate), expected, x)
 
 
+@pytest.mark.usefixtures("places_are_kept")
 @pytest.mark.parametrize("name", ["fp32", "tf32", "fp16", "bf16"])
 @pytest.mark.parametrize("dtype", CARRIERS, ids=str)
 def test_the_tables_are_the_reference_on_samples(name: str, dtype: DType) -> None:

@@ -33,6 +33,7 @@ from tests.numerics.helpers import (
     assert_same,
     bits_of,
     by_reference,
+    finite_values,
     hard_values,
     runs,
 )
@@ -117,6 +118,7 @@ def test_double_rounding_through_float32(dtype: DType) -> None:
     assert through_float32.tolist() == [1, 1, 1 + 2.0**-6]
 
 
+@pytest.mark.usefixtures("places_are_kept")
 @pytest.mark.parametrize("fmt", REGISTERED, ids=str)
 @carriers
 def test_random_bit_patterns_by_the_reference(fmt: FloatFormat, dtype: DType) -> None:
@@ -324,8 +326,8 @@ def test_decode_shapes() -> None:
 
 def all_values(fmt: FloatFormat) -> Array:
     """Everything but NaN that the format holds, upwards."""
-    magnitudes = [*reference.finite_values(fmt), *([np.inf] if fmt.has_infinity else [])]
-    return np.array([*(-v for v in reversed(magnitudes[1:])), *magnitudes])
+    magnitudes = np.append(finite_values(fmt), [np.inf] if fmt.has_infinity else [])
+    return np.concatenate([-magnitudes[:0:-1], magnitudes])
 
 
 @pytest.mark.parametrize("fmt", UP_TO_16_BITS, ids=str)
@@ -356,7 +358,7 @@ def test_neighbours_of_infinity_where_there_is_none() -> None:
 @carriers
 def test_spacing_by_search(fmt: FloatFormat, dtype: DType) -> None:
     x = hard_values(fmt, dtype)
-    values = np.array(list(reference.finite_values(fmt)))
+    values = finite_values(fmt)
     magnitude = np.abs(np.where(np.isfinite(x), x, 0).astype(np.float64))
     # of the value at or below x, the distance to the next; the largest has none: as below it, or as its last power of 2
     gaps = np.diff(values)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from precision_lab.experiments import underflow
 from precision_lab.numerics.verification import hard_patterns
 from tests.cli.helpers import in_a_terminal, one_line
 from tests.conftest import CommandLine
@@ -285,7 +287,17 @@ def test_verify_fails_with_examples_where_rounding_is_wrong(
     assert "got 0" in finished.err
 
 
-def test_underflow_writes_a_figure_and_json(command_line: CommandLine, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class WithABriefTransformer(underflow.UnderflowConfig):
+    """It takes most of the time, and no option of the command is about it."""
+
+    transformer_steps: int = 2
+
+
+def test_underflow_writes_a_figure_and_json(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(underflow, "UnderflowConfig", WithABriefTransformer)
     folder = tmp_path / "new" / "figures"
     finished = command_line("underflow", "--steps", 60, "-o", folder)
     assert finished.status == 0, finished.err

@@ -473,7 +473,7 @@ def test_a_kept_result_that_was_changed_is_made_again(here: Path, command_line: 
 def test_two_reports_into_one_folder_do_the_work_once(here: Path) -> None:
     program = "from precision_lab.cli import main; main()"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    asked = [sys.executable, "-c", program, "report", "memory", "hyperparameters", "--quick", "-o", "out"]
+    asked = [sys.executable, "-c", program, "report", "memory", "--quick", "-o", "out"]
     both = [
         subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for _ in range(2)
@@ -481,6 +481,5 @@ def test_two_reports_into_one_folder_do_the_work_once(here: Path) -> None:
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     reused = sorted(out.count("reused") + out.count("kept") for out, _ in said)
-    seconds = [json.loads(Path(f"out/{name}.json").read_text())["seconds"] for name in ("memory", "hyperparameters")]
-    assert all(seconds)
+    assert json.loads(Path("out/memory.json").read_text())["seconds"] > 0
     assert reused[0] < reused[1], said

@@ -15,7 +15,7 @@ import click
 import numpy as np
 import pytest
 
-from precision_lab.cli import app
+from precision_lab.cli import app, experiments
 from precision_lab.cli.options import Checkpoint, Input, Output, OutputFolder
 from precision_lab.experiments.kept import kept
 from precision_lab.experiments.registry import EXPERIMENTS
@@ -407,6 +407,13 @@ def test_a_file_without_end_is_not_read(here: Path, command_line: CommandLine) -
         assert place in finished.err
 
 
+@pytest.fixture
+def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of a report take most of its time; where what is kept is the question, they are none of it."""
+    monkeypatch.setattr(experiments, "_draw", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("nothing_is_drawn")
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
 def test_a_kept_result_that_is_no_file(kind: str, here: Path, command_line: CommandLine) -> None:
     Path("out").mkdir()
@@ -427,6 +434,7 @@ def test_a_kept_result_that_is_no_file(kind: str, here: Path, command_line: Comm
 # ---- what is kept is not believed ----
 
 
+@pytest.mark.usefixtures("nothing_is_drawn")
 def test_a_kept_result_that_was_changed_is_made_again(here: Path, command_line: CommandLine) -> None:
     def report() -> dict[str, Any]:
         finished = command_line("report", "memory", "--quick", "-o", "out")

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -171,21 +171,25 @@ DOORS = ("cli", "torch", "testing", "__main__")  # for people; nothing else of t
 PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve")
 
 
+@cache
 def modules() -> dict[str, str]:
     """The source of every module of the package by its dotted name without the package's."""
     files = sorted(ROOT.rglob("*.py"))
     return {".".join(file.relative_to(ROOT).with_suffix("").parts): file.read_text() for file in files}
 
 
-def imports(source: str, module: str = "") -> Iterator[str]:
-    """Yield the dotted names that a source imports, wherever in it: `from a import b` yields a.b."""
+@cache  # every rule asks it of every module
+def imports(source: str, module: str = "") -> tuple[str, ...]:
+    """Return the dotted names that a source imports, wherever in it: `from a import b` gives a.b."""
+    names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = ["precision_lab", *module.split(".")][: -node.level] if node.level else []
             base = [*above, *filter(None, [node.module])]
-            yield from (".".join([*base, alias.name]) for alias in node.names)
+            names += (".".join([*base, alias.name]) for alias in node.names)
+    return tuple(names)
 
 
 def top_level(source: str) -> set[str]:
@@ -278,8 +282,8 @@ def test_only_testing_imports_hypothesis() -> None:
 
 @pytest.mark.parametrize("module", ["cli", "testing", "testing.accumulators"])
 def test_hypothesis_is_loaded_for_strategies_only(module: str) -> None:
-    assert "hypothesis" not in heavy_modules_loaded_by(f"import precision_lab.{module}")
-    assert "hypothesis" in heavy_modules_loaded_by(f"import precision_lab.{module}, precision_lab.testing.strategies")
+    alone = f"import sys, precision_lab.{module}\nassert 'hypothesis' not in sys.modules"
+    assert "hypothesis" in heavy_modules_loaded_by(f"{alone}\nimport precision_lab.testing.strategies")
 
 
 def test_numerics_reference_imports_nothing_but_formats() -> None:

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -112,9 +114,21 @@ def test_tests_that_fail_without_a_mutant_are_said(toy: Path) -> None:
     assert "test_toy.py fails without a mutant: FAILED" in done.stderr
 
 
-def test_the_same_seed_takes_the_same_mutants() -> None:
-    names = [[mutant.name() for mutant in mutants.sample(50, seed)] for seed in (0, 0, 1)]
-    assert names[0] == names[1] != names[2]
+@pytest.fixture(scope="module")
+def remembered() -> Callable[[str], list[mutants.Mutant]]:
+    """The mutants of every module, which take a while to be found."""
+    return cache(mutants.mutants_of)
+
+
+def test_the_same_seed_takes_the_same_mutants(
+    remembered: Callable[[str], list[mutants.Mutant]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names(seed: int) -> list[str]:
+        return [mutant.name() for mutant in mutants.sample(50, seed)]
+
+    anew = names(0)
+    monkeypatch.setattr(mutants, "mutants_of", remembered)
+    assert anew == names(0) != names(1)
 
 
 SOURCE = """\
@@ -152,7 +166,10 @@ def test_one_token_is_changed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_every_module_has_tests() -> None:
+def test_every_module_has_tests(
+    remembered: Callable[[str], list[mutants.Mutant]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "mutants_of", remembered)
     modules = {mutant.module for mutant in mutants.sample(10**9, 0)}
     assert len(modules) > 30
     of_each = {module: [path for path in mutants.tests_of(module) if path.name != mutants.ALL] for module in modules}

@@ -31,7 +31,7 @@ from precision_lab.presentation.report import write_scan_page
 from precision_lab.support.files import write_json
 from precision_lab.training.preflight import preflight
 
-MANY = 1200
+MANY = 300  # as full as a dictionary of 1200 is, so that a tensor costs as many bytes
 
 
 def magnitudes(count: int) -> Any:

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -51,14 +52,33 @@ def rounded(x: Fraction, fmt: FloatFormat, mode: str, number: int = 0) -> float:
     return reference.round_to(x, fmt, mode, uniform=Fraction(number, 2**16))
 
 
+@lru_cache(maxsize=2**16)
+def stored(x: float, fmt: FloatFormat) -> float:
+    """A number as a format stores it, which is asked again in every mode; the sign of a zero is whose came first."""
+    return reference.round_to(x, fmt)
+
+
+@lru_cache(maxsize=2**16)
+def ratio_exponent(w: float, u: float) -> int:
+    return reference.floor_log2(abs(Fraction(u) / Fraction(w)))
+
+
+def units(x: float) -> int:
+    """A number in units of 2^-1074, of which every float64 is a whole number."""
+    numerator, denominator = x.as_integer_ratio()
+    whole, rest = divmod(numerator << 1074, denominator)
+    assert rest == 0
+    return whole
+
+
 def brute_report(weights: Array, updates: Array, fmt: FloatFormat, mode: str, seed: int = 0) -> UpdateReport:
     """The definitions, element by element."""
     nonzero = lost = overflowed = nonfinite = zero_weights = 0
     ratios: Counter[int] = Counter()
     lost_ratios: Counter[int] = Counter()
-    sums = [Fraction(0)] * 3
+    sums = [0] * 3
     for i, (given_weight, u) in enumerate(zip(map(float, weights), map(float, updates), strict=True)):
-        w = reference.round_to(given_weight, fmt)
+        w = stored(given_weight, fmt)
         if not all(map(math.isfinite, (given_weight, w, u))) or abs(u) >= 2.0**480:
             nonfinite += 1
             continue
@@ -71,16 +91,14 @@ def brute_report(weights: Array, updates: Array, fmt: FloatFormat, mode: str, se
         if w == 0:
             zero_weights += 1
         else:
-            exponent = reference.floor_log2(abs(Fraction(u) / Fraction(w)))
+            exponent = ratio_exponent(w, u)
             ratios[exponent] += 1
             lost_ratios[exponent] += r == w
         if not math.isfinite(r):
             overflowed += 1
             continue
         d = float(Fraction(r) - Fraction(w))
-        sums = [total + Fraction(product) for total, product in zip(sums, (u * u, d * d, d * u), strict=True)]
-    units = [total * 2**1074 for total in sums]
-    assert all(unit.denominator == 1 for unit in units)
+        sums = [total + units(product) for total, product in zip(sums, (u * u, d * d, d * u), strict=True)]
     return UpdateReport(
         fmt,
         RoundingMode(mode),
@@ -92,7 +110,7 @@ def brute_report(weights: Array, updates: Array, fmt: FloatFormat, mode: str, se
         zero_weights,
         dict(ratios),
         {exponent: n for exponent, n in lost_ratios.items() if n},
-        (int(units[0]), int(units[1]), int(units[2])),
+        (sums[0], sums[1], sums[2]),
     )
 
 
@@ -217,9 +235,10 @@ def test_all_weights_and_all_ties_of_small_formats(fmt: FloatFormat) -> None:
     stays = {}
     ties = half_gaps(fmt)
     for i, size in enumerate(np.concatenate([ties, np.nextafter(ties, 0), np.nextafter(ties, np.inf)]).tolist()):
+        moved = {w: rounded(Fraction(w) + Fraction(size), fmt, "ties_to_even") for w in set(weights[finite].tolist())}
         for u in (size, -size):
-            moved = [rounded(Fraction(w) + Fraction(u), fmt, "ties_to_even") for w in weights[finite].tolist()]
-            stays[u] = np.array(moved) == weights[finite]
+            # ties to even does not see the sign, and every finite weight has its negative: -w - u goes where w + u does
+            stays[u] = np.array([moved[math.copysign(1, u) * w] * math.copysign(1, u) == w for w in weights[finite]])
             report = update_report(weights, np.full(weights.size, u), fmt)
             assert report.lost == stays[u].sum()
             if i % 9 == 0:
@@ -589,7 +608,7 @@ def brute_sum(fmt: FloatFormat, series: Series, mode: str, most: int, seed: int 
     total = 0.0
     terms = series.terms(np.arange(1.0, most + 1))
     for i, exact in enumerate(terms.tolist()):
-        term = Fraction(reference.round_to(exact, fmt))
+        term = Fraction(stored(exact, fmt))
         results = {
             rounded(Fraction(total) + term, fmt, mode, number)
             for number in ([0, 2**16 - 1] if mode == "stochastic" else [0])

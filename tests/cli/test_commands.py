@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from precision_lab.experiments.underflow import UnderflowConfig
 from precision_lab.numerics.verification import hard_patterns
 from tests.cli.helpers import in_a_terminal, one_line
 from tests.conftest import CommandLine
@@ -285,13 +286,19 @@ def test_verify_fails_with_examples_where_rounding_is_wrong(
     assert "got 0" in finished.err
 
 
-def test_underflow_writes_a_figure_and_json(command_line: CommandLine, tmp_path: Path) -> None:
+def test_underflow_writes_a_figure_and_json(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # two steps of the transformer, the last field: they take most of the time, and no option is about them
+    init = UnderflowConfig.__init__
+    monkeypatch.setattr(init, "__defaults__", (*(init.__defaults__ or ())[:-1], 2))
     folder = tmp_path / "new" / "figures"
     finished = command_line("underflow", "--steps", 60, "-o", folder)
     assert finished.status == 0, finished.err
     kinds = [f"{name}.{kind}" for name in ("gradient_histogram", "underflow") for kind in ("json", "png", "svg")]
     assert sorted(p.name for p in folder.iterdir()) == kinds[1:]
     assert json.loads((folder / "underflow.json").read_text())["result"]["config"]["steps"] == 60
+    assert json.loads((folder / "underflow.json").read_text())["result"]["config"]["transformer_steps"] == 2
     assert "activation gradients" in finished.out
 
 

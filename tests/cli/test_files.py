@@ -15,7 +15,7 @@ import click
 import numpy as np
 import pytest
 
-from precision_lab.cli import app
+from precision_lab.cli import app, experiments
 from precision_lab.cli.options import Checkpoint, Input, Output, OutputFolder
 from precision_lab.experiments.kept import kept
 from precision_lab.experiments.registry import EXPERIMENTS
@@ -407,6 +407,13 @@ def test_a_file_without_end_is_not_read(here: Path, command_line: CommandLine) -
         assert place in finished.err
 
 
+@pytest.fixture
+def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of a report take most of its time; where what is kept is the question, they are none of it."""
+    monkeypatch.setattr(experiments, "_draw", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("nothing_is_drawn")
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
 def test_a_kept_result_that_is_no_file(kind: str, here: Path, command_line: CommandLine) -> None:
     Path("out").mkdir()
@@ -427,6 +434,7 @@ def test_a_kept_result_that_is_no_file(kind: str, here: Path, command_line: Comm
 # ---- what is kept is not believed ----
 
 
+@pytest.mark.usefixtures("nothing_is_drawn")
 def test_a_kept_result_that_was_changed_is_made_again(here: Path, command_line: CommandLine) -> None:
     def report() -> dict[str, Any]:
         finished = command_line("report", "memory", "--quick", "-o", "out")
@@ -473,7 +481,7 @@ def test_a_kept_result_that_was_changed_is_made_again(here: Path, command_line: 
 def test_two_reports_into_one_folder_do_the_work_once(here: Path) -> None:
     program = "from precision_lab.cli import main; main()"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    asked = [sys.executable, "-c", program, "report", "memory", "hyperparameters", "--quick", "-o", "out"]
+    asked = [sys.executable, "-c", program, "report", "memory", "--quick", "-o", "out"]
     both = [
         subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for _ in range(2)
@@ -481,6 +489,5 @@ def test_two_reports_into_one_folder_do_the_work_once(here: Path) -> None:
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     reused = sorted(out.count("reused") + out.count("kept") for out, _ in said)
-    seconds = [json.loads(Path(f"out/{name}.json").read_text())["seconds"] for name in ("memory", "hyperparameters")]
-    assert all(seconds)
+    assert json.loads(Path("out/memory.json").read_text())["seconds"] > 0
     assert reused[0] < reused[1], said

@@ -91,12 +91,12 @@ def test_a_text_of_one_symbol_has_no_loss_to_compare(command_line: CommandLine, 
 
 def test_ctrl_c_stops_the_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
     kept = tmp_path / "runs.jsonl"
-    options = ("--storage", "all", "--steps", 2000, "--seeds", 3, "--workers", 2, "--checkpoint", kept)
+    options = ("--storage", "all", "--steps", 300, "--seeds", 3, "--workers", 2, "--checkpoint", kept)
     finished = interrupted("train", *options, when=lambda: kept.exists() and kept.read_text().count("\n") >= 2)
     assert finished == Finished(130, "", "\nprecision-lab: interrupted\n")  # on a line of its own, after the ^C
     lines = kept.read_text().splitlines()
     assert len(lines) >= 2
-    assert all(json.loads(line)["config"]["steps"] == 2000 for line in lines)
+    assert all(json.loads(line)["config"]["steps"] == 300 for line in lines)
 
 
 @pytest.mark.parametrize(

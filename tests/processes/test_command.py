@@ -98,7 +98,7 @@ def test_the_command_loads_nothing_before_it_answers_signals() -> None:
 def test_sigterm_twice_is_answered_once(tmp_path: Path) -> None:
     """As `timeout` sends it: to the command, and to its group."""
     kept = tmp_path / "runs.jsonl"
-    options = ("--steps", 3000, "--seeds", 3, "--workers", 2, "--checkpoint", kept)
+    options = ("--storage", "all", "--steps", 300, "--seeds", 3, "--workers", 2, "--checkpoint", kept)
     with command("train", *options) as child:
         wait_until(lambda: kept.exists() and bool(kept.read_bytes()), 120)
         child.terminate()

@@ -115,15 +115,15 @@ def whole(suffix: str, content: bytes) -> bool:
     return content.rstrip().endswith(ends[suffix])
 
 
-def scan(folder: Path) -> Work:
+def scan(folder: Path, size: int = 1 << 22) -> Work:
     rng = np.random.default_rng(0)
-    np.savez(folder / "input.npz", *(rng.standard_normal(1 << 22).astype(np.float32) for _ in range(4)))
+    np.savez(folder / "input.npz", *(rng.standard_normal(size).astype(np.float32) for _ in range(4)))
     arguments = ("scan", "input.npz", "--workers", 2, "--json", "found.json")
     return Work("scan", arguments, folder, "found.json", 10)
 
 
-def train(folder: Path) -> Work:
-    arguments = ("train", "--storage", "pure_bf16", "--storage", "bf16_kahan", "--steps", 400, "--seeds", 3)
+def train(folder: Path, steps: int = 400) -> Work:
+    arguments = ("train", "--storage", "pure_bf16", "--storage", "bf16_kahan", "--steps", steps, "--seeds", 3)
     files = ("--checkpoint", "runs.jsonl", "--json", "found.json")
     return Work("train", (*arguments, *files, "--workers", 2), folder, "found.json", 10)
 
@@ -166,8 +166,17 @@ def folders(tmp_path: Path, *makers: Callable[[Path], Work]) -> list[Work]:
     return works
 
 
+def small_scan(folder: Path) -> Work:
+    return scan(folder, 1 << 20)
+
+
+def short_train(folder: Path) -> Work:
+    return train(folder, 60)
+
+
 def test_a_few_kills(tmp_path: Path) -> None:
-    attack(folders(tmp_path, scan, train), 4, seed=1)
+    """Of commands that take little more than their processes take to start."""
+    attack(folders(tmp_path, small_scan, short_train), 4, seed=1)
 
 
 @pytest.mark.kills

@@ -18,7 +18,8 @@ class Exact:
         self.fmt = fmt
 
     def __call__(self, x: Fraction | float) -> Fraction:
-        return Fraction(reference.round_to(reference.round_to(x, FP32_FORMAT), self.fmt))
+        first = reference.round_to(x, FP32_FORMAT)
+        return Fraction(first if self.fmt == FP32_FORMAT else reference.round_to(first, self.fmt))
 
 
 def f32(x: Fraction | float) -> Fraction:

@@ -7,6 +7,7 @@ import json
 import math
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -47,6 +48,12 @@ def rounded(x: Fraction, fmt: FloatFormat) -> float:
         special = math.inf if fmt.has_infinity else math.nan if fmt.has_nan else fmt.max
         return math.copysign(special, x)
     return math.copysign(float(magnitude), x)
+
+
+@cache
+def finite_values(fmt: FloatFormat) -> tuple[float, ...]:
+    """Those of the reference, which decodes one after the other: of 16 bits that takes a while."""
+    return tuple(reference.finite_values(fmt))
 
 
 def same(a: float, b: float) -> bool:
@@ -239,12 +246,16 @@ def test_the_defaults_are_torchs() -> None:
 # ---- running averages ----
 
 
+@cache
+def decayed(fmt: FloatFormat, decay: float, value: float) -> Fraction:
+    return Fraction(rounded(Fraction(decay) * Fraction(value), fmt))
+
+
 def iterated(fmt: FloatFormat, decay: float, gain: float) -> float:
     """Follow the average step by step, in rational arithmetic rounded by the reference."""
     value = 0.0
     while True:
-        product = rounded(Fraction(decay) * Fraction(value), fmt)
-        following = rounded(Fraction(product) + Fraction(gain), fmt)
+        following = rounded(decayed(fmt, decay, value) + Fraction(gain), fmt)
         if following == value or not math.isfinite(following):
             return following
         value = following
@@ -252,7 +263,7 @@ def iterated(fmt: FloatFormat, decay: float, gain: float) -> float:
 
 @pytest.mark.parametrize("fmt", SMALL, ids=str)
 def test_averages_settle_where_iteration_does(fmt: FloatFormat) -> None:
-    values = [v for v in reference.finite_values(fmt) if v]
+    values = [v for v in finite_values(fmt) if v]
     for decay in [v for v in values if 0.4 < v <= 1]:
         for gain in values[:: max(1, len(values) // 24)]:
             assert same(settling_value(fmt, decay, gain), iterated(fmt, decay, gain)), (decay, gain)
@@ -307,7 +318,7 @@ def test_the_beta_that_settles_is_the_largest_one(fmt: str, beta: float) -> None
 
     finding = audit_hyperparameters(fmt, beta2=beta)[V]
     stored = rounded(Fraction(beta), get_format(fmt))
-    below_one = [v for v in reference.finite_values(get_format(fmt)) if 0 < v <= stored and v < 1]
+    below_one = [v for v in finite_values(get_format(fmt)) if 0 < v <= stored and v < 1]
     if finding.severity in (Severity.OK, Severity.NOTE):
         assert finding.survives == stored
         return
@@ -387,16 +398,21 @@ def test_the_closest_lr_of_the_first_step(fmt: str, lr: float) -> None:
 # ---- gradients that are lost ----
 
 
+@cache
+def squared(fmt: FloatFormat, gradient: float) -> float:
+    return rounded(Fraction(gradient) ** 2, fmt)
+
+
 @pytest.mark.parametrize("fmt", [*SMALL, get_format("fp16"), get_format("e4m5")], ids=str)
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999])
 def test_the_largest_gradient_that_is_lost(fmt: FloatFormat, beta: float) -> None:
     share = rounded(1 - Fraction(beta), fmt)
 
     def added(gradient: float) -> float:
-        square = rounded(Fraction(gradient) ** 2, fmt)
+        square = squared(fmt, gradient)
         return rounded(Fraction(share) * Fraction(square), fmt) if math.isfinite(square) else square
 
-    values = list(reference.finite_values(fmt))
+    values = finite_values(fmt)
     step = 1 if fmt.bits <= 10 else 7
     lost = audit_hyperparameters(fmt, beta2=beta)[LOST].stored
     if share:
@@ -494,7 +510,7 @@ def test_the_largest_weight_that_lr_moves(fmt: FloatFormat, lr: float) -> None:
     stored = Fraction(finding.stored) if math.isfinite(finding.stored) else None
     if not stored:
         return
-    values = list(reference.finite_values(fmt))
+    values = finite_values(fmt)
     moved = [v for v in values if rounded(Fraction(v) + stored, fmt) != v]
     if moved[-1] == values[-1]:
         assert "lost on weights" not in finding.consequence

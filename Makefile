@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# the tests start several hundred Pythons: without its compiled files each compiles the package anew
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
 ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint or fuzz or mutants or dist

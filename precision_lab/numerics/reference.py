@@ -13,6 +13,8 @@ from typing import NamedTuple, TypeAlias
 
 from precision_lab.numerics.formats import FloatFormat
 
+_HALF = Fraction(1, 2)
+
 
 class Candidates(NamedTuple):
     """Where a magnitude lies between multiples of the spacing: (k + position) * spacing, 0 <= position < 1."""
@@ -26,24 +28,26 @@ def candidates(magnitude: Fraction, fmt: FloatFormat) -> Candidates:
     """Split a positive magnitude into a multiple of the format's spacing there and the rest, in spacings."""
     exponent = max(floor_log2(magnitude), fmt.emin)
     spacing = Fraction(2) ** (exponent - fmt.mantissa_bits)
-    k = math.floor(magnitude / spacing)
-    return Candidates(k, spacing, magnitude / spacing - k)
+    in_spacings = magnitude / spacing
+    k = math.floor(in_spacings)
+    return Candidates(k, spacing, in_spacings - k)
 
 
 def floor_log2(x: Fraction) -> int:
     """Return the largest e with 2^e <= x, for positive x."""
-    e = x.numerator.bit_length() - x.denominator.bit_length()
-    return e if Fraction(2) ** e <= x else e - 1
+    numerator, denominator = x.as_integer_ratio()
+    e = numerator.bit_length() - denominator.bit_length()
+    reached = denominator << e <= numerator if e >= 0 else denominator <= numerator << -e
+    return e if reached else e - 1
 
 
 def rounds_away(c: Candidates, negative: bool, mode: str, uniform: Fraction | None) -> bool:
     """Return whether the value between k and k + 1 spacings goes to k + 1."""
-    half = Fraction(1, 2)
     match mode:
         case "ties_to_even":
-            return c.position > half or (c.position == half and c.k % 2 == 1)
+            return c.position > _HALF or (c.position == _HALF and c.k % 2 == 1)
         case "ties_to_away":
-            return c.position >= half
+            return c.position >= _HALF
         case "toward_zero":
             return False
         case "toward_positive":

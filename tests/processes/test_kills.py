@@ -142,9 +142,9 @@ def attack(works: list[Work], kills: int, seed: int) -> None:
     chance = random.Random(seed)
     for work in works:
         work.finish()
-    turns = itertools.cycle(itertools.product(STATUS, works))
+    turns = itertools.cycle(itertools.product(works, STATUS))
     done = 0
-    for how, work in itertools.islice(turns, 4 * kills):
+    for work, how in itertools.islice(turns, 4 * kills):
         # one half at the beginning, where processes are started
         moment = chance.uniform(0.02, work.longest if chance.random() < 0.5 else min(3.0, work.longest))
         group = how is signal.SIGINT or (how is signal.SIGTERM and chance.random() < 0.5)  # as a terminal, as `timeout`

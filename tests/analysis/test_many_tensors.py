@@ -67,9 +67,9 @@ def page(file: Path) -> Any:
 
 # what each command does with a file of weights and one of updates; the most calls and bytes a tensor
 COMMANDS: dict[str, tuple[Callable[[Path, Path], Any], int, int]] = {
-    "scan": (lambda w, _: scan(w), 450, 700),
-    "scan --html": (lambda w, _: page(w), 580, 700),
-    "loss-scale": (lambda w, _: plans(w), 1100, 700),
+    "scan": (lambda w, _: scan(w), 450, 740),
+    "scan --html": (lambda w, _: page(w), 580, 740),
+    "loss-scale": (lambda w, _: plans(w), 1100, 740),
     "swamping --lr": (lambda w, _: scan_frozen(w, [1e-4]), 420, 900),
     "swamping --updates": (scan_updates, 750, 1200),
     "accumulation": (lambda w, _: sum_tensors(w, "bf16"), 820, 980),

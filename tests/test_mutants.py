@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -174,3 +175,12 @@ def test_every_module_has_tests(
     assert len(modules) > 30
     of_each = {module: [path for path in mutants.tests_of(module) if path.name != mutants.ALL] for module in modules}
     assert [module for module, files in of_each.items() if not files] == []
+
+
+def test_what_is_explained_is_a_mutant_of_today() -> None:
+    quoted = re.findall(
+        r"^- (`([\w/]+\.py)`: `.*?` → `.*?`):", mutants.DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert quoted
+    made = {module: {mutant.name() for mutant in mutants.mutants_of(module)} for _, module in quoted}
+    assert [name for name, module in quoted if name not in made[module]] == []

@@ -42,7 +42,7 @@ from precision_lab.training.config import TrainingConfig
 from precision_lab.training.hyperparameters import stored_value
 from precision_lab.training.optimizers import title
 from precision_lab.training.result import StepUpdates, TrainingResult, UpdateStatistics
-from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
+from precision_lab.training.storage import CONFIGURATIONS, StorageConfig, configuration_names
 from precision_lab.training.sweep import sweep
 from precision_lab.training.update_rules import UPDATE_RULES
 
@@ -103,8 +103,7 @@ class StorageExperimentConfig(PlainData):
         if unknown := [name for name in self.sections if name not in SECTIONS]:
             raise ValueError(f"sections must be among {', '.join(SECTIONS)}; got {unknown[0]!r}")
         check_integer("section_steps", self.section_steps, 10)
-        names = [n for name in self.configurations for n in (CONFIGURATIONS if name == "all" else [name])]
-        object.__setattr__(self, "configurations", tuple(dict.fromkeys(["fp32", *names])))
+        object.__setattr__(self, "configurations", configuration_names(("fp32", *self.configurations)))
         for setting in self.settings:
             for name in self.configurations:
                 self.training(setting, name, 0)

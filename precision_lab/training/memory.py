@@ -27,7 +27,7 @@ from precision_lab.support.plain import Layout, PlainData, header
 from precision_lab.support.shown import Shown
 from precision_lab.training.optimizer_state import buffers
 from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, by_symbol, make_optimizer, name_of, usual_values
-from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
+from precision_lab.training.storage import StorageConfig, configuration_names
 
 ZERO_STAGES = (0, 1, 2, 3)
 """Nothing divided; optimizer state; and gradients; and weights."""
@@ -236,10 +236,9 @@ def ledgers(
     """
     used = _named(optimizer)
     count, activation_count = _whole(parameters, "parameters", 1), _whole(activations, "activations", 0)
-    configurations = [n for name in names or ("all",) for n in (CONFIGURATIONS if name == "all" else [name])]
     return {
         name: memory_ledger(StorageConfig.parse(name), used, count, activations=activation_count)
-        for name in dict.fromkeys(configurations)
+        for name in configuration_names(names or ("all",))
     }
 
 

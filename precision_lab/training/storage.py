@@ -25,7 +25,7 @@ name                  bytes      what it is (bytes per parameter with Adam: weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
@@ -254,6 +254,11 @@ _TEXTS = {
 
 CONFIGURATIONS: Mapping[str, StorageConfig] = {name: StorageConfig.parse(name) for name in _TEXTS}
 """The recipes that people use, by name."""
+
+
+def configuration_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of configurations, or texts, each once; ``all`` stands for those of `CONFIGURATIONS`."""
+    return tuple(dict.fromkeys(n for name in names for n in (CONFIGURATIONS if name == "all" else [name])))
 
 
 FP32 = CONFIGURATIONS["fp32"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from precision_lab.experiments.hyperparameters import HyperparametersResult
 from precision_lab.presentation.tables.table import (
     Table,
+    listed,
     only_table,
     tables_of,
 )
@@ -20,9 +21,8 @@ def hyperparameters_table(audit: HyperparameterAudit) -> Table:
         (f.expression, f"{f.exact:.7g}", f"{f.stored:.9g}", str(f.severity), f.consequence, f.advice or "–")
         for f in audit.findings
     )
-    constants = ", ".join(f"{name} {value:g}" for name, value in audit.hyperparameters.items())
     return Table(
-        f"{audit.optimizer} in {audit.format}: {constants}, {audit.steps:,} steps",
+        f"{audit.optimizer} in {audit.format}: {listed(audit.hyperparameters)}, {audit.steps:,} steps",
         ("number", "asked", f"in {audit.format}", "severity", "what follows", "what helps"),
         rows,
         frozenset({1, 2}),
@@ -51,9 +51,8 @@ def _audits_table(name: str, audits: Sequence[HyperparameterAudit]) -> Table:
         )
         for finding in audits[0].findings
     )
-    constants = ", ".join(f"{key} {value:g}" for key, value in audits[0].hyperparameters.items())
     return Table(
-        f"{name}: {constants}",
+        f"{name}: {listed(audits[0].hyperparameters)}",
         ("number", "asked", *(heading for a in audits for heading in (f"in {a.format}", f"{a.format}"))),
         rows,
         frozenset({1, *range(2, 2 + 2 * len(audits), 2)}),

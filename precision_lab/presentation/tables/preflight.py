@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from precision_lab.presentation.tables.loss_scaling import loss_scale_tables
-from precision_lab.presentation.tables.table import Table, and_more, bytes_text, number, percent, tables_of, worst
+from precision_lab.presentation.tables.table import (
+    Table,
+    and_more,
+    bytes_text,
+    listed,
+    number,
+    percent,
+    tables_of,
+    worst,
+)
 from precision_lab.tensors.info import label_of, of_several_files
 from precision_lab.training.hyperparameters import Severity
 from precision_lab.training.preflight.report import BlockedUpdates, Candidate, PreflightReport, StoredUpdate
@@ -32,10 +41,10 @@ def _candidates(report: PreflightReport) -> Table:
             "; ".join(candidate.reasons) or "–",
         )
 
-    constants = ", ".join(f"{name} {value:g}" for name, value in report.hyperparameters.items())
     frozen = "frozen %" if report.sizes else "lost updates %"
+    recipe = f"{report.optimizer}, {listed(report.hyperparameters)}"
     return Table(
-        f"What keeps all that fp32 keeps: {report.parameters:,} weights, {report.optimizer}, {constants}",
+        f"What keeps all that fp32 keeps: {report.parameters:,} weights, {recipe}",
         ("storage", "bytes/parameter", "total", frozen, "verdict", "why"),
         tuple(map(row, report.candidates)),
         frozenset({1, 2, 3}),

@@ -179,6 +179,11 @@ def number(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
+def listed(values: Mapping[str, float]) -> str:
+    """Write numbers after their names: ``lr 0.001, eps 1e-08``."""
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
 def power_of_two(value: float) -> str:
     """Write a power of two as such, anything else as it is.
 

@@ -168,7 +168,7 @@ def memory_ledger(
 
     Examples
     --------
-    >>> memory_ledger(CONFIGURATIONS["master_bf16"], "adamw", 7_000_000_000).bytes_per_parameter
+    >>> memory_ledger(StorageConfig.parse("master_bf16"), "adamw", 7_000_000_000).bytes_per_parameter
     16
 
     """

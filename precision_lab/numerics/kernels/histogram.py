@@ -18,7 +18,7 @@ HALF_NORMAL_CLASS = 31  # in zero's row, whose class 0 is taken: half the carrie
 LANES = 16  # neighbouring elements count in different cells: no increment waits for the one before it
 
 
-@compiled()
+@compiled(inline="always")  # a call takes 7 % of a histogram
 def add_keys(keys, cells):
     """Count keys that are multiples of LANES, each element in its lane of the key's cells."""
     whole = keys.size - keys.size % LANES

@@ -1,6 +1,7 @@
 """A format as what the compiled loops read: which loop serves it, and its constants.
 
-Each kind of loop names its constants in a `NamedTuple` beside it; here they get their values.
+Each kind of loop names its constants in a `NamedTuple` beside it. Here those of roundings, codes and optimizers get
+their values; those of sums and weights get them where the loops are called.
 """
 
 from __future__ import annotations

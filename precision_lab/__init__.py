@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from precision_lab.numerics.modes import RoundingMode, get_mode
     from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
     from precision_lab.numerics.rounding import cast, decode, encode, is_representable, neighbours, round_to, spacing
+    from precision_lab.support.threads import threads
     from precision_lab.tensors.info import TensorFileError, TensorInfo
     from precision_lab.tensors.reading import list_tensors, read_tensors
     from precision_lab.training.config import TrainingConfig
@@ -108,6 +109,7 @@ __all__ = [
     "stagnation",
     "swamping_thresholds",
     "sweep",
+    "threads",
     "train",
     "update_report",
 ]
@@ -134,6 +136,7 @@ _NAMES = {
     "numerics.modes": ("RoundingMode", "get_mode"),
     "numerics.products": ("dot", "matmul", "matmul_fp32_accumulate"),
     "numerics.rounding": ("cast", "decode", "encode", "is_representable", "neighbours", "round_to", "spacing"),
+    "support.threads": ("threads",),
     "tensors.info": ("TensorFileError", "TensorInfo"),
     "tensors.reading": ("list_tensors", "read_tensors"),
     "training.config": ("TrainingConfig",),

@@ -237,6 +237,7 @@ TAKE_NONE = (
     "plan_tensors",
     "swamping_thresholds",
     "sweep",
+    "threads",
     "train",
 )
 """Public names that take no arrays of the user's: results, configurations, numbers."""

@@ -13,12 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from functools import partial
 from typing import TypeVar
 
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.threads import alone
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+def _alone(function: Callable[[Task], Result], task: Task) -> Result:
+    """Do a task in the thread that it was given to: the other cores have theirs."""
+    with alone():
+        return function(task)
 
 
 class WorkersLostError(ValueError):
@@ -56,7 +64,7 @@ def completed(
     numbers: dict[Future[Result], int] = {}
     try:
         for number, task in enumerate(tasks):
-            numbers[executor.submit(function, task)] = number
+            numbers[executor.submit(partial(_alone, function), task)] = number
         for future in as_completed(list(numbers)):
             require_gradual_underflow()  # whoever takes the results may have switched it on
             # let go of it: what is done need not be kept, here or by a cluster

@@ -74,81 +74,157 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_of(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool, wide: bool) -> Plan:
     """Choose the loop and make its constants for a carrier (`wide`: float64)."""
+    options = fmt, mode, subnormals, saturate, wide
+    carrier, discarded = _CARRIERS[wide], _discarded(fmt, wide)
+    if mode is RoundingMode.STOCHASTIC:
+        return _by_chance(*options)
+    if _same_exponents(fmt, wide):
+        fits = _is_plain(fmt, subnormals) and not wide and fmt.mantissa_bits
+        return _by_mask(fmt, mode, saturate) if fits else by_fields(*options)
+    fits = discarded >= 2 and fmt.emax + discarded < carrier.bias
+    return _by_addition(*options) if fits else by_fields(*options)
+
+
+def _discarded(fmt: FloatFormat, wide: bool) -> int:
+    """Return how many fraction bits the carrier has and the format has not."""
+    return _CARRIERS[wide].fraction_bits - fmt.mantissa_bits
+
+
+def _same_exponents(fmt: FloatFormat, wide: bool) -> bool:
+    """Return whether the carrier's fields serve for subnormals too."""
+    return fmt.emin == 1 - _CARRIERS[wide].bias
+
+
+def _is_plain(fmt: FloatFormat, subnormals: bool) -> bool:
+    return subnormals and fmt.has_negative_zero and fmt.has_nan
+
+
+def _overflows(fmt: FloatFormat, mode: RoundingMode, saturate: bool) -> tuple[float, float, float]:
+    """Return what is made of overflow, positive and negative, and of infinity."""
+    beyond = fmt.max if saturate else fmt.overflow_value
+    positive, negative = (fmt.max if mode.clamps(negative=negative) else beyond for negative in (False, True))
+    return positive, negative, beyond
+
+
+def _ends(fmt: FloatFormat, subnormals: bool, wide: bool) -> dict[str, Any]:
+    return {"smallest": 0.0 if subnormals else fmt.smallest_normal, **_zero_and_nan(fmt, wide)}
+
+
+def _dithers(fmt: FloatFormat, mode: RoundingMode, wide: bool) -> list[int]:
+    """Return what is added to the discarded bits, in the order of _CASES."""
+    unit = 1 << _discarded(fmt, wide)
+    dithers = {_ANY: unit - 1, _HALF_UP: unit // 2, _ABOVE_HALF: max(unit // 2 - 1, 0), _NEVER: 0}
+    return [dithers[level] for level in _DITHERS[mode]]
+
+
+def _by_mask(fmt: FloatFormat, mode: RoundingMode, saturate: bool) -> Plan:
+    loops = load_kernels().rounding
+
+    positive_even, positive_odd, negative_even, _ = _dithers(fmt, mode, False)
+    overflow, overflow_negative, infinity = map(partial(magnitude_bits, False), _overflows(fmt, mode, saturate))
+    discarded, even = _discarded(fmt, False), mode is RoundingMode.TIES_TO_EVEN
+    constants = loops.ByMask(
+        keep=2**32 - (1 << discarded),
+        last=discarded,
+        dither=positive_even,
+        by_sign=positive_even ^ negative_even,
+        by_odd=positive_odd - positive_even if even else positive_even ^ positive_odd,
+        largest=magnitude_bits(False, fmt.max),
+        overflow=overflow,
+        overflow_by_sign=overflow ^ overflow_negative,
+        infinity=infinity,
+    )
+    return Plan(loops.mask_even if even else loops.mask_any, packed(constants, False))
+
+
+def _by_addition(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool, wide: bool) -> Plan:
+    loops = load_kernels().rounding
+
+    kinds = {
+        RoundingMode.TIES_TO_EVEN: loops.EVEN,
+        RoundingMode.TIES_TO_AWAY: loops.AWAY,
+        RoundingMode.TOWARD_ZERO: loops.ZERO,
+        RoundingMode.TO_ODD: loops.ODD,
+    }
+    _, _, width, fraction_bits, _ = _CARRIERS[wide]
+    overflow, overflow_negative, infinity = _overflows(fmt, mode, saturate)
+    constants = loops.ByAddition(
+        lowest=2.0**fmt.emin,
+        highest=2.0**fmt.emax,
+        up=_discarded(fmt, wide) << fraction_bits | 1 << (fraction_bits - 1),
+        half=2.0 ** -(fmt.mantissa_bits + 1),
+        turn=1 << (width - 1) if mode is RoundingMode.TOWARD_NEGATIVE else 0,
+        largest=fmt.max,
+        overflow=overflow,
+        overflow_negative=overflow_negative,
+        infinity=infinity,
+        **_ends(fmt, subnormals, wide),
+    )
+    loop = loops.ADD[kinds.get(mode, loops.POSITIVE), _is_plain(fmt, subnormals), width]
+    return Plan(loop, packed(constants, wide))
+
+
+def _units(fmt: FloatFormat, wide: bool) -> tuple[float, float, float]:
+    """Return the smallest normal and subnormal, and the factor to units of the latter; 0 where nothing is subnormal."""
+    if _same_exponents(fmt, wide):
+        return 0.0, 0.0, 0.0
+    return fmt.smallest_normal, fmt.smallest_subnormal, 1 / fmt.smallest_subnormal
+
+
+def _by_chance(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool, wide: bool) -> Plan:
     kernels = load_kernels()
 
-    _, real, width, fraction_bits, carrier_bias = _CARRIERS[wide]
-    discarded = fraction_bits - fmt.mantissa_bits
-    same_exponents = fmt.emin == 1 - carrier_bias  # the carrier's fields serve for subnormals too
-    sign = 1 << (width - 1)
-    spacing_bits = 1 << discarded
-    keep = 2**width - spacing_bits
+    smallest_normal, quantum, scale = _units(fmt, wide)
+    width, discarded = _CARRIERS[wide].bits, _discarded(fmt, wide)
+    origin = magnitude_bits(wide, smallest_normal if subnormals else fmt.smallest_normal)
+    constants = kernels.stochastic.ByChance(
+        keep=2**width - (1 << discarded),
+        smallest_normal=smallest_normal,
+        largest=fmt.max,
+        overflow=_overflows(fmt, mode, saturate)[-1],
+        scale=scale * 2**16,
+        quantum=quantum,
+        shift=width - 1 - discarded,
+        origin=origin,
+        span=magnitude_bits(wide, fmt.max) - origin,
+        **_ends(fmt, subnormals, wide),
+    )
+    suffix = f"{'plain_' if _is_plain(fmt, subnormals) else ''}{width}"
+    kernel, seeded = (getattr(kernels.stochastic, f"{name}_{suffix}") for name in ("random", "seeded"))
+    return Plan(kernel, packed(constants, wide), seeded)
 
-    bits = partial(magnitude_bits, wide)
-    beyond = fmt.max if saturate else fmt.overflow_value
-    over_positive, over_negative = (fmt.max if mode.clamps(negative=negative) else beyond for negative in (False, True))
-    ends = {"smallest": 0.0 if subnormals else fmt.smallest_normal, **_zero_and_nan(fmt, wide)}
-    plain = subnormals and fmt.has_negative_zero and fmt.has_nan
 
-    def plan(kernel: str, constants: Any) -> Plan:
-        return Plan(getattr(kernels.rounding, kernel), packed(constants, wide))
+@lru_cache(maxsize=256)
+def by_fields(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool, wide: bool) -> Plan:
+    """Return the plan with the loop that serves every deterministic mode and every format, the slowest."""
+    loops = load_kernels().rounding
 
-    if mode is RoundingMode.TIES_TO_EVEN:
-        if not wide and same_exponents and plain:
-            last, half = (spacing_bits, spacing_bits >> 1) if discarded else (0, 0)
-            largest, overflow = bits(fmt.max), bits(over_positive)
-            return plan("mask_even_plain", kernels.rounding.ByMask(keep, last, max(half - 1, 0), largest, overflow))
-        if not same_exponents and discarded >= 2 and fmt.emax + discarded < carrier_bias:
-            constants = kernels.rounding.ByAddition(
-                lowest_exponent=(fmt.emin + carrier_bias) << fraction_bits,
-                highest_exponent=(fmt.emax + carrier_bias) << fraction_bits,
-                up=discarded << fraction_bits | 1 << (fraction_bits - 1),
-                largest=fmt.max,
-                overflow=over_positive,
-                **ends,
-            )
-            return plan(f"add_even_{'plain_' if plain else ''}{width}", constants)
-
-    smallest_normal, quantum = (0.0, 0.0) if same_exponents else (fmt.smallest_normal, fmt.smallest_subnormal)
-    scale = 0.0 if same_exponents else 1 / quantum
-    if mode is RoundingMode.STOCHASTIC:
-        constants = kernels.stochastic.ByChance(
-            keep=keep,
-            smallest_normal=smallest_normal,
-            largest=fmt.max,
-            overflow=beyond,
-            scale=scale * 2**16,
-            quantum=quantum,
-            shift=width - 1 - discarded,
-            **ends,
-        )
-        suffix = f"{'plain_' if plain else ''}{width}"
-        kernel, seeded = (getattr(kernels.stochastic, f"{name}_{suffix}") for name in ("random", "seeded"))
-        return Plan(kernel, packed(constants, wide), seeded)
-
-    half = spacing_bits // 2
-    dithers = {_ANY: spacing_bits - 1, _HALF_UP: half, _ABOVE_HALF: max(half - 1, 0), _NEVER: 0}
+    _, real, width, *_ = _CARRIERS[wide]
+    smallest_normal, quantum, scale = _units(fmt, wide)
+    spacing_bits = 1 << _discarded(fmt, wide)
+    over_positive, over_negative, infinity = _overflows(fmt, mode, saturate)
     starts = {  # the positions between two subnormals from which a value goes away from zero
         _ANY: float(np.finfo(real).smallest_subnormal),
         _HALF_UP: 0.5,
         _ABOVE_HALF: float(np.nextafter(real(0.5), real(1))),
         _NEVER: 1.0,
     }
-    constants = kernels.rounding.ByFields(
-        keep=keep,
+    constants = loops.ByFields(
+        keep=2**width - spacing_bits,
         # without mantissa bits every significand but zero's is 1, odd
-        odd_bits=spacing_bits if fmt.mantissa_bits else sign - 1,
+        odd_bits=spacing_bits if fmt.mantissa_bits else (1 << (width - 1)) - 1,
         scale=scale,
         quantum=quantum,
         smallest_normal=smallest_normal,
         largest=fmt.max,
         over_positive=over_positive,
         over_negative=over_negative,
-        infinity=beyond,
-        **ends,
-        **{name: dithers[level] for name, level in zip(_CASES, _DITHERS[mode], strict=True)},
+        infinity=infinity,
+        **_ends(fmt, subnormals, wide),
+        **dict(zip(_CASES, _dithers(fmt, mode, wide), strict=True)),
         **{f"at_{name}": starts[level] for name, level in zip(_CASES, _DITHERS[mode], strict=True)},
     )
-    return plan(f"directed_{width}", constants)
+    return Plan(getattr(loops, f"directed_{width}"), packed(constants, wide))
 
 
 def _zero_and_nan(fmt: FloatFormat, wide: bool) -> dict[str, int]:

@@ -23,6 +23,8 @@ What happens where the rule "the nearest value" is not enough, in `round_to`, `e
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,14 +34,16 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted, integers_as_doubles, refuse_masked
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.plans import Kernel, Plan, decode_exactly, decode_table, encode_plan, plan_of
+from precision_lab.numerics.plans import Kernel, Plan, by_fields, decode_exactly, decode_table, encode_plan, plan_of
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.threads import LEAST, alone, in_slices, in_threads
 
 Array: TypeAlias = NDArray[Any]
 RandomSource: TypeAlias = "int | tuple[int, int] | np.random.Generator | None"
 
 
 _BLOCK = 1 << 15  # numbers drawn from a Generator at a time
+_PIECE = 1 << 16  # elements that are converted at a time
 
 
 def as_carrier(x: ArrayLike, *, to_odd: bool = False) -> Array:
@@ -89,7 +93,51 @@ def as_carrier(x: ArrayLike, *, to_odd: bool = False) -> Array:
     return values
 
 
+def carrier_of(array: Array) -> np.dtype[Any]:
+    """Return the dtype that `as_carrier` gives an array; raises as it does."""
+    dtype = array.dtype
+    if dtype in _CARRIERS:
+        require_gradual_underflow()
+        return dtype
+    return as_carrier(np.empty(0, dtype)).dtype
+
+
+def each_piece(array: Array, run: Callable[[Array, int], object]) -> None:
+    """Call ``run(piece, start)`` for pieces that make up an array in C order, on threads where that is worth it.
+
+    A piece is one-dimensional, contiguous and in the carrier. What is copied or converted for that is small enough to
+    stay in the second-level cache.
+    """
+    if array.flags.c_contiguous:
+        flat = _flat(array)
+        if array.dtype in _CARRIERS:
+            in_slices(lambda start, stop: run(flat[start:stop], start), flat.size)
+            return
+        array = flat
+    if array.size <= _PIECE or not array.ndim:
+        run(np.ascontiguousarray(as_carrier(array, to_odd=True)).reshape(-1), 0)
+        return
+    width = array.size // len(array)
+    step = max(_PIECE // width, 1)
+
+    def work(rows: Iterator[int]) -> None:
+        for row in rows:
+            piece = as_carrier(array[row : row + step], to_odd=True)
+            run(np.ascontiguousarray(piece).reshape(-1), row * width)
+
+    rows = range(0, len(array), step)
+    if array.size >= LEAST:
+        in_threads(work, rows)
+    else:
+        work(iter(rows))
+
+
+_CARRIERS = np.dtype(np.float32), np.dtype(np.float64)
 _FORMAT_OF_DTYPE = {fmt.dtype: fmt for fmt in FORMATS.values() if fmt.dtype is not None}
+
+
+def _flat(array: Array) -> Array:
+    return array if array.ndim == 1 else array.reshape(-1)
 
 
 def _scalar_if_0d(array: Array) -> Array:
@@ -121,16 +169,59 @@ def random_stream(rng: RandomSource) -> tuple[int, int]:
     return int(seed), int(first)
 
 
-def _round_randomly(plan: Plan, x: Array, out: Array, rng: RandomSource) -> None:
-    if not isinstance(rng, np.random.Generator):
+@lru_cache(maxsize=1024)
+def _chosen(fmt: FormatLike, mode: str, subnormals: bool, saturate: bool, wide: bool) -> tuple[Plan, bool]:
+    """Return the plan for arguments as they come, and whether it is one for float64."""
+    chosen, rounding_mode = get_format(fmt), get_mode(mode)
+    if rounding_mode is RoundingMode.STOCHASTIC and chosen.mantissa_bits > 14:
+        wide = True  # 16 more bits do not fit beside the significand of a float32
+    return plan_of(chosen, rounding_mode, subnormals, saturate, wide), wide
+
+
+def _round(plan: Plan, x: Array, out: Array, rng: Array | np.random.Generator | None, start: int) -> None:
+    """Round a piece that begins at element `start`; `rng` is what `_source` returned."""
+    if rng is None:
+        plan.kernel(x, out, plan.constants)
+    elif isinstance(rng, np.random.Generator):
+        for first in range(0, x.size, _BLOCK):
+            part = slice(first, min(first + _BLOCK, x.size))
+            # a whole word an element: numpy would throw away what is left of one at the end of each call
+            words = rng.integers(0, 1 << 32, part.stop - part.start, dtype=np.uint32)
+            plan.kernel(x[part], out[part], plan.constants, (words >> np.uint32(16)).astype(np.uint16))
+    else:
         assert plan.seeded is not None
-        plan.seeded(x, out, plan.constants, _stream(rng))
-        return
-    for start in range(0, x.size, _BLOCK):
-        part = slice(start, min(start + _BLOCK, x.size))
-        # a whole word an element: numpy would throw away what is left of one at the end of each call
-        words = rng.integers(0, 1 << 32, part.stop - part.start, dtype=np.uint32)
-        plan.kernel(x[part], out[part], plan.constants, (words >> np.uint32(16)).astype(np.uint16))
+        plan.seeded(x, out, plan.constants, rng + np.array([0, start], np.uint64) if start else rng)
+
+
+def _round_pieces(plan: Plan, wide: bool, array: Array, target: Array, rng: Array | np.random.Generator | None) -> None:
+    """Round any array, with a plan that may be one for float64 where the result is float32."""
+
+    def run(piece: Array, start: int) -> None:
+        part = target[start : start + piece.size]
+        if wide and part.dtype == np.float32:
+            rounded = converted(piece, np.float64)
+            _round(plan, rounded, rounded, rng, start)
+            np.copyto(part, rounded, casting="same_kind")
+        else:
+            _round(plan, piece, part, rng, start)
+
+    if isinstance(rng, np.random.Generator):
+        with alone():  # numbers are drawn in the order of the elements
+            each_piece(array, run)
+    else:
+        each_piece(array, run)
+
+
+def _room(out: Any, x: object, array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return where to write: `out`, or an array that is to be copied there."""
+    refuse_masked(out)
+    if not isinstance(out, np.ndarray) or out.shape != array.shape or out.dtype != dtype:
+        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out must be an array of {dtype} {array.shape}, got {got}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    fits = out.flags.c_contiguous and (out is x or not np.may_share_memory(out, array))
+    return out if fits else np.empty(array.shape, dtype)
 
 
 def round_to(
@@ -195,31 +286,22 @@ def round_to(
     0.099609375
 
     """
-    fmt = get_format(fmt)
-    rounding_mode = get_mode(mode)
-    array = as_carrier(x, to_odd=True)
-    if out is None:
-        result = np.empty(array.shape, array.dtype)
+    array = as_array(x, to_odd=True)
+    dtype = carrier_of(array)
+    try:
+        plan, wide = _chosen(fmt, mode, subnormals, saturate, dtype == np.float64)
+    except TypeError:  # not hashable, and therefore none
+        get_format(fmt)
+        get_mode(mode)
+        raise
+    result = np.empty(array.shape, dtype) if out is None else _room(out, x, array, dtype)
+    source = None
+    if plan.seeded is not None:
+        source = rng if isinstance(rng, np.random.Generator) else _stream(rng)
+    if array.size < LEAST and array.dtype is dtype and array.flags.c_contiguous and wide is (dtype == np.float64):
+        _round(plan, _flat(array), _flat(result), source, 0)  # at once: a small array would wait for what else there is
     else:
-        result = out
-        refuse_masked(out)
-        if not isinstance(out, np.ndarray) or out.shape != array.shape or out.dtype != array.dtype:
-            got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise ValueError(f"out must be an array of {array.dtype} {array.shape}, got {got}")
-        if not out.flags.writeable:
-            raise ValueError("out is read-only")
-        if not out.flags.c_contiguous or (out is not x and np.may_share_memory(out, array)):
-            result = np.empty(array.shape, array.dtype)
-    source, target = np.ascontiguousarray(array).reshape(-1), result.reshape(-1)
-    plan = plan_of(fmt, rounding_mode, subnormals, saturate, array.dtype.itemsize == 8)
-    if plan.seeded is None:
-        plan.kernel(source, target, plan.constants)
-    elif fmt.mantissa_bits > 14 and array.dtype.itemsize == 4:  # 16 more bits do not fit beside the significand
-        wide = converted(source, np.float64)
-        rounded = round_to(wide, fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng)
-        np.copyto(target, rounded, casting="same_kind")
-    else:
-        _round_randomly(plan, source, target, rng)
+        _round_pieces(plan, wide, array, _flat(result), source)
     if out is None:
         return _scalar_if_0d(result)
     if result is not out:
@@ -231,10 +313,10 @@ def compiled_rounding(fmt: FloatFormat, mode: RoundingMode, dtype: Any) -> tuple
     """Return the loop that `round_to` runs for float32 or float64, and its constants.
 
     For callers that round block by block. It takes a contiguous block, where to write, the constants and, for
-    ``stochastic``, an array of the seed and the index of the first element. Written onto the block itself it is several
-    times slower: it cannot work on neighbours at once.
+    ``stochastic``, an array of the seed and the index of the first element.
     """
-    plan = plan_of(fmt, mode, True, False, np.dtype(dtype) == np.float64)
+    few = mode in (RoundingMode.TIES_TO_EVEN, RoundingMode.STOCHASTIC)
+    plan = (plan_of if few else by_fields)(fmt, mode, True, False, np.dtype(dtype) == np.float64)
     return plan.seeded or plan.kernel, plan.constants
 
 

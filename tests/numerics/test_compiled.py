@@ -264,3 +264,43 @@ def test_two_that_add_at_once_give_no_common_name(tmp_path: Path) -> None:
     files.save("float32", "code of float32")
     assert (files.load("float32"), files.load("float64")) == ("code of float32", "code of float64")
     assert len(kept(tmp_path)) == 3
+
+
+FACTORY = """
+import numpy as np
+from precision_lab.numerics.kernels.compiled import compiled
+
+def make(loop, number):
+    @compiled()
+    def call(x):
+        return loop(x) + number
+    return call
+
+@compiled()
+def once(x):
+    return x
+
+@compiled()
+def twice(x):
+    return 2 * x
+
+inner = make(once, 1), make(twice, 1)
+loops = make(once, 100), make(twice, 100), make(twice, np.uint32(100)), make(inner[0], 100), make(inner[1], 100)
+print([int(loop(3)) for loop in loops], [sum(loop.stats.cache_hits.values()) for loop in loops])
+"""
+
+
+def test_loops_that_close_over_others_are_kept_apart_and_found_again(tmp_path: Path) -> None:
+    (tmp_path / "factory.py").write_text(FACTORY)
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    said = [output(start(program=(str(tmp_path / "factory.py"),), environment=environment)) for _ in range(2)]
+    assert said == [f"[103, 106, 106, 104, 107] {[hits] * 5}\n" for hits in (0, 1)]
+
+
+def test_a_loop_closes_over_what_has_a_name() -> None:
+    def closes_over(value: object) -> Callable[[], object]:
+        return lambda: value
+
+    assert compiled._identity(closes_over((np.uint32(1), "a"))) != compiled._identity(closes_over((np.uint64(1), "a")))
+    with pytest.raises(TypeError, match="cannot close over <object"):
+        compiled._identity(closes_over(object()))

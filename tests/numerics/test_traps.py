@@ -12,7 +12,7 @@ from precision_lab.numerics.formats import FORMATS
 from precision_lab.numerics.kernels import rounding as deterministic
 from precision_lab.numerics.kernels import stochastic
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.plans import plan_of
+from precision_lab.numerics.plans import by_fields, plan_of
 from precision_lab.numerics.rounding import cast, encode, round_to
 from tests.numerics.helpers import CARRIERS, MODES, DType, assert_same, bits_of
 
@@ -125,13 +125,11 @@ def test_e5m2_61440_is_infinity(dtype: DType) -> None:
 
 def test_every_loop_is_reached_by_formats_that_the_other_tests_go_through() -> None:
     options = itertools.product(FORMATS.values(), RoundingMode, (True, False), (True, False), (True, False))
-    plans = [plan_of(*chosen) for chosen in options]
+    plans = [plan for chosen in options for plan in (plan_of(*chosen), by_fields(*chosen))]
     serving = {loop for plan in plans for loop in (plan.kernel, plan.seeded) if loop is not None}
-    loops = {**vars(deterministic), **vars(stochastic)}
-    others = {"finish", "random_words"}
-    assert serving == {
-        x for name, x in loops.items() if hasattr(x, "py_func") and name[0] != "_" and name not in others
-    }
+    loops = vars(deterministic) | vars(stochastic) | deterministic.ADD
+    others = "_mix", "finish", "random_words"
+    assert serving == {x for name, x in loops.items() if hasattr(x, "py_func") and name not in others}
 
 
 # --- facts about NumPy and ml_dtypes: if one of these fails, it is a text of ours that needs a change ----------------

@@ -16,8 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import config, njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.dispatcher import Dispatcher
 
 from precision_lab.numerics.errors import CompilerDisabledError
 
@@ -64,6 +66,10 @@ class _Cache(FunctionCache):
         stamp = impl.locator.get_source_stamp(), _folder()
         self._cache_file = _Files(self._cache_path, impl.filename_base, stamp)
 
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        # numba pickles what a function closes over, and another loop differently in each process
+        return sig, codegen.magic_tuple(), _DIGEST(repr(_identity(self._py_func)).encode()).hexdigest()
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
@@ -73,6 +79,29 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError):  # a full disk, a folder that may no longer be written to
             super().save_overload(sig, data)
+
+
+def _identity(function: Any) -> tuple[Any, ...]:
+    """Return what tells a loop from the others of its factory: what it closes over; for the sources there is a digest.
+
+    Raises
+    ------
+    TypeError
+        It closes over something else than numbers, types, texts, other loops, and tuples of them.
+
+    """
+    cells = tuple(_written(cell.cell_contents) for cell in function.__closure__ or ())
+    return function.__module__, function.__qualname__, function.__code__.co_firstlineno, cells
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Dispatcher):
+        return _identity(value.py_func)
+    if isinstance(value, tuple):
+        return type(value).__qualname__, *map(_written, value)
+    if isinstance(value, bool | int | float | str | np.generic | type):
+        return repr(value)
+    raise TypeError(f"a compiled loop cannot close over {value!r}: it would have no name in the cache")
 
 
 @cache

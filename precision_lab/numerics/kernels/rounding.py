@@ -6,20 +6,22 @@ format; beside each loop stands what they are called. Two ways to round:
 
 *by addition* (``add``). With q the spacing of the format at x, C = 1.5 * q * 2^(carrier mantissa bits) makes the
 addition in (|x| + C) - C round |x| to a multiple of q, ties to even; taking the spacing at the smallest normal for
-everything below it gives gradual underflow. Needs C in range and at least two discarded bits.
+everything below it gives gradual underflow. Sums between C and its neighbours are q apart and so are their bit
+patterns: the other modes add or take one where the sum came out on the wrong side of |x|. Needs C in range and at least
+two discarded bits.
 
 *by fields* (``mask``, ``directed``, ``random``). A format's normal values are the carrier's with zeros below bit d.
 So adding a dither below 2^d to the bit pattern and clearing the d bits rounds up if and only if the discarded bits
 plus the dither reach 2^d; the carry into the exponent, and from the largest value beyond, comes by itself. Each mode is
 a dither: 0 truncates, 2^d - 1 rounds away from zero, 2^(d-1) sends ties away, one less sends them down, a random number
 is stochastic rounding; which one may depend on the sign of x and on whether the value below is odd. Below the format's
-smallest normal the same rule is applied to x in units of the smallest subnormal. Where the exponent range is the
-carrier's own, the fields serve for everything.
+smallest normal the same rule is applied to x in units of the smallest subnormal (``directed``, ``random``). Where the
+exponent range is the carrier's own, the fields serve for everything (``mask``).
 
 The ``plain`` loops leave out what most formats do not need: flush to zero, a missing negative zero, a missing NaN.
 
-Generic in the carrier: U is its unsigned and F its float type. numba widens uint32 arithmetic to uint64, which would
-halve the vector width: hence a cast around every operation.
+Generic in the carrier: U is its unsigned, Signed its signed and F its float type. numba widens uint32 arithmetic to
+uint64, which would halve the vector width: hence a cast around every operation.
 """
 
 from __future__ import annotations
@@ -28,7 +30,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from precision_lab.numerics.kernels.bits import INFINITY, MAGNITUDE, QUIET, SIGN, U32, U64, named, reinterpret
+from precision_lab.numerics.kernels.bits import (
+    INFINITY,
+    MAGNITUDE,
+    QUIET,
+    SIGN,
+    U32,
+    U64,
+    named,
+    reinterpret,
+    shift_down,
+)
 from precision_lab.numerics.kernels.compiled import compiled
 
 
@@ -40,52 +52,102 @@ def finish(r, b, sign, k, U, F):
     return U(U(b & k.nan_keep) ^ k.nan_flip) if r != r else out
 
 
-class ByAddition(NamedTuple):
-    """The constants of `add_even`; the last three are read by `finish`."""
+def elementwise(element: Any, layout: Any) -> Any:
+    """Build the loop that writes ``element(x[i], constants)`` for every i: to `out`, or to x itself if that is `out`.
 
-    lowest_exponent: int  # of a normal, in its place in the carrier
-    highest_exponent: int
+    The compiler computes neighbours at once only where it sees that nothing is written which is read later: hence two
+    loops. Other overlaps are not for callers to have.
+    """
+
+    @compiled()
+    def loop(x, out, c):
+        k = named(layout, c)
+        if x.ctypes.data == out.ctypes.data:
+            for i in range(x.size):
+                out[i] = element(out[i], k)
+        else:
+            for i in range(x.size):
+                out[i] = element(x[i], k)
+
+    return loop
+
+
+class ByAddition(NamedTuple):
+    """The constants of `add`; the last three are read by `finish`."""
+
+    lowest: float  # power of two of a normal
+    highest: float
     up: int  # from the exponent of x to C
+    half: float  # half a spacing of 1
+    turn: int  # the sign bit where signs are turned over: toward_negative is toward_positive of -x
     largest: float
     overflow: float  # what is beyond `largest` becomes this
+    overflow_negative: float
+    infinity: float  # and infinity itself this
     smallest: float  # what is below becomes zero
     lost_zero: int  # the bits of -0.0 where the format has none
     nan_keep: int  # the bits of a NaN that stay,
     nan_flip: int  # and those that are turned over then
 
 
-def _make_even(U: Any, F: Any, width: int, mantissa: int, plain: bool) -> Any:
-    """Build the loop of ties_to_even for a carrier of `width` bits, `mantissa` of them fraction.
+EVEN, AWAY, ZERO, ODD, POSITIVE = range(5)  # ties to even, ties away, toward zero, to odd, toward positive
 
-    U is the carrier's unsigned and F its float type.
-    """
+
+def _make_add(U: Any, F: Any, width: int, mantissa: int, kind: int, plain: bool) -> Any:
+    """Build a loop for a carrier of `width` bits, `mantissa` of them fraction."""
     SIGN_BIT = U(1 << (width - 1))
     ABS = U((1 << (width - 1)) - 1)
     EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
+    ONE, NONE = U(1), U(0)
 
     @compiled()
-    def add_even(x, out, c):
+    def add(x, k):
         """Round by addition."""
-        k = named(ByAddition, c)
-        for i in range(x.size):
-            b = reinterpret(x[i])
-            a = U(b & ABS)
-            C = reinterpret(U(U(min(max(U(a & EXPONENT), k.lowest_exponent), k.highest_exponent)) + k.up))
-            r = F(F(reinterpret(a) + C) - C)
+        b = reinterpret(x)
+        a = U(b & ABS)
+        e = reinterpret(U(a & EXPONENT))  # never NaN
+        e = k.lowest if e < k.lowest else e
+        e = k.highest if e > k.highest else e
+        C = reinterpret(U(reinterpret(F(e)) + k.up))
+        v = reinterpret(U(b ^ k.turn)) if kind == POSITIVE else reinterpret(a)
+        total = F(v + C)
+        back = F(total - C)
+        t = reinterpret(total)
+        if kind == AWAY:
+            t = U(t + (ONE if F(v - back) == F(k.half * e) else NONE))
+        elif kind == ZERO:
+            t = U(t - (ONE if back > v else NONE))
+        elif kind == ODD:
+            t = U(U(t - (ONE if back > v else NONE)) | (ONE if (back > v) | (back < v) else NONE))
+        elif kind == POSITIVE:
+            t = U(t + (ONE if back < v else NONE))
+        r = F(reinterpret(t) - C)
+        if kind == POSITIVE:
+            r = reinterpret(U(reinterpret(r) & ABS))
+            r = (k.overflow_negative if U(b & SIGN_BIT) != NONE else k.overflow) if r > k.largest else r
+        elif kind in (ZERO, ODD):
+            r = k.largest if r > k.largest else r
+        else:
             r = k.overflow if r > k.largest else r
-            if plain:
-                out[i] = reinterpret(U(reinterpret(F(r)) | U(b & SIGN_BIT)))
-            else:
-                r = F(0) if r < k.smallest else r
-                out[i] = reinterpret(finish(r, b, SIGN_BIT, k, U, F))
+        if kind in (POSITIVE, ZERO, ODD):
+            r = k.infinity if a == EXPONENT else r
+        if plain:
+            r = reinterpret(U(reinterpret(F(r)) | U(b & SIGN_BIT)))
+            return r if kind == EVEN or r == r else reinterpret(U(U(b & k.nan_keep) ^ k.nan_flip))
+        r = F(0) if r < k.smallest else r
+        return reinterpret(finish(r, b, SIGN_BIT, k, U, F))
 
-    return add_even
+    return elementwise(add, ByAddition)
 
 
-add_even_plain_32 = _make_even(U32, np.float32, 32, 23, True)
-add_even_32 = _make_even(U32, np.float32, 32, 23, False)
-add_even_plain_64 = _make_even(U64, np.float64, 64, 52, True)
-add_even_64 = _make_even(U64, np.float64, 64, 52, False)
+_CARRIERS = {32: (U32, np.float32, 32, 23), 64: (U64, np.float64, 64, 52)}
+ADD = {
+    (kind, plain, width): _make_add(*carrier, kind, plain)
+    for width, carrier in _CARRIERS.items()
+    for kind in (EVEN, AWAY, ZERO, ODD, POSITIVE)
+    for plain in (True, False)
+}
+"""By kind, whether plain, and the bits of the carrier."""
 
 
 class ByFields(NamedTuple):
@@ -121,32 +183,30 @@ def _make_directed(U: Any, F: Any, width: int, mantissa: int) -> Any:
     EXPONENT = U((1 << (width - 1)) - (1 << mantissa))
 
     @compiled()
-    def directed(x, out, c):
+    def directed(x, k):
         """Round by fields, with the dithers of a mode."""
-        k = named(ByFields, c)
-        for i in range(x.size):
-            b = reinterpret(x[i])
-            a = U(b & ABS)
-            v = reinterpret(a)
-            negative = U(b & SIGN_BIT) != U(0)
-            odd = U(U(a & k.keep) & k.odd_bits) != U(0)
-            for_negative, for_positive = (k.negative_odd, k.positive_odd) if odd else (k.negative_even, k.positive_even)
-            normal = reinterpret(U(U(a + (for_negative if negative else for_positive)) & k.keep))
-            f = F(F(v if v < k.smallest_normal else F(0)) * k.scale)  # in units of the smallest subnormal
-            below = np.int32(f)
-            odd = (below & 1) != 0
-            at_negative = k.at_negative_odd if odd else k.at_negative_even
-            at_positive = k.at_positive_odd if odd else k.at_positive_even
-            at = at_negative if negative else at_positive
-            away = F(1) if F(f - F(below)) >= at else F(0)
-            r = F(F(F(below) + away) * k.quantum) if v < k.smallest_normal else normal
-            r = (k.over_negative if negative else k.over_positive) if r > k.largest else r
-            r = k.infinity if a == EXPONENT else r
-            r = v if v != v else r
-            r = F(0) if r < k.smallest else r
-            out[i] = reinterpret(finish(r, b, SIGN_BIT, k, U, F))
+        b = reinterpret(x)
+        a = U(b & ABS)
+        v = reinterpret(a)
+        negative = U(b & SIGN_BIT) != U(0)
+        odd = U(U(a & k.keep) & k.odd_bits) != U(0)
+        for_negative, for_positive = (k.negative_odd, k.positive_odd) if odd else (k.negative_even, k.positive_even)
+        normal = reinterpret(U(U(a + (for_negative if negative else for_positive)) & k.keep))
+        f = F(F(v if v < k.smallest_normal else F(0)) * k.scale)  # in units of the smallest subnormal
+        below = np.int32(f)
+        odd = (below & 1) != 0
+        at_negative = k.at_negative_odd if odd else k.at_negative_even
+        at_positive = k.at_positive_odd if odd else k.at_positive_even
+        at = at_negative if negative else at_positive
+        away = F(1) if F(f - F(below)) >= at else F(0)
+        r = F(F(F(below) + away) * k.quantum) if v < k.smallest_normal else normal
+        r = (k.over_negative if negative else k.over_positive) if r > k.largest else r
+        r = k.infinity if a == EXPONENT else r
+        r = v if v != v else r
+        r = F(0) if r < k.smallest else r
+        return reinterpret(finish(r, b, SIGN_BIT, k, U, F))
 
-    return directed
+    return elementwise(directed, ByFields)
 
 
 directed_32 = _make_directed(U32, np.float32, 32, 23)
@@ -154,23 +214,48 @@ directed_64 = _make_directed(U64, np.float64, 64, 52)
 
 
 class ByMask(NamedTuple):
-    """The constants of `mask_even_plain`, which compares magnitudes as bit patterns."""
+    """The constants of `mask`, which compares magnitudes as bit patterns."""
 
     keep: int  # the bits that the format has
-    last: int  # of which this is the last
-    below_half: int  # of the unit of that bit
+    last: int  # the place of the lowest of them
+    dither: int  # for a positive number above an even value;
+    by_sign: int  # the bits that differ for a negative one,
+    by_odd: int  # and above an odd value (ties to even: what is added there)
     largest: int
     overflow: int
+    overflow_by_sign: int
+    infinity: int
 
 
-@compiled()
-def mask_even_plain(x, out, c):
-    """Round by fields to even, where the format has float32's exponents."""
-    k = named(ByMask, c)
-    for i in range(x.size):
-        b = reinterpret(x[i])
+def _make_mask(even: bool) -> Any:
+    """Build a loop for formats with float32's exponents: of ties to even, which leaves a NaN its payload, or of all."""
+
+    @compiled()
+    def mask(x, k):
+        """Round by fields, without subnormals of their own."""
+        b = reinterpret(x)
         a = U32(b & MAGNITUDE)
-        r = U32(U32(U32(a + k.below_half) + (U32(1) if U32(a & k.last) != U32(0) else U32(0))) & k.keep)
-        r = k.overflow if r > k.largest else r
-        r = U32(a | QUIET) if a > INFINITY else r
-        out[i] = reinterpret(U32(r | U32(b & SIGN)))
+        odd = shift_down(a, k.last)
+        if even:
+            dither = U32(k.dither + U32(odd & k.by_odd))
+            overflow = k.overflow
+        else:
+            negative = U32(np.int32(b) >> np.int32(31))
+            dither = U32(U32(k.dither ^ U32(negative & k.by_sign)) ^ U32(U32(U32(0) - U32(odd & U32(1))) & k.by_odd))
+            overflow = U32(k.overflow ^ U32(negative & k.overflow_by_sign))
+        r = U32(U32(a + dither) & k.keep)
+        r = overflow if r > k.largest else r
+        if not even:
+            r = k.infinity if a == INFINITY else r
+        r = (U32(a | QUIET) if even else U32(INFINITY | QUIET)) if a > INFINITY else r
+        return reinterpret(U32(r | U32(b & SIGN)))
+
+    return elementwise(mask, ByMask)
+
+
+mask_even, mask_any = _make_mask(True), _make_mask(False)
+
+# for loops that have roundings compiled into them
+mask_even_plain = mask_even
+add_even_plain_32, add_even_32 = ADD[EVEN, True, 32], ADD[EVEN, False, 32]
+add_even_plain_64, add_even_64 = ADD[EVEN, True, 64], ADD[EVEN, False, 64]

@@ -57,46 +57,75 @@ class ByChance(NamedTuple):
     scale: float  # to units of 2^-16 smallest subnormals
     quantum: float  # the smallest subnormal
     shift: int  # from a number in the highest bits to the discarded ones
+    origin: int  # of magnitudes whose rounding is one addition to their bits,
+    span: int  # and how far they reach from there
     smallest: float  # these four as in `rounding.ByAddition`
     lost_zero: int
     nan_keep: int
     nan_flip: int
 
 
-@compiled()
-def _random_tile(x, out, c, numbers, carrier, U, F, Signed):
-    """Round stochastically with one number of 16 bits an element."""
-    plain, sign, top = carrier
-    k = named(ByChance, c)
-    for i in range(x.size):
-        number = U(numbers[i])
-        b = reinterpret(x[i])
-        a = U(b & U(~sign))
-        v = reinterpret(a)
-        normal = reinterpret(U(U(a + shift_down(shift_up(number, top), k.shift)) & k.keep))
-        f = F(F(v if v < k.smallest_normal else F(0)) * k.scale)
-        units = Signed(Signed(Signed(f) + Signed(number)) >> Signed(16))
-        r = F(F(units) * k.quantum) if v < k.smallest_normal else normal
-        r = k.overflow if r > k.largest else r
-        r = v if v != v else r
-        if plain:
-            out[i] = reinterpret(U(reinterpret(F(r)) | U(b & sign)))
-        else:
-            r = F(0) if r < k.smallest else r
-            out[i] = reinterpret(finish(r, b, sign, k, U, F))
-
-
 def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[Any, Any]:
     """Build the stochastic loops; Signed holds 2^16 times the format's largest subnormal in units of the smallest."""
-    CARRIER = (plain, U(1 << (width - 1)), U(width - 17))
+    SIGN_BIT = U(1 << (width - 1))
+    ABS = U((1 << (width - 1)) - 1)
+    TO_TOP = U(width - 17)
+    LEAST = Signed(-(1 << (width - 1)))
+
+    @compiled()
+    def any_tile(x, out, k, numbers):
+        """Round with one number of 16 bits an element."""
+        for i in range(x.size):
+            number = U(numbers[i])
+            b = reinterpret(x[i])
+            a = U(b & ABS)
+            v = reinterpret(a)
+            normal = reinterpret(U(U(a + shift_down(shift_up(number, TO_TOP), k.shift)) & k.keep))
+            f = F(F(v if v < k.smallest_normal else F(0)) * k.scale)
+            units = Signed(Signed(Signed(f) + Signed(number)) >> Signed(16))
+            r = F(F(units) * k.quantum) if v < k.smallest_normal else normal
+            r = k.overflow if r > k.largest else r
+            r = v if v != v else r
+            if plain:
+                out[i] = reinterpret(U(reinterpret(F(r)) | U(b & SIGN_BIT)))
+            else:
+                r = F(0) if r < k.smallest else r
+                out[i] = reinterpret(finish(r, b, SIGN_BIT, k, U, F))
+
+    @compiled()
+    def tile(x, out, k, numbers):
+        """Round normal values that stay below the largest; all others again."""
+        farthest = LEAST
+        for i in range(x.size):
+            b = reinterpret(x[i])
+            # as signed numbers, of which AVX2 has the larger one in 64 bits
+            farthest = Signed(max(farthest, Signed(U(U(U(b & ABS) - k.origin) ^ SIGN_BIT))))
+            dither = shift_down(shift_up(U(numbers[i]), TO_TOP), k.shift)
+            out[i] = reinterpret(U(U(b + dither) & k.keep))
+        if U(U(farthest) ^ SIGN_BIT) > k.span:
+            any_tile(x, out, k, numbers)
+
+    @compiled()
+    def copied_tile(x, out, k, numbers, room):
+        """Round a tile that may lie where the results go: it may be needed when they are there."""
+        part = room[: x.size]
+        for i in range(x.size):
+            part[i] = x[i]
+        tile(part, out, k, numbers)
 
     @compiled()
     def random(x, out, c, numbers):
-        _random_tile(x, out, c, numbers, CARRIER, U, F, Signed)
+        k = named(ByChance, c)
+        room = np.empty(TILE, x.dtype)
+        for start in range(0, x.size, TILE):
+            stop = min(x.size, start + TILE)
+            copied_tile(x[start:stop], out[start:stop], k, numbers[start:stop], room)
 
     @compiled()
     def seeded(x, out, c, stream):
         """Use the numbers of a stream, [seed, index of the first element]."""
+        k = named(ByChance, c)
+        room = np.empty(TILE, x.dtype)
         seed, first = stream[0], stream[1]
         words = np.empty(TILE // 2, np.uint32)
         numbers = words.view(np.uint16)
@@ -108,7 +137,7 @@ def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[
             stop = min(U64(x.size), U64(start + U64(TILE)) - skip)
             low, high = U32(counter & U64(0xFFFFFFFF)), U32(counter >> U64(32))
             random_words(words, low, high, U32(seed & U64(0xFFFFFFFF)), U32(seed >> U64(32)))
-            _random_tile(x[start:stop], out[start:stop], c, numbers[skip:], CARRIER, U, F, Signed)
+            copied_tile(x[start:stop], out[start:stop], k, numbers[skip:], room)
             start = stop
 
     return random, seeded

@@ -49,6 +49,7 @@ from precision_lab.numerics.inputs import converted
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.files import write_json
+from precision_lab.support.threads import alone
 
 Array: TypeAlias = NDArray[Any]
 
@@ -345,6 +346,7 @@ class _Tally:
         self.waiting: list[tuple[Array, Array]] = []  # weights and their updates, flat
         self.written: dict[str, ExponentHistogram] = {}
 
+    @alone()  # the threads of the training have the cores
     def count_gradient(self, gradient: Any, scale: Any) -> None:
         gradient = gradient.detach()
         if gradient.is_complex():
@@ -371,6 +373,7 @@ class _Tally:
             self.kept.copy_(parameter)  # no new memory, whose pages would have to be made first
         self.waits_for_step = True
 
+    @alone()
     def count_update(self, scratch: _Scratch) -> None:
         if not self.waits_for_step:
             return

@@ -21,7 +21,7 @@ from precision_lab.numerics.kernels.compiled import _whole
 
 FILES: Any = compiled._Files  # numba has no types
 PACKAGE = Path(precision_lab.__file__).parent
-AUDIT = ("hyperparameters", "-f", "bf16")  # needs four of the loops
+AUDIT = ("hyperparameters", "-f", "bf16")  # needs loops of several factories
 
 
 def start(
@@ -81,7 +81,7 @@ def test_a_change_of_any_source_of_the_folder_makes_all_loops_anew(
         return {name: file.stat().st_mtime_ns for name, file in kept(tmp_path / "cache").items() if name[-4:] == ".nbi"}
 
     first = run()
-    assert len(first) == 4
+    assert len(first) > 1
     os.utime(source)
     assert run() == first  # its content counts
     source.write_text(source.read_text() + "# changed\n")
@@ -113,14 +113,13 @@ DAMAGES: list[Damage] = [
 def assert_made_again(
     whole: tuple[Path, str], place: Path, damages: list[tuple[str, Damage]], processes: int, *command: str, **how: Any
 ) -> None:
-    """Damage a file of each loop of a cache; the command says the same, and the cache is then as it was."""
+    """Damage files of a cache, another each; the command says the same, and the cache is then as it was."""
     shutil.copytree(whole[0], place)
     before = kept(place)
     files = {kind: [file for file in before.values() if file.suffix == kind] for kind in (".nbi", ".nbc")}
-    assert len(files[".nbi"]) == len(files[".nbc"]) == len(damages)
     damaged = {}
-    for number, (kind, damage) in enumerate(damages):
-        file = files[kind][number]
+    for kind, damage in damages:
+        file = files[kind].pop()
         sound = file.read_bytes()
         file.write_bytes(damage(sound))
         damaged[file] = file.read_bytes()

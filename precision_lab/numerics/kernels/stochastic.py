@@ -65,16 +65,29 @@ class ByChance(NamedTuple):
     nan_flip: int
 
 
-def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[Any, Any]:
+def _make_random(U: Any, F: Any, Signed: Any, width: int, mantissa: int, plain: bool) -> tuple[Any, Any]:
     """Build the stochastic loops; Signed holds 2^16 times the format's largest subnormal in units of the smallest."""
     SIGN_BIT = U(1 << (width - 1))
     ABS = U((1 << (width - 1)) - 1)
     TO_TOP = U(width - 17)
     LEAST = Signed(-(1 << (width - 1)))
+    WIDE = width == 64
+    INTEGERS = F(2.0**mantissa)  # from here on to its double, the last bit of a float is 1
+    INTEGER_BITS = U((1 << (width - 2)) - (1 << mantissa) + (mantissa << mantissa))  # of that
 
     @compiled()
-    def any_tile(x, out, k, numbers):
-        """Round with one number of 16 bits an element."""
+    def units_of(f, number):
+        """Return the integer part of (integer part of f + number) / 2^16, as a float."""
+        if WIDE:  # AVX2 converts no integers of 64 bits; f is below 2^40
+            t = f + INTEGERS
+            t = U(reinterpret(t) - (U(1) if t - INTEGERS > f else U(0)))
+            whole = U(U(U(t - INTEGER_BITS) + number) >> U(16))
+            return reinterpret(U(whole + INTEGER_BITS)) - INTEGERS
+        return F(Signed(Signed(Signed(f) + Signed(number)) >> Signed(16)))
+
+    @compiled()
+    def gradual(x, out, k, numbers, ends):
+        """Round with one number of 16 bits an element; `ends`: there may be overflow, infinities and NaN."""
         for i in range(x.size):
             number = U(numbers[i])
             b = reinterpret(x[i])
@@ -82,10 +95,10 @@ def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[
             v = reinterpret(a)
             normal = reinterpret(U(U(a + shift_down(shift_up(number, TO_TOP), k.shift)) & k.keep))
             f = F(F(v if v < k.smallest_normal else F(0)) * k.scale)
-            units = Signed(Signed(Signed(f) + Signed(number)) >> Signed(16))
-            r = F(F(units) * k.quantum) if v < k.smallest_normal else normal
-            r = k.overflow if r > k.largest else r
-            r = v if v != v else r
+            r = F(units_of(f, number) * k.quantum) if v < k.smallest_normal else normal
+            if ends:
+                r = k.overflow if r > k.largest else r
+                r = v if v != v else r
             if plain:
                 out[i] = reinterpret(U(reinterpret(F(r)) | U(b & SIGN_BIT)))
             else:
@@ -93,25 +106,24 @@ def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[
                 out[i] = reinterpret(finish(r, b, SIGN_BIT, k, U, F))
 
     @compiled()
-    def tile(x, out, k, numbers):
-        """Round normal values that stay below the largest; all others again."""
-        farthest = LEAST
-        for i in range(x.size):
-            b = reinterpret(x[i])
-            # as signed numbers, of which AVX2 has the larger one in 64 bits
-            farthest = Signed(max(farthest, Signed(U(U(U(b & ABS) - k.origin) ^ SIGN_BIT))))
-            dither = shift_down(shift_up(U(numbers[i]), TO_TOP), k.shift)
-            out[i] = reinterpret(U(U(b + dither) & k.keep))
-        if U(U(farthest) ^ SIGN_BIT) > k.span:
-            any_tile(x, out, k, numbers)
-
-    @compiled()
-    def copied_tile(x, out, k, numbers, room):
-        """Round a tile that may lie where the results go: it may be needed when they are there."""
+    def tile(x, out, k, numbers, room):
+        """Round a tile by way of `room`, since `out` may be x itself; normal values in one addition."""
         part = room[: x.size]
+        farthest = largest = LEAST
         for i in range(x.size):
             part[i] = x[i]
-        tile(part, out, k, numbers)
+            a = U(reinterpret(x[i]) & ABS)
+            # as signed numbers, of which AVX2 has the larger one in 64 bits
+            largest = Signed(max(largest, Signed(a)))
+            farthest = Signed(max(farthest, Signed(U(U(a - k.origin) ^ SIGN_BIT))))
+        if U(U(farthest) ^ SIGN_BIT) <= k.span:
+            for i in range(x.size):
+                dither = shift_down(shift_up(U(numbers[i]), TO_TOP), k.shift)
+                out[i] = reinterpret(U(U(reinterpret(part[i]) + dither) & k.keep))
+        elif U(largest) <= U(k.origin + k.span):
+            gradual(part, out, k, numbers, False)
+        else:
+            gradual(part, out, k, numbers, True)
 
     @compiled()
     def random(x, out, c, numbers):
@@ -119,7 +131,7 @@ def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[
         room = np.empty(TILE, x.dtype)
         for start in range(0, x.size, TILE):
             stop = min(x.size, start + TILE)
-            copied_tile(x[start:stop], out[start:stop], k, numbers[start:stop], room)
+            tile(x[start:stop], out[start:stop], k, numbers[start:stop], room)
 
     @compiled()
     def seeded(x, out, c, stream):
@@ -137,13 +149,13 @@ def _make_random(U: Any, F: Any, Signed: Any, width: int, plain: bool) -> tuple[
             stop = min(U64(x.size), U64(start + U64(TILE)) - skip)
             low, high = U32(counter & U64(0xFFFFFFFF)), U32(counter >> U64(32))
             random_words(words, low, high, U32(seed & U64(0xFFFFFFFF)), U32(seed >> U64(32)))
-            copied_tile(x[start:stop], out[start:stop], k, numbers[skip:], room)
+            tile(x[start:stop], out[start:stop], k, numbers[skip:], room)
             start = stop
 
     return random, seeded
 
 
-random_plain_32, seeded_plain_32 = _make_random(U32, np.float32, np.int32, 32, True)
-random_32, seeded_32 = _make_random(U32, np.float32, np.int32, 32, False)
-random_plain_64, seeded_plain_64 = _make_random(U64, np.float64, np.int64, 64, True)
-random_64, seeded_64 = _make_random(U64, np.float64, np.int64, 64, False)
+random_plain_32, seeded_plain_32 = _make_random(U32, np.float32, np.int32, 32, 23, True)
+random_32, seeded_32 = _make_random(U32, np.float32, np.int32, 32, 23, False)
+random_plain_64, seeded_plain_64 = _make_random(U64, np.float64, np.int64, 64, 52, True)
+random_64, seeded_64 = _make_random(U64, np.float64, np.int64, 64, 52, False)

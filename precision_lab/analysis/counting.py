@@ -1,4 +1,4 @@
-"""Counting: zeros for compiled loops to count in, what they counted, and shares and sums of it.
+"""Counting: zeros for compiled loops to count in, on several threads, and shares and sums of what they counted.
 
 Zeros are kept, because making a megabyte of them costs more than counting a small array.
 """
@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.numerics.environment import load_kernels
+from precision_lab.support.threads import LEAST, in_threads, thread_count
+
+Result = TypeVar("Result")
 
 MOST = 1 << 31  # elements that are counted in 32-bit cells
 BLOCK = 1 << 15  # elements that stay in the second-level cache with all that is made from them
+
+SLICE = 1 << 18  # elements that a thread takes at a time
 
 _kept = threading.local()
 
@@ -35,19 +39,19 @@ def give_back(name: str, zeros: NDArray[Any]) -> None:
     setattr(_kept, name, zeros)
 
 
-def taken(name: str, cells: NDArray[np.uint32], size: int) -> dict[int, int]:
-    """Return how often each key was counted, LANES cells a key, in their order, and give the cells back as zeros."""
-    kernels = load_kernels().histogram
+def counted(count: Callable[[Iterator[slice]], Result], size: int) -> list[Result]:
+    """Return what `count` returns for the parts of an array that it is given: one result a thread.
 
-    lanes = kernels.LANES if size >= kernels.LANES else 1  # fewer elements are all counted in the first one
-    looked = cells if lanes > 1 else cells[:: kernels.LANES]
-    touched = np.flatnonzero(looked != 0)
-    counts: dict[int, int] = {}
-    for key, n in zip((touched // lanes).tolist(), looked[touched].tolist(), strict=True):
-        counts[key] = counts.get(key, 0) + n
-    looked[touched] = 0
-    give_back(name, cells)
-    return counts
+    No call is given more than MOST elements.
+    """
+    if size < LEAST:
+        return [count(iter((slice(0, size),)))]
+    results: list[Result] = []
+    for first in range(0, size, MOST):
+        last = min(first + MOST, size)
+        step = SLICE if thread_count() > 1 else last - first
+        results += in_threads(count, [slice(i, min(i + step, last)) for i in range(first, last, step)])
+    return results
 
 
 def share(part: int, whole: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.analysis.counting import BLOCK, MOST, merged, share, take_zeros, taken
+from precision_lab.analysis.counting import BLOCK, counted, give_back, merged, share, take_zeros
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, is_number
@@ -121,35 +121,38 @@ class WeightGaps(PlainData):
             As `precision_lab.round_to`.
 
         """
-        kernels = load_kernels().weights
+        kernels = load_kernels()
 
         fmt = get_format(fmt)
-        w = np.ascontiguousarray(as_array(weights, to_odd=True)).reshape(-1)
+        w = as_array(weights, to_odd=True).ravel()
         spacing = _spacing(fmt)
         carrier = as_carrier(w[:0]).dtype
         store, constants = compiled_rounding(fmt, RoundingMode.TIES_TO_EVEN, carrier)
-        buffer = np.empty(min(BLOCK, w.size), carrier)
-        parts = []
-        for part in range(0, w.size, MOST):
-            cells = take_zeros("weights", kernels.CELLS, np.uint32)
-            for start in range(part, min(part + MOST, w.size), BLOCK):
-                block = as_carrier(w[start : min(start + BLOCK, part + MOST)], to_odd=True)
-                stored = buffer[: block.size]
-                store(block, stored, constants)
-                if not fmt.has_nan:
-                    stored[~np.isfinite(block)] = np.nan
-                kernels.count_weights(stored.astype(np.float32, copy=False), cells, spacing)
+
+        def count(parts: Iterator[slice]) -> Self:
+            cells = take_zeros("weights", kernels.weights.CELLS, np.uint32)
+            touched = np.array([kernels.weights.WEIGHT_ROWS, 0])
+            buffer = np.empty(min(BLOCK, w.size), carrier)
+            for part in parts:
+                for start in range(part.start, part.stop, BLOCK):
+                    block = as_carrier(w[start : min(start + BLOCK, part.stop)], to_odd=True)
+                    stored = buffer[: block.size]
+                    store(block, stored, constants)
+                    if not fmt.has_nan:
+                        stored[~np.isfinite(block)] = np.nan
+                    kernels.weights.count_weights(stored.astype(np.float32, copy=False), cells, touched, spacing)
+            rows = kernels.counts.take_rows(cells, kernels.weights.WEIGHT_COLUMNS, 0, touched).tolist()
+            give_back("weights", cells)
+            nonfinite = rows.pop()[1] if rows and rows[-1][0] == kernels.weights.WEIGHT_ROWS - 1 else 0
             gaps: dict[Gaps, int] = {}
-            nonfinite = 0
-            for key, n in taken("weights", cells, w.size).items():
-                row, (kind, negative) = key // 8, divmod(key % 8, 2)
-                if row == kernels.WEIGHT_ROWS - 1:
-                    nonfinite += n
-                else:
-                    gap = _gaps(fmt, row - 127, kind, bool(negative))
-                    gaps[gap] = gaps.get(gap, 0) + n
-            parts.append(cls(fmt, nonfinite, dict(sorted(gaps.items()))))
-        return parts[0] if len(parts) == 1 else cls.total(parts, fmt)
+            for row, _, *counts in rows:
+                for gap, n in zip(_gaps_of_row(fmt, row - 127), counts, strict=True):
+                    if n:
+                        gaps[gap] = gaps.get(gap, 0) + n
+            return cls(fmt, nonfinite, dict(sorted(gaps.items())))
+
+        results = counted(count, w.size)
+        return results[0] if len(results) == 1 else cls.total(results, fmt)
 
     @property
     def count(self) -> int:
@@ -207,7 +210,13 @@ def _spacing(fmt: FloatFormat) -> NDArray[np.uint32]:
     return packed(spacing, wide=False)
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)
+def _gaps_of_row(fmt: FloatFormat, exponent: int) -> tuple[Gaps, ...]:
+    """Return the gaps of the classes of weights with an exponent, in their order in `count_weights`."""
+    classes = range(load_kernels().weights.WEIGHT_CLASSES)
+    return tuple(_gaps(fmt, exponent, kind, negative) for kind in classes for negative in (False, True))
+
+
 def _gaps(fmt: FloatFormat, exponent: int, kind: int, negative: bool) -> Gaps:
     """Return the gaps of a class of weights: see `count_weights`."""
     power, odd, largest = kind == 0, kind == 2, kind == 3

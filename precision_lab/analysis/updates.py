@@ -31,19 +31,20 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.analysis.counting import BLOCK, MOST, give_back, merged, share, take_zeros, taken
-from precision_lab.numerics.accumulation import nonzero_cells
+from precision_lab.analysis.counting import BLOCK, counted, give_back, merged, share, take_zeros
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding
+from precision_lab.numerics.rounding import as_carrier, compiled_rounding, random_stream
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import HEXADECIMAL, Layout, PlainData
 from precision_lab.support.shown import Shown
+from precision_lab.support.threads import in_slices
 
 Array: TypeAlias = NDArray[Any]
 _UNITS = 2**1074  # of the sums, in 1
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 _Sum: TypeAlias = Annotated[int, HEXADECIMAL]
 
 NO_UPDATE, LOST, MOVED = 0, 1, 2
@@ -220,19 +221,26 @@ def update_report(
     (1, 2)
 
     """
-    kernels = load_kernels().updates
+    kernels = load_kernels()
 
     fmt, mode = get_format(fmt), get_mode(mode)
     w, u, carrier = _pairs(weights, updates, fmt, mode)
-    loop = _loop(kernels.UPDATES, fmt, mode, carrier)
-    stream = _stream(rng) if mode is RoundingMode.STOCHASTIC else np.zeros(2, np.uint64)
-    reports = []
-    for part in range(0, w.size, MOST):
-        cells = take_zeros("updates", kernels.CELLS, np.uint32)
-        sums = take_zeros("sums", (3, 2100, 2), np.int64)
-        for _, weight, update in _blocks(w[part : part + MOST], u[part : part + MOST], carrier):
-            loop(weight, update, stream, cells, sums)
-        reports.append(_report(fmt, mode, taken("updates", cells, w.size), sums))
+    loop = _loop(kernels.updates.UPDATES, fmt, mode, carrier)
+    seed, first = random_stream(rng) if mode is RoundingMode.STOCHASTIC else (0, 0)
+
+    def count(parts: Iterator[slice]) -> UpdateReport:
+        cells = take_zeros("updates", kernels.updates.CELLS, np.uint32)
+        touched = np.array([kernels.updates.ROWS, 0])
+        sums = np.zeros((3, kernels.product_sums.DIGITS), np.int64)
+        for part in parts:
+            stream = np.array([seed, first + part.start], np.uint64)
+            for _, weight, update in _blocks(w[part], u[part], carrier):
+                loop(weight, update, stream, cells, touched, sums)
+        rows = kernels.counts.take_rows(cells, kernels.updates.COLUMNS, kernels.updates.SPECIAL_ROWS, touched)
+        give_back("updates", cells)
+        return _report(fmt, mode, rows, kernels.product_sums.take_sums(sums))
+
+    reports = counted(count, w.size)
     return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
 
 
@@ -247,9 +255,14 @@ def update_outcomes(weights: ArrayLike, updates: ArrayLike, fmt: FormatLike) -> 
     fmt, mode = get_format(fmt), RoundingMode.TIES_TO_EVEN
     w, u, carrier = _pairs(weights, updates, fmt, mode)
     loop = _loop(kernels.OUTCOMES, fmt, mode, carrier)
-    outcomes, unused = np.empty(w.size, np.uint8), np.zeros(2, np.uint64)
-    for start, weight, update in _blocks(w, u, carrier):
-        loop(weight, update, unused, outcomes[start : start + weight.size])
+    outcomes = np.empty(w.size, np.uint8)
+
+    def tell(start: int, stop: int) -> None:
+        unused, part = np.zeros(2, np.uint64), outcomes[start:stop]
+        for begin, weight, update in _blocks(w[start:stop], u[start:stop], carrier):
+            loop(weight, update, unused, part[begin : begin + weight.size])
+
+    in_slices(tell, w.size)
     return outcomes.reshape(np.shape(weights))
 
 
@@ -260,19 +273,21 @@ def _pairs(
     w, u = as_array(weights, to_odd=True), as_array(updates)  # weights are rounded into the format
     if w.shape != u.shape:
         raise ValueError(f"weights and updates must be of one shape, got {w.shape} and {u.shape}")
-    w, u = (np.ascontiguousarray(x).reshape(-1) for x in (w, u))
+    w, u = w.ravel(), u.ravel()
     # float32 has 24 significand bits, float64 53; weights in float64 are stored from there, to be rounded once
-    doubles = any(as_carrier(x[:0]).dtype == np.float64 for x in (w, u))
+    doubles = any(x.dtype != np.float32 and as_carrier(x[:0]).dtype == np.float64 for x in (w, u))
     wide = doubles or fmt.precision > 22 or mode is RoundingMode.STOCHASTIC
-    return w, u, np.dtype(np.float64 if wide else np.float32)
+    return w, u, _DOUBLE if wide else _SINGLE
 
 
 def _blocks(w: Array, u: Array, carrier: np.dtype[Any]) -> Iterator[tuple[int, Array, Array]]:
     """Yield where a block begins, and its weights and updates in the carrier; what is converted stays in the caches."""
-    step = MOST if w.dtype == u.dtype == carrier else BLOCK
-    for start in range(0, w.size, step):
-        weight = converted(as_carrier(w[start : start + step], to_odd=True), carrier)
-        yield start, weight, converted(as_carrier(u[start : start + step]), carrier)
+    if w.dtype == u.dtype == carrier:
+        yield 0, w, u
+        return
+    for start in range(0, w.size, BLOCK):
+        weight = converted(as_carrier(w[start : start + BLOCK], to_odd=True), carrier)
+        yield start, weight, converted(as_carrier(u[start : start + BLOCK]), carrier)
 
 
 @lru_cache(maxsize=256)
@@ -287,52 +302,41 @@ def _loop(
     both = (compiled_rounding(fmt, m, carrier) for m in (RoundingMode.TIES_TO_EVEN, mode))
     storing, rounding = ((roundings.index(kernel), constants) for kernel, constants in both)
     hides = not fmt.has_nan
+    room = 4, kernels.TILE
 
-    def loop(w: Array, u: Array, stream: Array, *counted: Array) -> None:
-        loops[wide](w, u, storing, rounding, stream, hides, *counted)
+    def loop(w: Array, u: Array, stream: Array, *results: Array) -> None:
+        loops[wide](w, u, storing, rounding, stream, hides, np.empty(room, carrier), *results)
 
     return loop
 
 
-def _report(fmt: FloatFormat, mode: RoundingMode, counted: dict[int, int], sums: NDArray[np.int64]) -> UpdateReport:
-    """Read what the loop counted, by 4 * row + column, and what it summed, halves of integers by unit."""
+def _report(fmt: FloatFormat, mode: RoundingMode, found: NDArray[np.int64], words: NDArray[np.uint32]) -> UpdateReport:
+    """Read what `take_rows` and `take_sums` returned."""
     kernels = load_kernels().updates
 
-    rows: dict[int, int] = {}
-    columns = [0, 0, 0]
-    lost: dict[int, int] = {}
-    for key, n in counted.items():
-        row, column = divmod(key, 4)
-        rows[row] = rows.get(row, 0) + n
-        if row not in (kernels.ZERO_UPDATE, kernels.NONFINITE):
-            columns[column] += n
-        if row > kernels.ZERO_WEIGHT and column == kernels.LOST:
-            lost[row - kernels.RATIO_OFFSET] = n
-
-    exact = [0, 0, 0]
-    for (i, unit, half), n in nonzero_cells(sums):
-        exact[i] += n << unit + (0 if half else 32)
-        sums[i, unit, half] = 0
-    give_back("sums", sums)
+    first = kernels.SPECIAL_ROWS
+    rows, totals, _, lost, overflowed, _ = zip(*found.tolist(), strict=True)
+    sums = [int.from_bytes(some.astype("<u4", copy=False).tobytes(), "little", signed=True) for some in words]
     return UpdateReport(
         fmt,
         mode,
-        count=sum(rows.values()),
-        nonzero=sum(columns),
-        lost=columns[kernels.LOST],
-        overflowed=columns[kernels.OVERFLOWED],
-        nonfinite=rows.get(kernels.NONFINITE, 0),
-        zero_weights=rows.get(kernels.ZERO_WEIGHT, 0),
-        ratios=_ratios(tuple((row - kernels.RATIO_OFFSET, n) for row, n in rows.items() if row > kernels.ZERO_WEIGHT)),
-        lost_ratios=_ratios(tuple(lost.items())),
-        sums=(exact[0], exact[1], exact[2]),
+        count=sum(totals),
+        nonzero=sum(totals[kernels.ZERO_WEIGHT :]),
+        lost=sum(lost[kernels.ZERO_WEIGHT :]),
+        overflowed=sum(overflowed[kernels.ZERO_WEIGHT :]),
+        nonfinite=totals[kernels.NONFINITE],
+        zero_weights=totals[kernels.ZERO_WEIGHT],
+        ratios=_ratios(rows[first:], totals[first:]),
+        lost_ratios=_ratios(rows[first:], lost[first:]),
+        sums=(sums[0], sums[1], sums[2]),
     )
 
 
 @lru_cache(maxsize=1 << 12)
-def _ratios(counts: tuple[tuple[int, int], ...]) -> dict[int, int]:
-    """Return counts that reports share: of many small tensors, nearly all."""
-    return dict(counts)
+def _ratios(rows: tuple[int, ...], counts: tuple[int, ...]) -> dict[int, int]:
+    """Return counts by exponent, which reports share: of many small tensors, nearly all."""
+    offset = load_kernels().updates.RATIO_OFFSET
+    return {row - offset: n for row, n in zip(rows, counts, strict=True) if n}
 
 
 def _in_units(value: int) -> float:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from precision_lab.analysis import frozen_weights
+from precision_lab.analysis import counting, frozen_weights
 from precision_lab.analysis import updates as updates_module
 from precision_lab.analysis.frozen_weights import Frozen, Gaps, WeightGaps, frozen_fraction
 from precision_lab.analysis.stagnation import (
@@ -309,8 +309,9 @@ def test_blocks_and_parts_of_large_arrays(monkeypatch: pytest.MonkeyPatch) -> No
     gaps = WeightGaps.of(weights, "bf16")
     assert same_dtype == reports[0]
     for module in (updates_module, frozen_weights):
-        monkeypatch.setattr(module, "MOST", 30_001)
         monkeypatch.setattr(module, "BLOCK", 1000)
+    monkeypatch.setattr(counting, "MOST", 30_001)
+    monkeypatch.setattr(counting, "LEAST", 1)
     assert [update_report(weights, updates, "bf16", mode=mode, rng=4) for mode in MODES] == reports
     assert update_report(weights.astype(np.float32), updates, "bf16") == same_dtype
     assert WeightGaps.of(weights, "bf16") == gaps

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 from precision_lab.numerics.kernels import (
     codes,
+    counts,
     histogram,
     optimizers,
+    product_sums,
     products,
     rounding,
     stochastic,
@@ -30,8 +32,10 @@ from precision_lab.numerics.kernels import (
 
 __all__ = [
     "codes",
+    "counts",
     "histogram",
     "optimizers",
+    "product_sums",
     "products",
     "rounding",
     "stochastic",

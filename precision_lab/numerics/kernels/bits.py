@@ -75,6 +75,31 @@ def named(typing_context: Any, layout: Any, constants: Any) -> Any:
     return types.BaseTuple.from_types(members, kind)(layout, constants), codegen
 
 
+@intrinsic
+def borrowed(typing_context: Any, array: Any) -> Any:
+    """Return an array that takes no share in its memory, which must be held as long by who calls.
+
+    To count who shares in it would take longer than many a loop over a tile: each slice does so several times.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        made = context.make_array(array)(context, builder, args[0])
+        made.meminfo = made.meminfo.type(None)
+        return made._getvalue()
+
+    return array(array), codegen
+
+
+@intrinsic
+def any_order(typing_context: Any, total: Any, x: Any) -> Any:
+    """Return total + x; LLVM may add up in another order: for sums that are exact in every one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args, flags=["reassoc"])
+
+    return x(x, x), codegen
+
+
 def _make_shift(instruction: str) -> Any:
     """Build a shift of an unsigned integer by a count below its width, at its own width (numba's is 64 bits wide)."""
 

@@ -1,8 +1,6 @@
-"""What becomes of updates: stored, added, rounded, and counted.
+"""What becomes of updates: stored, added, rounded, and counted; tile by tile, so that a tile stays in the first cache.
 
-Sums of products are exact. With all |x| <= 2^51 g and M = 1.5 * 2^52 g, x + M rounds x to a multiple of g, and the
-bit patterns of floats from 2^52 g to 2^53 g are consecutive: bits(x + M) - bits(M) is that multiple, and integers can
-be added in any order. What is left of x, at most g/2, is exact and goes round again, 51 bits lower.
+Tiles with nothing special, which is nearly all of them, are counted without a question about each element.
 """
 
 from __future__ import annotations
@@ -11,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from precision_lab.numerics.kernels.bits import TILE, U32, U64, reinterpret
+from precision_lab.numerics.kernels.bits import TILE, U32, U64, borrowed, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.histogram import LANES, add_keys
+from precision_lab.numerics.kernels.product_sums import (
+    WIDEST,
+    add_any,
+    add_squares,
+    add_three,
+    exponent_of_largest,
+)
 from precision_lab.numerics.kernels.rounding import (
     add_even_32,
     add_even_64,
@@ -25,76 +30,53 @@ from precision_lab.numerics.kernels.rounding import (
 )
 from precision_lab.numerics.kernels.stochastic import seeded_64, seeded_plain_64
 
-UPDATE_TILE = 16 * TILE
-CELLS = 2048 * 4 * LANES  # rows and columns
+ROWS, COLUMNS = 2048, 4
+CELLS = ROWS * COLUMNS * LANES
 RATIO_OFFSET = 1280  # the row of 2^0: below it there is room for 2^-1074 / 2^128
 ZERO_UPDATE, NONFINITE, ZERO_WEIGHT = 0, 1, 2  # rows
-LOST, OVERFLOWED = 1, 2  # columns, of four
+SPECIAL_ROWS = 3
+LOST, OVERFLOWED = 1, 2  # columns
 NO_UPDATE, MOVED = 0, 2  # what may become of an update, beside LOST
 LARGEST_UPDATE = 2.0**480  # its square can be added 2^62 times
-MAGNITUDE_64 = U64(0x7FFFFFFFFFFFFFFF)
 
 
 @compiled()
-def _exponent_of_largest(x):
-    """Biased exponent of the largest magnitude, -1 where all are zero."""
-    largest = U64(0)
-    for j in range(x.size):
-        largest = max(largest, U64(reinterpret(x[j]) & MAGNITUDE_64))
-    return np.int64(largest >> U64(52)) if largest else np.int64(-1)
+def _add_products(w, u, rounded, exponents, sums):
+    """Add to the three sums, of u * u, d * d and d * u, what a usual tile has."""
+    top_u, low_u, top_d, low_d = exponents
+    if top_u < 0:
+        return
+    if top_u - low_u > WIDEST or (top_d >= 0 and top_d - low_d > WIDEST):
+        updates, effective = np.empty(u.size), np.empty(u.size)
+        for j in range(u.size):
+            updates[j], effective[j] = np.float64(u[j]), np.float64(rounded[j]) - np.float64(w[j])
+        _add_any_products(updates, effective, sums)
+    elif top_d < 0:
+        add_squares(u, top_u, sums)
+    else:
+        add_three(u, rounded, w, top_u, top_d, sums)
 
 
 @compiled()
-def _shift_to(unit):
-    """1.5 * 2^52 units of 2^(unit - 1074)."""
-    return reinterpret(U64((unit + np.int64(1)) << np.int64(52))) * 1.5
+def _add_any_products(updates, effective, sums):
+    """Add what any tile has, in float64."""
+    rest = np.empty(updates.size)
+    top_u, top_d = exponent_of_largest(updates), exponent_of_largest(effective)
+    if top_u >= 0:
+        add_any(updates, updates, top_u, top_u, rest, sums[0])
+    if top_d >= 0:
+        add_any(effective, effective, top_d, top_d, rest, sums[1])
+        add_any(effective, updates, top_d, top_u, rest, sums[2])
 
 
-@compiled()
-def _add_integers(total, n, shift, unit, sums):
-    """Add a total of n bit patterns, less those of the shift, in two halves that do not overflow."""
-    total -= np.int64(n) * np.int64(reinterpret(shift))
-    sums[unit, 0] += total >> np.int64(32)
-    sums[unit, 1] += total & np.int64(0xFFFFFFFF)
-
-
-@compiled()
-def _add_products(a, b, unit, rest, sums):
-    """Add a[j] * b[j], each rounded to float64, to `sums`: the halves of integers, in units of 2^(unit - 1074).
-
-    All finite, and no product beyond 2^51 units.
-    """
-    unit = max(unit, np.int64(0))
-    shift = _shift_to(unit)
-    total, left = np.int64(0), U64(0)
-    for j in range(a.size):
-        x = a[j] * b[j]
-        t = x + shift
-        total += np.int64(reinterpret(t))
-        r = x - (t - shift)
-        rest[j] = r
-        left |= reinterpret(r)
-    _add_integers(total, a.size, shift, unit, sums)
-    while U64(left & MAGNITUDE_64) != U64(0):
-        unit = max(unit - np.int64(51), np.int64(0))
-        shift = _shift_to(unit)
-        total, left = np.int64(0), U64(0)
-        for j in range(a.size):
-            x = rest[j]
-            t = x + shift
-            total += np.int64(reinterpret(t))
-            r = x - (t - shift)
-            rest[j] = r
-            left |= reinterpret(r)
-        _add_integers(total, a.size, shift, unit, sums)
-
-
-def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit: float) -> tuple[Any, Any, Any]:
+def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit: float) -> tuple[Any, ...]:
     """Build the loops for a carrier; updates of magnitude `limit` or more count as not finite."""
     ABS = U((1 << (width - 1)) - 1)
     INF = U((1 << (width - 1)) - (1 << mantissa))
     LIMIT = U(np.array(limit, F).view(U))
+    SIGN = U(1 << (width - 1))
     SMALLEST_NORMAL = U(1 << mantissa)
+    REBIAS = np.int64(1024 - (1 << (width - 2 - mantissa)))  # from the exponents to those of float64
     LIFT, LIFTED = F(2.0**64), Signed(64)
     SHIFT = Signed(mantissa)
 
@@ -104,51 +86,70 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
         for i in range(w.size):
             s = F(w[i] + u[i])
             t = F(s - w[i])
-            error = F(F(w[i] - F(s - t)) + F(u[i] - t))  # Knuth's TwoSum
-            bits = Signed(reinterpret(s))
-            overflow = U(U(bits) & ABS) == INF  # the error is NaN then
-            inward = (Signed(Signed(reinterpret(error)) ^ bits) < Signed(0)) | overflow
-            inexact_and_even = (error != F(0)) & (Signed(bits & Signed(1)) == Signed(0))
-            step = (Signed(-1) if inward else Signed(1)) if inexact_and_even else Signed(0)
-            out[i] = reinterpret(U(bits + step))
+            error = F(F(w[i] - F(s - t)) + F(u[i] - t))  # Knuth's TwoSum; NaN where s is infinite
+            b = U(reinterpret(s))
+            # the sum lies between two values, which b and this are the lower ends of; of the two, take the odd one
+            away = reinterpret(U(reinterpret(error) ^ U(b & SIGN))) >= F(0)
+            lower = b if away else U(b - U(1))
+            out[i] = reinterpret(U(lower | U(1)) if error != F(0) else b)
 
     @compiled()
-    def count(w, u, rounded, cells, sums):
-        """Add to `cells` (LANES a key, the key 4 * row + column) and to the sums of u^2, d^2 and d*u.
+    def count_any(w, u, rounded, keys, updates, effective):
+        """Write the keys of any tile; and updates and effective updates in float64, 0 where they are not in the sums.
 
-        The rows are floor(log2|u/w|) + RATIO_OFFSET, but for ZERO_UPDATE, NONFINITE and ZERO_WEIGHT.
+        A key is 4 * row + column, times LANES; the row is floor(log2|u/w|) + RATIO_OFFSET, but for ZERO_UPDATE,
+        NONFINITE and ZERO_WEIGHT.
         """
-        keys = np.empty(TILE, np.uint32)
-        updates, effective, rest = np.empty(TILE), np.empty(TILE), np.empty(TILE)
-        for start in range(0, w.size, TILE):
-            ws, us, rs = w[start : start + TILE], u[start : start + TILE], rounded[start : start + TILE]
-            n = ws.size
-            for j in range(n):
-                a, b = U(reinterpret(ws[j]) & ABS), U(reinterpret(us[j]) & ABS)
-                # subnormals have no leading bit: lift them among the normals
-                a_low, b_low = a < SMALLEST_NORMAL, b < SMALLEST_NORMAL
-                a_bits = Signed(reinterpret(F(reinterpret(a) * LIFT))) if a_low else Signed(a)
-                b_bits = Signed(reinterpret(F(reinterpret(b) * LIFT))) if b_low else Signed(b)
-                row = Signed(Signed(Signed(b_bits - a_bits) >> SHIFT) + Signed(RATIO_OFFSET))
-                row = Signed(row + (LIFTED if a_low else Signed(0)) - (LIFTED if b_low else Signed(0)))
-                row = Signed(ZERO_WEIGHT) if a == U(0) else row
-                row = Signed(ZERO_UPDATE) if b == U(0) else row
-                usable = (a < INF) & (b < LIMIT)
-                row = row if usable else Signed(NONFINITE)
-                finite = U(reinterpret(rs[j]) & ABS) < INF
-                column = (Signed(LOST) if rs[j] == ws[j] else Signed(0)) if finite else Signed(OVERFLOWED)
-                keys[j] = U32(Signed(Signed(Signed(row << Signed(2)) + column) * Signed(LANES)))
-                counted = usable & finite
-                updates[j] = np.float64(us[j]) if counted else 0.0
-                effective[j] = np.float64(rs[j]) - np.float64(ws[j]) if counted else 0.0
-            add_keys(keys[:n], cells)
-            # |u| < 2^(raw - 1022) and so on: the unit is 2^-51 of the bound of the product
-            raw, changed = _exponent_of_largest(updates[:n]), _exponent_of_largest(effective[:n])
-            if raw >= 0:
-                _add_products(updates[:n], updates[:n], raw + raw - 1021, rest[:n], sums[0])
-            if changed >= 0:
-                _add_products(effective[:n], effective[:n], changed + changed - 1021, rest[:n], sums[1])
-                _add_products(effective[:n], updates[:n], changed + raw - 1021, rest[:n], sums[2])
+        for j in range(w.size):
+            a, b = U(reinterpret(w[j]) & ABS), U(reinterpret(u[j]) & ABS)
+            # subnormals have no leading bit: lift them among the normals
+            a_low, b_low = a < SMALLEST_NORMAL, b < SMALLEST_NORMAL
+            a_bits = Signed(reinterpret(F(reinterpret(a) * LIFT))) if a_low else Signed(a)
+            b_bits = Signed(reinterpret(F(reinterpret(b) * LIFT))) if b_low else Signed(b)
+            row = Signed(Signed(Signed(b_bits - a_bits) >> SHIFT) + Signed(RATIO_OFFSET))
+            row = Signed(row + (LIFTED if a_low else Signed(0)) - (LIFTED if b_low else Signed(0)))
+            row = Signed(ZERO_WEIGHT) if a == U(0) else row
+            row = Signed(ZERO_UPDATE) if b == U(0) else row
+            usable = (a < INF) & (b < LIMIT)
+            row = row if usable else Signed(NONFINITE)
+            finite = U(reinterpret(rounded[j]) & ABS) < INF
+            column = (Signed(LOST) if rounded[j] == w[j] else Signed(0)) if finite else Signed(OVERFLOWED)
+            keys[j] = U32(Signed(Signed(Signed(row << Signed(2)) + column) * Signed(LANES)))
+            counted = usable & finite
+            updates[j] = np.float64(u[j]) if counted else 0.0
+            effective[j] = np.float64(rounded[j]) - np.float64(w[j]) if counted else 0.0
+
+    @compiled()
+    def count_usual(w, u, rounded, keys, touched):
+        """Write the keys of a tile in which no magnitude but zero is subnormal, `limit` or more, infinite or NaN.
+
+        Returns whether it is one, and the exponents of the largest and least u and effective update, biased as in
+        float64: -1 where all are zero, and of the latter the largest one too large at most, the least one too small.
+        """
+        least_w, least_u, least_d = U(~U(0)), U(~U(0)), U(~U(0))  # less one, so that zero is not the least
+        largest_w, largest_u, largest_d = U(0), U(0), U(0)
+        for j in range(w.size):
+            a, b = U(reinterpret(w[j]) & ABS), U(reinterpret(u[j]) & ABS)
+            d = U(reinterpret(F(rounded[j] - w[j])) & ABS)  # not finite where one of them is not
+            least_w, largest_w = min(least_w, U(a - U(1))), max(largest_w, a)
+            least_u, largest_u = min(least_u, U(b - U(1))), max(largest_u, b)
+            least_d, largest_d = min(least_d, U(d - U(1))), max(largest_d, d)
+            row = Signed(Signed(Signed(b - a) >> SHIFT) + Signed(RATIO_OFFSET))
+            row = Signed(ZERO_WEIGHT) if a == U(0) else row
+            row = Signed(ZERO_UPDATE) if b == U(0) else row
+            column = Signed(LOST) if d == U(0) else Signed(0)
+            keys[j] = U32(Signed(Signed(Signed(row << Signed(2)) + column) * Signed(LANES)))
+        least = min(min(least_w, least_u), least_d)
+        usual = (largest_u < LIMIT) & (largest_d < INF) & (least >= U(SMALLEST_NORMAL - U(1)))
+        if largest_w != U(0) and largest_u != U(0):
+            first, last = Signed(U(least_u + U(1)) - largest_w) >> SHIFT, Signed(largest_u - U(least_w + U(1))) >> SHIFT
+            touched[0] = min(touched[0], np.int64(first) + np.int64(RATIO_OFFSET))
+            touched[1] = max(touched[1], np.int64(last) + np.int64(RATIO_OFFSET))
+        top_u = np.int64(largest_u >> U(mantissa)) + REBIAS if largest_u != U(0) else np.int64(-1)
+        top_d = np.int64(largest_d >> U(mantissa)) + REBIAS if largest_d != U(0) else np.int64(-1)
+        low_u = np.int64(U(least_u + U(1)) >> U(mantissa)) + REBIAS
+        low_d = np.int64(U(least_d + U(1)) >> U(mantissa)) + REBIAS - np.int64(1)  # d was rounded
+        return usual, (top_u, low_u, top_d, low_d)
 
     @compiled()
     def tell(w, u, rounded, outcomes):
@@ -158,11 +159,13 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
             counts = (a < INF) & (b < LIMIT) & (b != U(0))
             outcomes[j] = (np.uint8(LOST) if rounded[j] == w[j] else np.uint8(MOVED)) if counts else np.uint8(NO_UPDATE)
 
-    return add_to_odd, count, tell
+    return add_to_odd, count_usual, count_any, tell
 
 
-_add_to_odd_32, _count_updates_32, _tell_32 = _make_updates(U32, np.float32, np.int32, 32, 23, np.inf)
-_add_to_odd_64, _count_updates_64, _tell_64 = _make_updates(U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE)
+_add_to_odd_32, _count_usual_32, _count_any_32, _tell_32 = _make_updates(U32, np.float32, np.int32, 32, 23, np.inf)
+_add_to_odd_64, _count_usual_64, _count_any_64, _tell_64 = _make_updates(
+    U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE
+)
 
 ROUNDINGS_32 = (mask_even_plain, add_even_plain_32, add_even_32, directed_32)
 ROUNDINGS_64 = (add_even_plain_64, add_even_64, directed_64, seeded_plain_64, seeded_64)
@@ -213,29 +216,60 @@ def _step_32(w, u, storing, rounding, stream, hides, stored, total, rounded):
 
 
 @compiled()
-def updates_32(w, u, storing, rounding, stream, hides, cells, sums):
-    """Store float32 weights, add updates, round, and count, tile by tile.
-
-    The roundings are pairs: an index into ROUNDINGS_32, and its constants. `stream` is a seed and the index of the
-    first element, which moves on; `hides` says that storing makes something finite of an infinity or a NaN.
-    """
-    room = np.empty((3, UPDATE_TILE), np.float32)
-    for start in range(0, w.size, UPDATE_TILE):
-        ws, us = w[start : start + UPDATE_TILE], u[start : start + UPDATE_TILE]
-        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
-        _step_32(ws, us, storing, rounding, stream, hides, stored, total, rounded)
-        _count_updates_32(stored, us, rounded, cells, sums)
+def _count_32(w, u, rounded, keys, cells, touched, sums):
+    usual, exponents = _count_usual_32(w, u, rounded, keys, touched)
+    if usual:
+        _add_products(w, u, rounded, exponents, sums)
+    else:
+        updates, effective = np.empty(w.size), np.empty(w.size)
+        _count_any_32(w, u, rounded, keys, updates, effective)
+        touched[0], touched[1] = np.int64(0), np.int64(ROWS - 1)
+        _add_any_products(updates, effective, sums)
+    add_keys(keys, cells)
 
 
 @compiled()
-def outcomes_32(w, u, storing, rounding, stream, hides, outcomes):
-    """Store, add and round as `updates_32`, and write what became of each update."""
-    room = np.empty((3, UPDATE_TILE), np.float32)
-    for start in range(0, w.size, UPDATE_TILE):
-        ws, us = w[start : start + UPDATE_TILE], u[start : start + UPDATE_TILE]
+def updates_32(w, u, storing, rounding, stream, hides, room, cells, touched, sums):
+    """Store float32 weights, add updates, round, and count, tile by tile.
+
+    Parameters
+    ----------
+    w, u : array
+        Weights and updates.
+    storing, rounding : (int, array)
+        An index into ROUNDINGS_32, and its constants.
+    stream : array of uint64
+        A seed and the index of the first element, which moves on.
+    hides : bool
+        Whether storing makes something finite of an infinity or a NaN.
+    room : array, (4, TILE)
+        Scratch of the carrier.
+    cells : array of uint32, (CELLS,)
+        To be added to, LANES a key.
+    touched : array of int64
+        The first and the last row, but the special ones, that anything may have been added to.
+    sums : array of int64, (3, product_sums.DIGITS)
+        Of u * u, d * d and d * u, for the effective updates d; to be added to.
+
+    """
+    w, u, room, cells, sums = borrowed(w), borrowed(u), borrowed(room), borrowed(cells), borrowed(sums)
+    keys = room[3].view(np.uint32)
+    for start in range(0, w.size, TILE):
+        ws, us = w[start : start + TILE], u[start : start + TILE]
         stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
         _step_32(ws, us, storing, rounding, stream, hides, stored, total, rounded)
-        _tell_32(stored, us, rounded, outcomes[start : start + UPDATE_TILE])
+        _count_32(stored, us, rounded, keys[: ws.size], cells, touched, sums)
+
+
+@compiled()
+def outcomes_32(w, u, storing, rounding, stream, hides, room, outcomes):
+    """Store, add and round as `updates_32`, and write what became of each update."""
+    w, u, room = borrowed(w), borrowed(u), borrowed(room)
+    for start in range(0, w.size, TILE):
+        ws, us = w[start : start + TILE], u[start : start + TILE]
+        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
+        _step_32(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+        _tell_32(stored, us, rounded, outcomes[start : start + TILE])
 
 
 @compiled()
@@ -249,25 +283,39 @@ def _step_64(w, u, storing, rounding, stream, hides, stored, total, rounded):
 
 
 @compiled()
-def updates_64(w, u, storing, rounding, stream, hides, cells, sums):
-    """The same for float64, with ROUNDINGS_64."""
-    room = np.empty((3, UPDATE_TILE), np.float64)
-    for start in range(0, w.size, UPDATE_TILE):
-        ws, us = w[start : start + UPDATE_TILE], u[start : start + UPDATE_TILE]
-        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
-        _step_64(ws, us, storing, rounding, stream, hides, stored, total, rounded)
-        _count_updates_64(stored, us, rounded, cells, sums)
+def _count_64(w, u, rounded, keys, cells, touched, sums):
+    usual, exponents = _count_usual_64(w, u, rounded, keys, touched)
+    if usual:
+        _add_products(w, u, rounded, exponents, sums)
+    else:
+        updates, effective = np.empty(w.size), np.empty(w.size)
+        _count_any_64(w, u, rounded, keys, updates, effective)
+        touched[0], touched[1] = np.int64(0), np.int64(ROWS - 1)
+        _add_any_products(updates, effective, sums)
+    add_keys(keys, cells)
 
 
 @compiled()
-def outcomes_64(w, u, storing, rounding, stream, hides, outcomes):
-    """Write outcomes for float64, with ROUNDINGS_64."""
-    room = np.empty((3, UPDATE_TILE), np.float64)
-    for start in range(0, w.size, UPDATE_TILE):
-        ws, us = w[start : start + UPDATE_TILE], u[start : start + UPDATE_TILE]
+def updates_64(w, u, storing, rounding, stream, hides, room, cells, touched, sums):
+    """The same for float64, with ROUNDINGS_64."""
+    w, u, room, cells, sums = borrowed(w), borrowed(u), borrowed(room), borrowed(cells), borrowed(sums)
+    keys = room[3].view(np.uint32)
+    for start in range(0, w.size, TILE):
+        ws, us = w[start : start + TILE], u[start : start + TILE]
         stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
         _step_64(ws, us, storing, rounding, stream, hides, stored, total, rounded)
-        _tell_64(stored, us, rounded, outcomes[start : start + UPDATE_TILE])
+        _count_64(stored, us, rounded, keys[: ws.size], cells, touched, sums)
+
+
+@compiled()
+def outcomes_64(w, u, storing, rounding, stream, hides, room, outcomes):
+    """Write outcomes for float64, with ROUNDINGS_64."""
+    w, u, room = borrowed(w), borrowed(u), borrowed(room)
+    for start in range(0, w.size, TILE):
+        ws, us = w[start : start + TILE], u[start : start + TILE]
+        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
+        _step_64(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+        _tell_64(stored, us, rounded, outcomes[start : start + TILE])
 
 
 UPDATES = updates_32, updates_64

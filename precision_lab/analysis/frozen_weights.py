@@ -121,38 +121,39 @@ class WeightGaps(PlainData):
             As `precision_lab.round_to`.
 
         """
-        kernels = load_kernels()
-
         fmt = get_format(fmt)
         w = as_array(weights, to_odd=True).ravel()
+        results = counted(lambda parts: cls._count(w, parts, fmt), w.size)
+        return results[0] if len(results) == 1 else cls.total(results, fmt)
+
+    @classmethod
+    def _count(cls, w: NDArray[Any], parts: Iterator[slice], fmt: FloatFormat) -> Self:
+        """Count the elements of parts of an array."""
+        kernels = load_kernels()
+
         spacing = _spacing(fmt)
         carrier = as_carrier(w[:0]).dtype
         store, constants = compiled_rounding(fmt, RoundingMode.TIES_TO_EVEN, carrier)
-
-        def count(parts: Iterator[slice]) -> Self:
-            cells = take_zeros("weights", kernels.weights.CELLS, np.uint32)
-            touched = np.array([kernels.weights.WEIGHT_ROWS, 0])
-            buffer = np.empty(min(BLOCK, w.size), carrier)
-            for part in parts:
-                for start in range(part.start, part.stop, BLOCK):
-                    block = as_carrier(w[start : min(start + BLOCK, part.stop)], to_odd=True)
-                    stored = buffer[: block.size]
-                    store(block, stored, constants)
-                    if not fmt.has_nan:
-                        stored[~np.isfinite(block)] = np.nan
-                    kernels.weights.count_weights(stored.astype(np.float32, copy=False), cells, touched, spacing)
-            rows = kernels.counts.take_rows(cells, kernels.weights.WEIGHT_COLUMNS, 0, touched).tolist()
-            give_back("weights", cells)
-            nonfinite = rows.pop()[1] if rows and rows[-1][0] == kernels.weights.WEIGHT_ROWS - 1 else 0
-            gaps: dict[Gaps, int] = {}
-            for row, _, *counts in rows:
-                for gap, n in zip(_gaps_of_row(fmt, row - 127), counts, strict=True):
-                    if n:
-                        gaps[gap] = gaps.get(gap, 0) + n
-            return cls(fmt, nonfinite, dict(sorted(gaps.items())))
-
-        results = counted(count, w.size)
-        return results[0] if len(results) == 1 else cls.total(results, fmt)
+        cells = take_zeros("weights", kernels.weights.CELLS, np.uint32)
+        touched = np.array([kernels.weights.WEIGHT_ROWS, 0])
+        buffer = np.empty(min(BLOCK, w.size), carrier)
+        for part in parts:
+            for start in range(part.start, part.stop, BLOCK):
+                block = as_carrier(w[start : min(start + BLOCK, part.stop)], to_odd=True)
+                stored = buffer[: block.size]
+                store(block, stored, constants)
+                if not fmt.has_nan:
+                    stored[~np.isfinite(block)] = np.nan
+                kernels.weights.count_weights(stored.astype(np.float32, copy=False), cells, touched, spacing)
+        rows = kernels.counts.take_rows(cells, kernels.weights.WEIGHT_COLUMNS, 0, touched).tolist()
+        give_back("weights", cells)
+        nonfinite = rows.pop()[1] if rows and rows[-1][0] == kernels.weights.WEIGHT_ROWS - 1 else 0
+        gaps: dict[Gaps, int] = {}
+        for row, _, *counts in rows:
+            for gap, n in zip(_gaps_of_row(fmt, row - 127), counts, strict=True):
+                if n:
+                    gaps[gap] = gaps.get(gap, 0) + n
+        return cls(fmt, nonfinite, dict(sorted(gaps.items())))
 
     @property
     def count(self) -> int:

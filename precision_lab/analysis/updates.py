@@ -36,7 +36,7 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.rounding import as_carrier, compiled_rounding, random_stream
+from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import HEXADECIMAL, Layout, PlainData
 from precision_lab.support.shown import Shown
@@ -226,14 +226,14 @@ def update_report(
     fmt, mode = get_format(fmt), get_mode(mode)
     w, u, carrier = _pairs(weights, updates, fmt, mode)
     loop = _loop(kernels.updates.UPDATES, fmt, mode, carrier)
-    seed, first = random_stream(rng) if mode is RoundingMode.STOCHASTIC else (0, 0)
+    seed, first = _stream(rng).tolist() if mode is RoundingMode.STOCHASTIC else (0, 0)
 
     def count(parts: Iterator[slice]) -> UpdateReport:
         cells = take_zeros("updates", kernels.updates.CELLS, np.uint32)
         touched = np.array([kernels.updates.ROWS, 0])
         sums = np.zeros((3, kernels.product_sums.DIGITS), np.int64)
         for part in parts:
-            stream = np.array([seed, first + part.start], np.uint64)
+            stream = np.array([seed, (first + part.start) % 2**64], np.uint64)
             for _, weight, update in _blocks(w[part], u[part], carrier):
                 loop(weight, update, stream, cells, touched, sums)
         rows = kernels.counts.take_rows(cells, kernels.updates.COLUMNS, kernels.updates.SPECIAL_ROWS, touched)

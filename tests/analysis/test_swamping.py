@@ -32,6 +32,8 @@ from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.rounding import decode, round_to
+from precision_lab.support import threads as threads_module
+from precision_lab.support.threads import threads
 from tests.numerics.helpers import REGISTERED, UP_TO_8_BITS
 
 Array = NDArray[Any]
@@ -268,6 +270,70 @@ def test_long_arrays_of_every_kind(name: str, mode: str) -> None:
     expected = brute_report(weights, updates, fmt, mode, 3)
     assert update_report(weights, updates, fmt, mode=mode, rng=3) == expected
     assert update_report(weights, updates.astype(np.float64), fmt, mode=mode, rng=3) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [0, 16, 17, 18, 19, 20, 21, 40, 100])
+def test_tiles_of_every_width(width: int, dtype: Any) -> None:
+    """Exponents as far apart as the short sums allow, and farther; and a tile of one element."""
+    rng = np.random.default_rng(width)
+    for n, fmt in ((1023, "bf16"), (1025, "e8m21")):
+        significands = rng.integers(2**52, 2**53, n) * 2.0**-52
+        updates = np.ldexp(significands, rng.integers(-width, 1, n) - 6).astype(dtype)
+        updates[n // 2] = np.nextafter(dtype(2.0 ** -(width + 6)), dtype(1))
+        weights = (rng.standard_normal(n) * 2.0 ** rng.integers(-3, 3, n)).astype(dtype)
+        assert update_report(weights, updates, fmt) == brute_report(weights, updates, get_format(fmt), "ties_to_even")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_element_makes_a_tile_unusual(dtype: Any) -> None:
+    """Whichever it is, the others of the tile, and the tiles beside it, are counted as they would be without it."""
+    rng = np.random.default_rng(8)
+    n, fmt = 3 * 1024, FORMATS["bf16"]
+    usual_w, usual_u = (rng.standard_normal(n).astype(dtype), (rng.standard_normal(n) * 1e-3).astype(dtype))
+    tiny = np.finfo(dtype).smallest_subnormal
+    odd = [np.inf, np.nan, 3.3e38, 1e-45, tiny, 2.0**-126, -(2.0**-127), 0, 2.0**480, -(2.0**479), 1e-320, 5e-42]
+    with np.errstate(all="ignore"):
+        values = [dtype(value) for value in odd]
+    whole = update_report(usual_w, usual_u, fmt)
+    for value in values:
+        for which in (0, 1):
+            w, u = usual_w.copy(), usual_u.copy()
+            (w, u)[which][1500] = value
+            one = slice(1500, 1501)
+            new = brute_report(w[one], u[one], fmt, "ties_to_even")
+            assert update_report(w, u, fmt) + update_report(usual_w[one], usual_u[one], fmt) == whole + new
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bit_patterns_at_random(dtype: Any) -> None:
+    rng = np.random.default_rng(11)
+    uint = np.uint32 if dtype is np.float32 else np.uint64
+    weights, updates = (rng.integers(0, 2 ** (8 * uint(0).itemsize), 1500, dtype=uint).view(dtype) for _ in range(2))
+    for fmt in ("bf16", "fp16", "fp32"):
+        for mode in MODES:
+            expected = brute_report(weights, updates, FORMATS[fmt], mode, 5)
+            assert update_report(weights, updates, fmt, mode=mode, rng=5) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+def test_threads_change_nothing(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(12)
+    weights = rng.standard_normal(70_001).astype(dtype)
+    updates = (rng.standard_normal(70_001) * 1e-3).astype(np.float32)
+    updates[rng.integers(0, 70_001, 30)] = 1e-40
+
+    def found() -> list[object]:
+        reports = [update_report(weights, updates, "bf16", mode=mode, rng=(4, 2**64 - 10)) for mode in MODES]
+        return [*reports, update_outcomes(weights, updates, "fp16").tobytes(), WeightGaps.of(weights, "fp8_e5m2")]
+
+    expected = found()
+    for module, name in ((counting, "SLICE"), (threads_module, "_SLICE")):
+        monkeypatch.setattr(module, "LEAST", 1)
+        monkeypatch.setattr(module, name, 9_999)
+    for count in (1, 2, 7):
+        with threads(count):
+            assert found() == expected
 
 
 def test_sums_are_those_of_fsum() -> None:

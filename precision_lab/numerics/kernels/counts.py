@@ -10,6 +10,20 @@ from precision_lab.numerics.kernels.histogram import LANES
 
 
 @compiled()
+def _take_row(cells, row, line):
+    columns, sum_of_all = line.size - 2, np.int64(0)
+    for column in range(columns):
+        start, total = (row * columns + column) * LANES, np.int64(0)
+        for lane in range(LANES):
+            total += np.int64(cells[start + lane])
+            cells[start + lane] = U32(0)
+        line[2 + column] = total
+        sum_of_all += total
+    line[0], line[1] = row, sum_of_all
+    return sum_of_all
+
+
+@compiled()
 def take_rows(cells, columns, special, touched):
     """Return counts, and make zeros of the cells.
 
@@ -30,19 +44,12 @@ def take_rows(cells, columns, special, touched):
         The special rows, and the others that have counts, in their order: number, total, counts.
 
     """
-    found = np.empty((special + max(touched[1] + np.int64(1) - touched[0], np.int64(0)), 2 + columns), np.int64)
-    lines, row = np.int64(0), np.int64(0) if special else touched[0]
-    while row <= touched[1] or row < special:
-        line = found[lines]
-        line[0], line[1] = row, np.int64(0)
-        for column in range(columns):
-            start, total = (row * columns + column) * LANES, np.int64(0)
-            for lane in range(LANES):
-                total += np.int64(cells[start + lane])
-                cells[start + lane] = U32(0)
-            line[2 + column] = total
-            line[1] += total
-        if line[1] or row < special:
+    first, stop = max(np.int64(special), touched[0]), touched[1] + np.int64(1)
+    found = np.empty((special + max(stop - first, np.int64(0)), 2 + columns), np.int64)
+    for row in range(special):
+        _take_row(cells, row, found[row])
+    lines = special
+    for row in range(first, stop):
+        if _take_row(cells, row, found[lines]):
             lines += 1
-        row = row + 1 if row + 1 < special else max(row + 1, touched[0])
     return found[:lines]

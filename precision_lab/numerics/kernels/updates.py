@@ -42,7 +42,7 @@ LARGEST_UPDATE = 2.0**480  # its square can be added 2^62 times
 
 @compiled()
 def _add_products(w, u, rounded, exponents, sums):
-    """Add to the three sums, of u * u, d * d and d * u, what a usual tile has."""
+    """Add to the three sums what a usual tile has; `exponents` are those of `count_usual`."""
     top_u, low_u, top_d, low_d = exponents
     if top_u < 0:
         return
@@ -88,10 +88,10 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
             t = F(s - w[i])
             error = F(F(w[i] - F(s - t)) + F(u[i] - t))  # Knuth's TwoSum; NaN where s is infinite
             b = U(reinterpret(s))
-            # the sum lies between two values, which b and this are the lower ends of; of the two, take the odd one
-            away = reinterpret(U(reinterpret(error) ^ U(b & SIGN))) >= F(0)
-            lower = b if away else U(b - U(1))
-            out[i] = reinterpret(U(lower | U(1)) if error != F(0) else b)
+            # what is inexact lies between the values with the bits b and b + 1 or, as infinity does, b - 1 and b
+            outward = reinterpret(U(reinterpret(error) ^ U(b & SIGN))) >= F(0)
+            odd = U((b if outward else U(b - U(1))) | U(1))
+            out[i] = reinterpret(odd if error != F(0) else b)
 
     @compiled()
     def count_any(w, u, rounded, keys, updates, effective):
@@ -123,8 +123,9 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
     def count_usual(w, u, rounded, keys, touched):
         """Write the keys of a tile in which no magnitude but zero is subnormal, `limit` or more, infinite or NaN.
 
-        Returns whether it is one, and the exponents of the largest and least u and effective update, biased as in
-        float64: -1 where all are zero, and of the latter the largest one too large at most, the least one too small.
+        Returns whether it is one, and the biased exponents, as in float64, of the largest and the least non-zero u and
+        effective update: -1 for the largest where all are zero; of an effective update, which is rounded here, the
+        largest may be one too large and the least one or two too small.
         """
         least_w, least_u, least_d = U(~U(0)), U(~U(0)), U(~U(0))  # less one, so that zero is not the least
         largest_w, largest_u, largest_d = U(0), U(0), U(0)
@@ -148,12 +149,12 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
         top_u = np.int64(largest_u >> U(mantissa)) + REBIAS if largest_u != U(0) else np.int64(-1)
         top_d = np.int64(largest_d >> U(mantissa)) + REBIAS if largest_d != U(0) else np.int64(-1)
         low_u = np.int64(U(least_u + U(1)) >> U(mantissa)) + REBIAS
-        low_d = np.int64(U(least_d + U(1)) >> U(mantissa)) + REBIAS - np.int64(1)  # d was rounded
+        low_d = np.int64(U(least_d + U(1)) >> U(mantissa)) + REBIAS - np.int64(1)
         return usual, (top_u, low_u, top_d, low_d)
 
     @compiled()
     def tell(w, u, rounded, outcomes):
-        """Write what became of each update: LOST, MOVED (or overflowed), or NO_UPDATE where `count` finds none."""
+        """Write what became of each update: LOST, MOVED (or overflowed), or NO_UPDATE where none is counted."""
         for j in range(w.size):
             a, b = U(reinterpret(w[j]) & ABS), U(reinterpret(u[j]) & ABS)
             counts = (a < INF) & (b < LIMIT) & (b != U(0))

@@ -286,6 +286,18 @@ def test_tiles_of_every_width(width: int, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [5, 19, 20, 30, 40, 45, 60])
+def test_effective_updates_farther_apart_than_updates(width: int, dtype: Any) -> None:
+    """Away from zero a weight moves by its gap, however small the update."""
+    rng = np.random.default_rng(width)
+    weights = np.ldexp(1 + rng.random(1024), rng.integers(-11, width - 3, 1024)).astype(dtype)
+    updates = np.ldexp(1 + rng.random(1024), -11).astype(dtype)
+    weights[0] = 2.0 ** (width - 4)  # a gap of 2^(width - 11)
+    expected = brute_report(weights, updates, FORMATS["bf16"], "toward_positive")
+    assert update_report(weights, updates, "bf16", mode="toward_positive") == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_one_element_makes_a_tile_unusual(dtype: Any) -> None:
     """Whichever it is, the others of the tile, and the tiles beside it, are counted as they would be without it."""
     rng = np.random.default_rng(8)

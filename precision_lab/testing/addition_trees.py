@@ -18,7 +18,14 @@ def sorted_tree(tree: Tree) -> Tree:
     """Write the summands of each sum in the order of their first terms."""
     if isinstance(tree, int):
         return tree
-    return tuple(sorted(map(sorted_tree, tree), key=lambda part: min(leaves_of(part))))
+    return tuple(sorted(map(sorted_tree, tree), key=_leftmost))
+
+
+def _leftmost(tree: Tree) -> int:
+    """Return the first term of a tree that is sorted."""
+    while not isinstance(tree, int):
+        tree = tree[0]
+    return tree
 
 
 def nodes_of(tree: Tree) -> list[tuple[Tree, ...]]:

@@ -163,11 +163,6 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
     return add_to_odd, count_usual, count_any, tell
 
 
-_add_to_odd_32, _count_usual_32, _count_any_32, _tell_32 = _make_updates(U32, np.float32, np.int32, 32, 23, np.inf)
-_add_to_odd_64, _count_usual_64, _count_any_64, _tell_64 = _make_updates(
-    U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE
-)
-
 ROUNDINGS_32 = (mask_even_plain, add_even_plain_32, add_even_32, directed_32)
 ROUNDINGS_64 = (add_even_plain_64, add_even_64, directed_64, seeded_plain_64, seeded_64)
 
@@ -205,119 +200,77 @@ def _unhide(x, rounded):
         rounded[j] = rounded[j] if np.isfinite(x[j]) else np.nan
 
 
-# twice the same: what a factory closes over, or what takes loops as arguments, is compiled in every process anew
-@compiled()
-def _step_32(w, u, storing, rounding, stream, hides, stored, total, rounded):
-    _round_32(storing[0], w, stored, storing[1], stream)
-    if hides:
-        _unhide(w, stored)
-    _add_to_odd_32(stored, u, total)
-    _round_32(rounding[0], total, rounded, rounding[1], stream)
-    stream[1] += U64(w.size)
+def _make_loops(round_by: Any, add_to_odd: Any, count_usual: Any, count_any: Any, tell: Any) -> tuple[Any, Any]:
+    """Build the loops over tiles for a carrier."""
+
+    @compiled()
+    def step(w, u, storing, rounding, stream, hides, stored, total, rounded):
+        round_by(storing[0], w, stored, storing[1], stream)
+        if hides:
+            _unhide(w, stored)
+        add_to_odd(stored, u, total)
+        round_by(rounding[0], total, rounded, rounding[1], stream)
+        stream[1] += U64(w.size)
+
+    @compiled()
+    def count(w, u, rounded, keys, cells, touched, sums):
+        usual, exponents = count_usual(w, u, rounded, keys, touched)
+        if usual:
+            _add_products(w, u, rounded, exponents, sums)
+        else:
+            updates, effective = np.empty(w.size), np.empty(w.size)
+            count_any(w, u, rounded, keys, updates, effective)
+            touched[0], touched[1] = np.int64(0), np.int64(ROWS - 1)
+            _add_any_products(updates, effective, sums)
+        add_keys(keys, cells)
+
+    @compiled()
+    def updates(w, u, storing, rounding, stream, hides, room, cells, touched, sums):
+        """Store weights, add updates, round, and count, tile by tile.
+
+        Parameters
+        ----------
+        w, u : array
+            Weights and updates.
+        storing, rounding : (int, array)
+            An index into ROUNDINGS_32 or ROUNDINGS_64, and its constants.
+        stream : array of uint64
+            A seed and the index of the first element, which moves on.
+        hides : bool
+            Whether storing makes something finite of an infinity or a NaN.
+        room : array, (4, TILE)
+            Scratch of the carrier.
+        cells : array of uint32, (CELLS,)
+            To be added to, LANES a key.
+        touched : array of int64
+            The first and the last row, but the special ones, that anything may have been added to.
+        sums : array of int64, (3, product_sums.DIGITS)
+            Of u * u, d * d and d * u, for the effective updates d; to be added to.
+
+        """
+        w, u, room, cells, sums = borrowed(w), borrowed(u), borrowed(room), borrowed(cells), borrowed(sums)
+        keys = room[3].view(np.uint32)
+        for start in range(0, w.size, TILE):
+            ws, us = w[start : start + TILE], u[start : start + TILE]
+            stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
+            step(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+            count(stored, us, rounded, keys[: ws.size], cells, touched, sums)
+
+    @compiled()
+    def outcomes(w, u, storing, rounding, stream, hides, room, outcomes):
+        """Store, add and round as `updates`, and write what became of each update."""
+        w, u, room = borrowed(w), borrowed(u), borrowed(room)
+        for start in range(0, w.size, TILE):
+            ws, us = w[start : start + TILE], u[start : start + TILE]
+            stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
+            step(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+            tell(stored, us, rounded, outcomes[start : start + TILE])
+
+    return updates, outcomes
 
 
-@compiled()
-def _count_32(w, u, rounded, keys, cells, touched, sums):
-    usual, exponents = _count_usual_32(w, u, rounded, keys, touched)
-    if usual:
-        _add_products(w, u, rounded, exponents, sums)
-    else:
-        updates, effective = np.empty(w.size), np.empty(w.size)
-        _count_any_32(w, u, rounded, keys, updates, effective)
-        touched[0], touched[1] = np.int64(0), np.int64(ROWS - 1)
-        _add_any_products(updates, effective, sums)
-    add_keys(keys, cells)
-
-
-@compiled()
-def updates_32(w, u, storing, rounding, stream, hides, room, cells, touched, sums):
-    """Store float32 weights, add updates, round, and count, tile by tile.
-
-    Parameters
-    ----------
-    w, u : array
-        Weights and updates.
-    storing, rounding : (int, array)
-        An index into ROUNDINGS_32, and its constants.
-    stream : array of uint64
-        A seed and the index of the first element, which moves on.
-    hides : bool
-        Whether storing makes something finite of an infinity or a NaN.
-    room : array, (4, TILE)
-        Scratch of the carrier.
-    cells : array of uint32, (CELLS,)
-        To be added to, LANES a key.
-    touched : array of int64
-        The first and the last row, but the special ones, that anything may have been added to.
-    sums : array of int64, (3, product_sums.DIGITS)
-        Of u * u, d * d and d * u, for the effective updates d; to be added to.
-
-    """
-    w, u, room, cells, sums = borrowed(w), borrowed(u), borrowed(room), borrowed(cells), borrowed(sums)
-    keys = room[3].view(np.uint32)
-    for start in range(0, w.size, TILE):
-        ws, us = w[start : start + TILE], u[start : start + TILE]
-        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
-        _step_32(ws, us, storing, rounding, stream, hides, stored, total, rounded)
-        _count_32(stored, us, rounded, keys[: ws.size], cells, touched, sums)
-
-
-@compiled()
-def outcomes_32(w, u, storing, rounding, stream, hides, room, outcomes):
-    """Store, add and round as `updates_32`, and write what became of each update."""
-    w, u, room = borrowed(w), borrowed(u), borrowed(room)
-    for start in range(0, w.size, TILE):
-        ws, us = w[start : start + TILE], u[start : start + TILE]
-        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
-        _step_32(ws, us, storing, rounding, stream, hides, stored, total, rounded)
-        _tell_32(stored, us, rounded, outcomes[start : start + TILE])
-
-
-@compiled()
-def _step_64(w, u, storing, rounding, stream, hides, stored, total, rounded):
-    _round_64(storing[0], w, stored, storing[1], stream)
-    if hides:
-        _unhide(w, stored)
-    _add_to_odd_64(stored, u, total)
-    _round_64(rounding[0], total, rounded, rounding[1], stream)
-    stream[1] += U64(w.size)
-
-
-@compiled()
-def _count_64(w, u, rounded, keys, cells, touched, sums):
-    usual, exponents = _count_usual_64(w, u, rounded, keys, touched)
-    if usual:
-        _add_products(w, u, rounded, exponents, sums)
-    else:
-        updates, effective = np.empty(w.size), np.empty(w.size)
-        _count_any_64(w, u, rounded, keys, updates, effective)
-        touched[0], touched[1] = np.int64(0), np.int64(ROWS - 1)
-        _add_any_products(updates, effective, sums)
-    add_keys(keys, cells)
-
-
-@compiled()
-def updates_64(w, u, storing, rounding, stream, hides, room, cells, touched, sums):
-    """The same for float64, with ROUNDINGS_64."""
-    w, u, room, cells, sums = borrowed(w), borrowed(u), borrowed(room), borrowed(cells), borrowed(sums)
-    keys = room[3].view(np.uint32)
-    for start in range(0, w.size, TILE):
-        ws, us = w[start : start + TILE], u[start : start + TILE]
-        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
-        _step_64(ws, us, storing, rounding, stream, hides, stored, total, rounded)
-        _count_64(stored, us, rounded, keys[: ws.size], cells, touched, sums)
-
-
-@compiled()
-def outcomes_64(w, u, storing, rounding, stream, hides, room, outcomes):
-    """Write outcomes for float64, with ROUNDINGS_64."""
-    w, u, room = borrowed(w), borrowed(u), borrowed(room)
-    for start in range(0, w.size, TILE):
-        ws, us = w[start : start + TILE], u[start : start + TILE]
-        stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
-        _step_64(ws, us, storing, rounding, stream, hides, stored, total, rounded)
-        _tell_64(stored, us, rounded, outcomes[start : start + TILE])
-
-
-UPDATES = updates_32, updates_64
-OUTCOMES = outcomes_32, outcomes_64
+UPDATES, OUTCOMES = zip(
+    _make_loops(_round_32, *_make_updates(U32, np.float32, np.int32, 32, 23, np.inf)),
+    _make_loops(_round_64, *_make_updates(U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE)),
+    strict=True,
+)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from precision_lab.numerics.kernels.bits import TILE, U32, U64, named, reinterpret, shift_down, shift_up
+from precision_lab.numerics.kernels.bits import TILE, U32, U64, borrowed, named, reinterpret, shift_down, shift_up
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.rounding import finish
 
@@ -125,22 +125,21 @@ def _make_random(U: Any, F: Any, Signed: Any, width: int, mantissa: int, plain: 
         else:
             gradual(part, out, k, numbers, True)
 
+    # whoever makes the scratch calls a loop that borrows it, and holds it until then
     @compiled()
-    def random(x, out, c, numbers):
+    def given_numbers(x, out, c, numbers, room):
+        x, out, numbers, room = borrowed(x), borrowed(out), borrowed(numbers), borrowed(room)
         k = named(ByChance, c)
-        room = np.empty(TILE, x.dtype)
         for start in range(0, x.size, TILE):
             stop = min(x.size, start + TILE)
             tile(x[start:stop], out[start:stop], k, numbers[start:stop], room)
 
     @compiled()
-    def seeded(x, out, c, stream):
-        """Use the numbers of a stream, [seed, index of the first element]."""
+    def own_numbers(x, out, c, stream, room, words):
+        x, out, room, words = borrowed(x), borrowed(out), borrowed(room), borrowed(words)
         k = named(ByChance, c)
-        room = np.empty(TILE, x.dtype)
-        seed, first = stream[0], stream[1]
-        words = np.empty(TILE // 2, np.uint32)
         numbers = words.view(np.uint16)
+        seed, first = stream[0], stream[1]
         start = U64(0)
         while start < U64(x.size):
             # tiles lie at fixed places of the stream: it does not matter where x begins, and the low word never wraps
@@ -151,6 +150,18 @@ def _make_random(U: Any, F: Any, Signed: Any, width: int, mantissa: int, plain: 
             random_words(words, low, high, U32(seed & U64(0xFFFFFFFF)), U32(seed >> U64(32)))
             tile(x[start:stop], out[start:stop], k, numbers[skip:], room)
             start = stop
+
+    @compiled()
+    def random(x, out, c, numbers):
+        """Use given numbers, one an element."""
+        room = np.empty(TILE, x.dtype)
+        given_numbers(x, out, c, numbers, room)
+
+    @compiled()
+    def seeded(x, out, c, stream):
+        """Use the numbers of a stream, [seed, index of the first element]."""
+        room, words = np.empty(TILE, x.dtype), np.empty(TILE // 2, np.uint32)
+        own_numbers(x, out, c, stream, room, words)
 
     return random, seeded
 

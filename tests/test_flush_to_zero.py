@@ -20,10 +20,10 @@ import pytest
 import precision_lab as lab
 from precision_lab.analysis.recording import Recording, read_recording
 from precision_lab.analysis.updates import update_outcomes
-from precision_lab.numerics import fixed
+from precision_lab.numerics import fixed, layers
 from precision_lab.numerics.accumulation import _constants, rounded_sum
-from precision_lab.numerics.codec import Codec, codec
-from precision_lab.numerics.environment import load_fixed_kernels, load_kernels
+from precision_lab.numerics.codec import Codec, codec, largest_magnitude
+from precision_lab.numerics.environment import load_fixed_kernels, load_kernels, load_layer_kernels
 from precision_lab.numerics.plans import decode_table, encode_plan, plan_of
 from precision_lab.numerics.verification import verify_against_ml_dtypes, verify_against_reference
 from precision_lab.support.environment import require_gradual_underflow
@@ -33,6 +33,7 @@ from precision_lab.testing.casts import check_cast
 from precision_lab.training.models import MLP
 from precision_lab.training.optimizer_state import start, update
 from precision_lab.training.optimizers import SGD
+from precision_lab.training.step import Recipe, begin, training_step
 from precision_lab.training.storage import CONFIGURATIONS
 from tests.flushing import SWITCHES, in_a_thread, mxcsr, needs_glibc_x86, reset, switch_on
 
@@ -46,7 +47,11 @@ FLAT = np.ones(4, np.float32)
 STATE = start(FLAT, SGD(0.1), CONFIGURATIONS["fp32"])
 TRACE = lab.accumulate([2.0**-1070], "fp32")
 CODEC = codec(lab.get_format("bf16"))
-SAME = codec(lab.get_format("fp32"))
+FP32 = lab.get_format("fp32")
+SAME = codec(FP32)
+MODEL = MLP((3, 2))
+RECIPE = Recipe(MODEL, SGD(0.1), CONFIGURATIONS["fp32"], {name: x.shape for name, x in MODEL.init().items()})
+BEGUN = begin(MODEL.init(), RECIPE)
 
 PUBLIC: dict[str, Call] = {
     "accumulate": lambda: lab.accumulate(SUBNORMAL, "bf16"),
@@ -98,15 +103,21 @@ OTHERS: dict[str, Call] = {
     "codec.encode": lambda: CODEC.encode(FLAT),
     "codec.decode": lambda: CODEC.decode(np.ones(2, CODEC.encode(FLAT).dtype)),
     "codec.compute": lambda: CODEC.compute("scaled_sum_32", np.float32(1), FLAT, FLAT),
+    "codec.compute_pair": lambda: CODEC.compute_pair("kahan_32", FLAT, FLAT),
+    "largest_magnitude": lambda: largest_magnitude(FLAT),
     "codec of fp32": lambda: SAME.round(SUBNORMAL),
     "start": lambda: start(FLAT, SGD(0.1), CONFIGURATIONS["fp32"]),
     "update": lambda: update(STATE, FLAT, SGD(0.1), CONFIGURATIONS["fp32"]),
     "kernels": load_kernels,
     "fixed_kernels": load_fixed_kernels,
+    "layer_kernels": load_layer_kernels,
     "fixed.matmul": lambda: fixed.matmul(SUBNORMAL[None], SUBNORMAL[:, None]),
     "fixed.sum": lambda: fixed.sum(SUBNORMAL),
     "fixed.exp": lambda: fixed.exp(np.float32(-90)),
-    "MLP.loss": lambda: MLP((3, 2)).loss(MLP((3, 2)).init(), SUBNORMAL[None], np.zeros(1, np.int64)),
+    "layers.linear": lambda: layers.linear(FLAT[None], FLAT[:, None], FLAT[:1], FP32),
+    "layers.gelu": lambda: layers.gelu(FLAT),
+    "MLP.loss": lambda: MODEL.loss(MODEL.init(), SUBNORMAL[None], np.zeros(1, np.int64)),
+    "training_step": lambda: training_step(BEGUN, RECIPE, SUBNORMAL[None], np.zeros(1, np.int64)),
     "verify_against_reference": lambda: verify_against_reference("fp4_e2m1fn"),
     "verify_against_ml_dtypes": lambda: verify_against_ml_dtypes("fp16"),
     "check_cast": lambda: check_cast(lambda x: x.astype(np.float16), "fp8_e5m2", "fp16"),

@@ -39,6 +39,8 @@ class Codec(NamedTuple):
     compute : callable
         ``compute(loop, *arguments)`` runs one of the loops of kernels/optimizers.py by name. The arguments are
         float32 numbers and then float32 arrays; the result is a float32 array.
+    compute_pair : callable
+        The same of the loops that have two results.
 
     """
 
@@ -46,6 +48,7 @@ class Codec(NamedTuple):
     encode: Callable[[Array], Array]
     decode: Callable[[Array], Array]
     compute: Callable[..., Array]
+    compute_pair: Callable[..., tuple[Array, Array]]
 
 
 def stored_dtype(fmt: FloatFormat) -> np.dtype[Any]:
@@ -58,7 +61,7 @@ def codec(fmt: FloatFormat) -> Codec:
     """Return the codec of a format."""
     kernels = load_kernels()
 
-    even = even_constants(fmt)
+    even, keeping_payloads = even_constants(fmt), even_constants(fmt, payloads=True)
 
     def compute(loop: str, *arguments: Any) -> Array:
         require_gradual_underflow()
@@ -66,8 +69,14 @@ def codec(fmt: FloatFormat) -> Codec:
         getattr(kernels.optimizers, loop)(*arguments, out, even)
         return out
 
+    def compute_pair(loop: str, *arguments: Any) -> tuple[Array, Array]:
+        require_gradual_underflow()
+        first, second = np.empty((2, arguments[-1].size), np.float32)
+        getattr(kernels.optimizers, loop)(*arguments, first, second, keeping_payloads)
+        return first, second
+
     if fmt == _FP32:
-        return Codec(_same, _same, _same, compute)
+        return Codec(_same, _same, _same, compute, compute_pair)
     plan = plan_of(fmt, RoundingMode.TIES_TO_EVEN, True, False, False)
     to_codes, encode_constants = encode_plan(fmt, False)
     from_codes = decode_constants(fmt)
@@ -91,7 +100,12 @@ def codec(fmt: FloatFormat) -> Codec:
         kernels.codes.decode_32(stored.view(codes_in), out, from_codes)
         return out
 
-    return Codec(round_, encode, decode, compute)
+    return Codec(round_, encode, decode, compute, compute_pair)
+
+
+def largest_magnitude(x: Array) -> float:
+    """Return the largest magnitude of a contiguous float32 array of one dimension; NaN where there is one."""
+    return float(load_kernels().optimizers.largest_magnitude_32(x))
 
 
 def _same(x: Array) -> Array:

@@ -27,6 +27,12 @@ def load_fixed_kernels() -> ModuleType:
     return _fixed_kernels()
 
 
+def load_layer_kernels() -> ModuleType:
+    """Return the compiled loops of layers.py, as `load_kernels` does the others."""
+    require_gradual_underflow()
+    return _layer_kernels()
+
+
 @cache  # an import statement that finds its module takes longer than the question
 def _kernels() -> ModuleType:
     from precision_lab.numerics import kernels
@@ -39,3 +45,10 @@ def _fixed_kernels() -> ModuleType:
     from precision_lab.numerics.kernels import fixed
 
     return fixed
+
+
+@cache
+def _layer_kernels() -> ModuleType:
+    from precision_lab.numerics.kernels import layers
+
+    return layers

@@ -62,25 +62,14 @@ def matmul(a: ArrayLike, b: ArrayLike) -> Array:
     leading, (rows, steps) = left.shape[:-2], left.shape[-2:] if left.ndim > 1 else (0, -1)
     if right.ndim < 2 or right.shape[:-1] != (*leading, steps):
         raise ValueError(f"a and b must have shapes (..., m, k) and (..., k, n), got {left.shape} and {right.shape}")
-    columns = right.shape[-1]
-    out = np.empty((*leading, rows, columns), left.dtype)
-    # vectors of 64 bytes lie along the columns: where they do not fill half of one, multiply the transposed
-    if columns * left.itemsize <= 32 and columns < rows:
-        transposed = np.empty((*leading, columns, rows), left.dtype)
-        _multiply(right.swapaxes(-1, -2), left.swapaxes(-1, -2), transposed)
-        out[:] = transposed.swapaxes(-1, -2)
+    out = np.empty((*leading, rows, right.shape[-1]), left.dtype)
+    kernels = load_fixed_kernels()
+    if not leading:
+        kernels.matmul(left, right, out)
     else:
-        _multiply(left, right, out)
+        count = math.prod(leading)
+        kernels.matmul_each(*(x.reshape(count, *x.shape[-2:]) for x in (left, right, out)))
     return out
-
-
-def _multiply(left: Array, right: Array, out: Array) -> None:
-    fixed_kernels = load_fixed_kernels()
-    if left.ndim == 2:
-        fixed_kernels.matmul(left, right, out)
-    else:
-        count = math.prod(left.shape[:-2])
-        fixed_kernels.matmul_each(*(x.reshape(count, *x.shape[-2:]) for x in (left, right, out)))
 
 
 def dot(x: ArrayLike, y: ArrayLike) -> float:
@@ -249,19 +238,25 @@ def power(base: float, exponent: int) -> float:
     """
     if not 0 <= base < math.inf or exponent < 0:
         raise ValueError(f"base must be finite and at least 0, and exponent at least 0, got {base!r} and {exponent!r}")
-    return _power(base, exponent)
+    # of the steps of Adam, which ask for one exponent after the other, each costs one product
+    first, rest = (_pair(base, part) for part in (exponent & -_POWERS, exponent % _POWERS))
+    return math.ldexp(*_shortened(first[0] * rest[0], first[1] + rest[1]))
 
 
-@lru_cache(maxsize=1 << 14)  # Adam's steps ask for those of the same two numbers, in every run again
-def _power(base: float, exponent: int) -> float:
+_POWERS = 64
+
+
+@lru_cache(maxsize=1 << 10)
+def _pair(base: float, exponent: int) -> tuple[int, int]:
+    """Return base^exponent as an integer times a power of two."""
     significand, scale = base.as_integer_ratio()
-    square, result = (significand, 1 - scale.bit_length()), (1, 0)  # integers times powers of two
+    square, result = (significand, 1 - scale.bit_length()), (1, 0)
     while exponent:
         if exponent & 1:
             result = _shortened(result[0] * square[0], result[1] + square[1])
         square = _shortened(square[0] * square[0], 2 * square[1])
         exponent >>= 1
-    return math.ldexp(*result)
+    return result
 
 
 def _shortened(significand: int, exponent: int) -> tuple[int, int]:

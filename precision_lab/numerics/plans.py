@@ -271,8 +271,15 @@ def decode_constants(fmt: FloatFormat) -> Array:
     return packed(constants, False)
 
 
-def even_constants(fmt: FloatFormat) -> Array:
-    """Return the constants of kernels/optimizers.py."""
+def even_constants(fmt: FloatFormat, *, payloads: bool = False) -> Array:
+    """Return the constants of kernels/optimizers.py.
+
+    With `payloads`, a NaN, which an operation has made and is quiet, keeps its bits in IEEE formats, as it does in the
+    loops that round arrays. (Where infinity becomes NaN, there is no payload to keep.)
+    """
+    nan = _zero_and_nan(fmt, False)
+    if payloads and fmt.specials == "ieee" and fmt.has_nan:
+        nan |= {"nan_keep": 2**32 - 1, "nan_flip": 0}
     discarded = 23 - fmt.mantissa_bits
     last = 1 << discarded if discarded else 0
     constants = load_kernels().optimizers.EvenFields(
@@ -283,7 +290,7 @@ def even_constants(fmt: FloatFormat) -> Array:
         shift_out=2.0**23 * fmt.smallest_subnormal,
         largest=fmt.max,
         overflow=fmt.overflow_value,
-        **_zero_and_nan(fmt, False),
+        **nan,
     )
     return packed(constants, False)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,12 @@ from precision_lab.numerics.codec import codec
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
-from precision_lab.training.models import Array, Gradients, Model, Parameters
+from precision_lab.training.models import Array, Model, Parameters
 from precision_lab.training.optimizer_state import OptimizerState, unflatten, updated_parameters
 from precision_lab.training.result import STATISTICS, Snapshot, StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.update_rules import UPDATE_RULES
-
-_NOTHING = Gradients(0.0, {}, {})
 
 
 @dataclass
@@ -144,7 +142,8 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
     state = begin(parameters, recipe)
     initial_loss = loss_in_float64(model, parameters_of(state, recipe), train_part)
 
-    records: list[StepRecord] = []
+    inputs, labels = train_part.inputs, train_part.labels
+    records: list[tuple[float, float, bool]] = []
     snapshots: list[Snapshot] = []
     histograms: dict[int, dict[str, ExponentHistogram]] = {}
     sums = _Sums()
@@ -154,7 +153,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
             break
         before = state
         state, record = training_step(
-            state, recipe, train_part.inputs[rows], train_part.labels[rows], micro_batches=config.micro_batches
+            state, recipe, inputs.take(rows, axis=0), labels.take(rows, axis=0), micro_batches=config.micro_batches
         )
         if step % config.measure_every == 0 and record.intended is not None:
             old, new = (_values(s.optimizer, config.storage) for s in (before, state))
@@ -164,7 +163,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         if step in config.histogram_steps:
             both = record.gradients.weights | record.gradients.activations
             histograms[step] = {name: ExponentHistogram.of(array) for name, array in both.items()}
-        records.append(replace(record, gradients=_NOTHING, intended=None))
+        records.append((record.loss, record.loss_scale, record.skipped))
         if progress is not None:
             progress(step + 1)
     seconds = time.perf_counter() - started
@@ -174,9 +173,9 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         test_accuracy = model.accuracy(final, test_part.inputs, test_part.labels)
     return TrainingResult(
         config=config,
-        losses=np.array([record.loss for record in records]),
-        loss_scales=np.array([record.loss_scale for record in records]),
-        skipped=np.array([record.skipped for record in records], bool),
+        losses=np.array([loss for loss, _, _ in records]),
+        loss_scales=np.array([scale for _, scale, _ in records]),
+        skipped=np.array([skipped for _, _, skipped in records], bool),
         initial_loss=initial_loss,
         final_loss=loss_in_float64(model, final, train_part),
         test_accuracy=test_accuracy,

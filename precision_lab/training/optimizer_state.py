@@ -153,51 +153,76 @@ def update(
         As `precision_lab.round_to`.
 
     """
+    with np.errstate(all="ignore"):
+        g = codec(storage.gradients).round(_flat(gradient, "gradient"))
+        return advance(
+            state,
+            g.copy() if g is gradient else g,
+            optimizer,
+            storage,
+            learning_rate=learning_rate,
+            unscale=unscale,
+            seed=seed,
+        )
+
+
+def advance(
+    state: OptimizerState,
+    g: Array,
+    optimizer: Optimizer,
+    storage: StorageConfig,
+    *,
+    learning_rate: float | None = None,
+    unscale: float = 1.0,
+    seed: int = 0,
+) -> tuple[OptimizerState, Array]:
+    """Make one step as `update` does, of a gradient that has its format already; the state may keep the array itself.
+
+    Warnings of NumPy are the caller's to silence.
+    """
     held = state.buffers
     if held.keys() != buffers(optimizer, storage).keys():
         raise ValueError(
             f"the state holds {', '.join(held)}, but this optimizer and storage need "
             f"{', '.join(buffers(optimizer, storage))}: use what it was started with"
         )
+    if g.size != held["gradients"].size:
+        raise ValueError(f"gradient must have {held['gradients'].size} elements, as the parameters; got {g.size}")
     if learning_rate is None:
         learning_rate = optimizer.learning_rate
     elif not 0 <= learning_rate < math.inf:
         raise ValueError(f"learning_rate must be at least 0 and finite, got {learning_rate!r}")
     updated = codec(storage.updated)
     new_buffers = dict(held)
-    with np.errstate(all="ignore"):
-        g = codec(storage.gradients).round(_flat(gradient, "gradient"))
-        if g.size != held["gradients"].size:
-            raise ValueError(f"gradient must have {held['gradients'].size} elements, as the parameters; got {g.size}")
-        new_buffers["gradients"] = codec(storage.gradients).encode(g) if g is not gradient else g.copy()
-        if unscale != 1:
-            g = g * np.float32(unscale)
-        w = updated_parameters(state, storage)
-        decay = 0.0
-        if optimizer.decoupled:
-            decay = learning_rate * optimizer.weight_decay
-        elif optimizer.weight_decay:
-            both = promoted(storage.gradients, storage.updated)
-            g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
-        scale, direction, moments = optimizer.direction(state.step + 1, held, g, storage, learning_rate)
-        new_buffers |= moments
-        intended = direction if scale == 1 else scale * direction
-        if decay:
-            intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
+    new_buffers["gradients"] = codec(storage.gradients).encode(g)
+    if unscale != 1:
+        g = g * np.float32(unscale)
+    w = updated_parameters(state, storage)
+    decay = 0.0
+    if optimizer.decoupled:
+        decay = learning_rate * optimizer.weight_decay
+    elif optimizer.weight_decay:
+        both = promoted(storage.gradients, storage.updated)
+        g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
+    scale, direction, moments = optimizer.direction(state.step + 1, held, g, storage, learning_rate)
+    new_buffers |= moments
+    intended = direction if scale == 1 else scale * direction
+    if decay:
+        intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
 
-        rule = UPDATE_RULES[storage.update]
-        beside = rule.words_of("weights")
-        words = (w, *(updated.decode(held[word]) for word in beside))
-        stream = (seed, state.step * w.size)
-        w, *words_after = rule.add(words, Update(scale, direction, decay, intended), storage.updated, stream)
-        new_buffers |= {word: updated.encode(values) for word, values in zip(beside, words_after, strict=True)}
-        if storage.master is None:
-            new_buffers["weights"] = updated.encode(w)
-        else:
-            new_buffers["master"] = updated.encode(w)
-            if not storage.transient_weights:
-                weights = codec(storage.weights)
-                new_buffers["weights"] = weights.encode(weights.round(w if storage.weights != _FP32 else w.copy()))
+    rule = UPDATE_RULES[storage.update]
+    beside = rule.words_of("weights")
+    words = (w, *(updated.decode(held[word]) for word in beside))
+    stream = (seed, state.step * w.size)
+    w, *words_after = rule.add(words, Update(scale, direction, decay, intended), storage.updated, stream)
+    new_buffers |= {word: updated.encode(values) for word, values in zip(beside, words_after, strict=True)}
+    if storage.master is None:
+        new_buffers["weights"] = updated.encode(w)
+    else:
+        new_buffers["master"] = updated.encode(w)
+        if not storage.transient_weights:
+            weights = codec(storage.weights)
+            new_buffers["weights"] = weights.encode(weights.round(w if storage.weights is not _FP32 else w.copy()))
     return OptimizerState(state.step + 1, new_buffers), intended
 
 

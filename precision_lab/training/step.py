@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from precision_lab.analysis.loss_scalers import LossScale, NoLossScale
-from precision_lab.numerics.codec import codec
+from precision_lab.numerics.codec import codec, largest_magnitude
 from precision_lab.training.models import Array, Gradients, Model, Parameters
 from precision_lab.training.optimizer_state import (
     OptimizerState,
+    advance,
     flatten,
     start,
     unflatten,
-    update,
     updated_parameters,
     visible_weights,
 )
@@ -158,7 +158,7 @@ def training_step(
     size = len(inputs) // micro_batches
     total: Array | None = None
     losses = []
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is found below
+    with np.errstate(all="ignore"):  # what overflows is found below
         for first in range(0, len(inputs), size):
             part = slice(first, first + size)
             gradients = recipe.model.loss_and_gradients(
@@ -173,13 +173,13 @@ def training_step(
             losses.append(gradients.loss)
         assert total is not None
         unscale = 1.0 if scale == 1 else float(np.float32(1 / scale))
-        largest = float(np.abs(total).max()) * unscale
+        largest = largest_magnitude(total) * unscale
         max_abs = largest if math.isfinite(largest) else math.inf
         found_inf = math.isinf(max_abs)
         skipped = found_inf and not isinstance(state.scaler, NoLossScale)
         optimizer, intended = state.optimizer, None
         if not skipped:
-            optimizer, intended = update(
+            optimizer, intended = advance(
                 optimizer,
                 total,
                 recipe.optimizer,

@@ -106,29 +106,20 @@ class UpdateRule:
 
 
 def kahan(w: Array, y: Array, fmt: Codec) -> tuple[Array, Array]:
-    """Add y, the compensation in it already, and return the sum and the new compensation."""
-    total = fmt.round(w + y)
-    return total, fmt.round(y - fmt.round(total - w))
+    """Add y, the compensation in it already, and return t = R(w + y) and the new compensation R(y - R(t - w))."""
+    return fmt.compute_pair("kahan_32", w, y)
 
 
 def grow(m: Array, r: Array, v: Array, fmt: Codec) -> tuple[Array, Array]:
     """Add v to the pair (m, r), every operation rounded; exact where abs(m) >= abs(v) (Dekker's Fast2Sum)."""
-    x = fmt.round(m + v)
-    r = fmt.round(r + fmt.round(v - fmt.round(x - m)))
-    m = fmt.round(x + r)
-    return m, fmt.round(r - fmt.round(m - x))
+    return fmt.compute_pair("grow_32", m, r, v)
 
 
 def multiply(m: Array, r: Array, factor: float, fmt: FloatFormat) -> tuple[Array, Array]:
     """Multiply the pair (m, r) by a number that is split into a pair too, every operation rounded."""
-    to = codec(fmt)
     high = rounded(factor, fmt)
     low = rounded(factor - float(high), fmt)
-    x = to.round(high * m)
-    error = to.compute("scaled_sum_32", high, m, -x)
-    r = to.round(to.compute("scaled_sum_32", low, m, to.round(high * r)) + error)
-    m = to.round(x + r)
-    return m, to.round(r - to.round(m - x))
+    return codec(fmt).compute_pair("pair_product_32", high, low, m, r)
 
 
 @lru_cache(maxsize=256)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_lab.numerics import reference
-from precision_lab.numerics.codec import codec, stored_dtype
+from precision_lab.numerics.codec import Codec, codec, largest_magnitude, stored_dtype
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.rounding import code_dtype, encode, round_to
+from precision_lab.numerics.rounding import Array, code_dtype, encode, round_to
 from precision_lab.numerics.verification import hard_patterns
 
 FP32 = get_format("fp32")
@@ -77,3 +77,65 @@ def test_the_loops_round_as_round_to_does(fmt: FloatFormat) -> None:
     np.testing.assert_array_equal(rounded.view(np.uint32), np.asarray(round_to(x, fmt)).view(np.uint32))
     nan = codec(fmt).compute("scaled_sum_32", np.float32(1), np.full(3, np.nan, np.float32), np.zeros(3, np.float32))
     assert np.all(np.isnan(nan) if fmt.has_nan else nan == 0)
+
+
+Pair = tuple[Array, Array]
+
+
+def kahan(w: Array, y: Array, to: Codec) -> Pair:
+    total = to.round(w + y)
+    return total, to.round(y - to.round(total - w))
+
+
+def grow(m: Array, r: Array, v: Array, to: Codec) -> Pair:
+    x = to.round(m + v)
+    r = to.round(r + to.round(v - to.round(x - m)))
+    m = to.round(x + r)
+    return m, to.round(r - to.round(m - x))
+
+
+def pair_product(high: np.float32, low: np.float32, m: Array, r: Array, to: Codec) -> Pair:
+    x = to.round(high * m)
+    error = to.compute("scaled_sum_32", high, m, -x)
+    r = to.round(to.compute("scaled_sum_32", low, m, to.round(high * r)) + error)
+    m = to.round(x + r)
+    return m, to.round(r - to.round(m - x))
+
+
+@pytest.mark.parametrize("fmt", [*NARROW, get_format("tf32"), FP32], ids=str)
+def test_loops_with_two_results_round_every_operation(fmt: FloatFormat) -> None:
+    """Operands of the format and others, of every size, with infinities and NaN among them."""
+    to, rng = codec(fmt), np.random.default_rng(4)
+    with np.errstate(invalid="ignore"):
+        nan = np.subtract(np.inf, np.inf, dtype=np.float32)  # with this processor's sign, which formats without NaN see
+    special = np.array([0, -0.0, np.inf, -np.inf, nan, fmt.max, fmt.smallest_subnormal, 2.0**-149], np.float32)
+    for top in (3, 20, 140):
+        x = [np.ldexp(rng.standard_normal(4000), rng.integers(-top, min(top, 126), 4000)) for _ in range(3)]
+        m, r, v = (np.where(rng.random(4000) < 0.02, rng.choice(special, 4000), y.astype(np.float32)) for y in x)
+        high, low = np.float32(1), np.float32(-0.00099945)
+        with np.errstate(all="ignore"):
+            for a, b, c in ((m, r, v), (to.round(m), to.round(np.ldexp(r, -8)), to.round(v))):
+                same(to.compute_pair("kahan_32", a, c), kahan(a, c, to))
+                same(to.compute_pair("grow_32", a, b, c), grow(a, b, c, to))
+                same(to.compute_pair("pair_product_32", high, low, a, b), pair_product(high, low, a, b, to))
+
+
+def same(ours: Pair, theirs: Pair) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        alike = (a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))
+        assert alike.all(), (a[~alike], b[~alike])
+
+
+def test_the_largest_magnitude() -> None:
+    for values, expected in (
+        ([], 0.0),
+        ([-0.0], 0.0),
+        ([1, -3, 2], 3.0),
+        ([-(2.0**-149)], 2.0**-149),
+        ([1, -np.inf], np.inf),
+        ([np.inf, np.nan, -np.inf], np.nan),
+        ([-np.nan, 5], np.nan),
+    ):
+        np.testing.assert_equal(largest_magnitude(np.array(values, np.float32)), expected)
+    x = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
+    assert largest_magnitude(x) == np.abs(x).max()

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precision_lab.numerics import reference
@@ -35,6 +35,7 @@ def array(value: float) -> Array:
     return np.array([value], np.float32)
 
 
+@settings(deadline=None)  # the first example loads compiled code
 @given(data=st.data(), fmt=WORDS)
 def test_grow_and_kahan_round_every_operation_once(data: st.DataObject, fmt: FloatFormat) -> None:
     """Once, into the format, and not to float32 before: that makes no difference to so few bits."""
@@ -51,6 +52,7 @@ def test_grow_and_kahan_round_every_operation_once(data: st.DataObject, fmt: Flo
     assert added == [total, to(y - to(total - Fraction(m)))]
 
 
+@settings(deadline=None)
 @given(data=st.data(), fmt=WORDS)
 def test_a_pair_loses_nothing_of_a_smaller_term(data: st.DataObject, fmt: FloatFormat) -> None:
     m, v = sorted((data.draw(values_of(fmt)) for _ in range(2)), key=abs, reverse=True)
@@ -61,6 +63,7 @@ def test_a_pair_loses_nothing_of_a_smaller_term(data: st.DataObject, fmt: FloatF
     assert compensated == (total, lost)
 
 
+@settings(deadline=None)
 @given(data=st.data(), fmt=WORDS, factor=st.sampled_from([0.999, 0.95, 0.9, 0.5]))
 def test_a_product_of_pairs(data: st.DataObject, fmt: FloatFormat, factor: float) -> None:
     m = data.draw(values_of(fmt))

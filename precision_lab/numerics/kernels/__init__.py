@@ -1,6 +1,6 @@
 """The compiled inner loops; only this folder imports numba.
 
-Which rounding serves whom, that is, why there are eight:
+Which rounding serves whom, that is, why there are nine:
 
 ===================================  ======================================================================
 `rounding.mask_even_plain`           arrays, ties to even, formats with float32's exponents (bf16, tf32)
@@ -8,6 +8,7 @@ Which rounding serves whom, that is, why there are eight:
 `rounding.directed_*`                arrays, every deterministic mode, every format
 `stochastic.random_*`, ``seeded_*``  arrays, stochastic, with given numbers or those of a seed
 `optimizers._even`                   one float32, ties to even, every format: between other operations
+`optimizers.round_even`              the same of arrays: after an operation, in the call that has made it
 `sums._round_one`                    one float64, every mode: each step of a sum depends on the one before
 `sums.add_in_turn`                   one positive float64, every mode: endless sums, as fast as may be
 `products._even_sum`                 the sums of a matrix product, ties to even, where no sum overflows

@@ -138,6 +138,20 @@ def _multiply(left, right, out, panel, tile):
                     out[i + part, column + j] = tile[part, j]
 
 
+@compiled()
+def _multiply_any(left, right, out, panel, tile):
+    """Write left @ right to `out`; where its columns do not fill half a vector, by the product of the transposed."""
+    rows, columns = out.shape
+    if 2 * columns <= panel.shape[1] and columns < rows:
+        turned = np.empty((columns, rows), out.dtype)
+        _multiply(right.T, left.T, turned, panel, tile)
+        for i in range(rows):
+            for j in range(columns):
+                out[i, j] = turned[j, i]
+    else:
+        _multiply(left, right, out, panel, tile)
+
+
 def _products(dimensions: int) -> Any:
     """Return signatures: matrices however they lie in memory, so that no layout is compiled apart."""
     given = [types.Array(real, dimensions, "A", readonly=True) for real in (types.float32, types.float64)]
@@ -149,7 +163,7 @@ def matmul(left, right, out):
     """Write left @ right to `out`: k ascending from +0, each product and each sum rounded."""
     lanes = VECTOR_BYTES // left.itemsize
     panel, tile = np.zeros((left.shape[1], lanes), left.dtype), np.empty((ROWS, lanes), left.dtype)
-    _multiply(left, right, out, panel, tile)
+    _multiply_any(left, right, out, panel, tile)
 
 
 @compiled(signatures=_products(3))
@@ -158,7 +172,7 @@ def matmul_each(left, right, out):
     lanes = VECTOR_BYTES // left.itemsize
     panel, tile = np.zeros((left.shape[2], lanes), left.dtype), np.empty((ROWS, lanes), left.dtype)
     for i in range(left.shape[0]):
-        _multiply(left[i], right[i], out[i], panel, tile)
+        _multiply_any(left[i], right[i], out[i], panel, tile)
 
 
 # --- sums ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import MAGNITUDE, SIGN, U32, U64, named, reinterpret
+from precision_lab.numerics.kernels.bits import INFINITY, MAGNITUDE, SIGN, U32, U64, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.rounding import finish
 
@@ -53,6 +53,9 @@ HAS_FMA = not _TRIPLE.startswith("x86_64") or "+fma" in _FEATURES.split(",")
 _fma = _fma_of_processor if HAS_FMA else _fma_in_doubles
 
 
+ALL = U32(0xFFFFFFFF)
+
+
 class EvenFields(NamedTuple):
     """The constants of `_even`."""
 
@@ -83,11 +86,41 @@ def _even(x, k):
 
 
 @compiled()
+def round_even(x, k):
+    """Round an array in place, each as `_even` does; with less to do where the format has float32's exponents."""
+    if k.keep == ALL and k.nan_keep == ALL:
+        return
+    if k.smallest_normal == np.float32(0) and k.lost_zero == U32(0):
+        largest, overflow = reinterpret(k.largest), reinterpret(k.overflow)
+        for i in range(x.size):
+            b = reinterpret(x[i])
+            a = U32(b & MAGNITUDE)
+            odd = U32(1) if U32(a & k.last) != U32(0) else U32(0)
+            r = U32(U32(U32(a + k.below_half) + odd) & k.keep)
+            r = overflow if r > largest else r
+            r = U32(r | U32(b & SIGN))
+            x[i] = reinterpret(U32(U32(b & k.nan_keep) ^ k.nan_flip) if a > INFINITY else r)
+    else:
+        for i in range(x.size):
+            x[i] = _even(x[i], k)
+
+
+@compiled()
+def largest_magnitude_32(x):
+    """Return the largest magnitude; NaN, which is the largest, where there is one."""
+    largest = U32(0)
+    for i in range(x.size):
+        largest = max(largest, U32(reinterpret(x[i]) & MAGNITUDE))
+    return reinterpret(U32(largest))
+
+
+@compiled()
 def scaled_sum_32(x, y, z, out, c):
     """Compute R(x * y + z) of a float32 number x and arrays."""
     k = named(EvenFields, c)
-    for i in range(y.size):
-        out[i] = _even(_fma(x, y[i], z[i]), k)
+    for i in range(out.size):
+        out[i] = _fma(x, y[i], z[i])
+    round_even(out, k)
 
 
 @compiled()
@@ -96,23 +129,104 @@ def lerp_32(weight, m, g, out, c):
     k = named(EvenFields, c)
     near = weight < np.float32(0.5)
     factor = weight if near else np.float32(weight - np.float32(1))
-    for i in range(m.size):
-        out[i] = _even(_fma(factor, np.float32(g[i] - m[i]), m[i] if near else g[i]), k)
+    end = m if near else g
+    for i in range(out.size):
+        out[i] = _fma(factor, np.float32(g[i] - m[i]), end[i])
+    round_even(out, k)
 
 
 @compiled()
 def mean_square_32(beta, rest, v, g, out, c):
     """Compute R(R(beta * v) + (rest * g) * g)."""
     k = named(EvenFields, c)
-    for i in range(v.size):
-        out[i] = _even(_fma(np.float32(rest * g[i]), g[i], _even(np.float32(beta * v[i]), k)), k)
+    for i in range(out.size):
+        out[i] = beta * v[i]
+    round_even(out, k)
+    for i in range(out.size):
+        out[i] = _fma(np.float32(rest * g[i]), g[i], out[i])
+    round_even(out, k)
 
 
 @compiled(error_model="numpy")  # division by zero is no error
 def adam_direction_32(scale, correction, epsilon, m, v, out, c):
     """Compute (scale * m) / R(R(R(sqrt(v)) / correction) + epsilon)."""
     k = named(EvenFields, c)
+    for i in range(out.size):
+        out[i] = np.sqrt(v[i])
+    round_even(out, k)
+    for i in range(out.size):
+        out[i] /= correction
+    round_even(out, k)
+    for i in range(out.size):
+        out[i] += epsilon
+    round_even(out, k)
+    for i in range(out.size):
+        out[i] = np.float32(scale * m[i]) / out[i]
+
+
+@compiled()
+def kahan_32(w, y, total, lost, c):
+    """Compute total = R(w + y) and lost = R(y - R(total - w))."""
+    k = named(EvenFields, c)
+    for i in range(w.size):
+        total[i] = w[i] + y[i]
+    round_even(total, k)
+    for i in range(w.size):
+        lost[i] = total[i] - w[i]
+    round_even(lost, k)
+    for i in range(w.size):
+        lost[i] = y[i] - lost[i]
+    round_even(lost, k)
+
+
+@compiled()
+def _fast_sum(x, r, total, k):
+    """Compute total = R(x + r) and then r = R(r - R(total - x))."""
+    error = np.empty_like(x)
+    for i in range(x.size):
+        total[i] = x[i] + r[i]
+    round_even(total, k)
+    for i in range(x.size):
+        error[i] = total[i] - x[i]
+    round_even(error, k)
+    for i in range(x.size):
+        r[i] = r[i] - error[i]
+    round_even(r, k)
+
+
+@compiled()
+def grow_32(m, r, v, total, word, c):
+    """Compute (m, r) + v: x = R(m + v), r = R(r + R(v - R(x - m))), total = R(x + r), word = R(r - R(total - x))."""
+    k = named(EvenFields, c)
+    x, rest = np.empty_like(total), v.copy()
+    _fast_sum(m, rest, x, k)
     for i in range(m.size):
-        root = _even(np.float32(np.sqrt(v[i])), k)
-        d = _even(np.float32(_even(np.float32(root / correction), k) + epsilon), k)
-        out[i] = np.float32(np.float32(scale * m[i]) / d)
+        word[i] = r[i] + rest[i]
+    round_even(word, k)
+    _fast_sum(x, word, total, k)
+
+
+@compiled()
+def pair_product_32(high, low, m, r, total, word, c):
+    """Compute (high, low) * (m, r), a sum with a product in it being one fma.
+
+    x = R(high * m), r = R(R(low * m + R(high * r)) + R(high * m - x)), total = R(x + r), word = R(r - R(total - x)).
+    """
+    k = named(EvenFields, c)
+    x, error = np.empty_like(total), np.empty_like(total)
+    for i in range(m.size):
+        x[i] = high * m[i]
+    round_even(x, k)
+    for i in range(m.size):
+        error[i] = _fma(high, m[i], -x[i])
+    round_even(error, k)
+    for i in range(m.size):
+        word[i] = high * r[i]
+    round_even(word, k)
+    for i in range(m.size):
+        word[i] = _fma(low, m[i], word[i])
+    round_even(word, k)
+    for i in range(m.size):
+        word[i] += error[i]
+    round_even(word, k)
+    _fast_sum(x, word, total, k)

@@ -15,6 +15,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Labels: TypeAlias = npt.NDArray[np.integer[Any]]
 Parameters: TypeAlias = Mapping[str, Array]
 
+_LARGEST = {np.dtype(real): float(np.finfo(real).max) for real in (np.float32, np.float64)}
+
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
@@ -97,7 +99,7 @@ def parameter_dtype(parameters: Parameters) -> np.dtype[Any]:
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """Return the dtype if parameters can have it, else raise a ValueError."""
     dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
+    if dtype not in _LARGEST:
         raise ValueError(f"the dtype of the parameters must be float32 or float64, got {dtype}")
     return dtype
 
@@ -121,7 +123,7 @@ def arithmetic(parameters: Parameters, storage: StorageConfig | None) -> tuple[n
 
 def checked_loss_scale(loss_scale: float, dtype: np.dtype[Any]) -> float:
     """Return the scale if it is positive and finite in the dtype, else raise a ValueError."""
-    largest = float(np.finfo(dtype).max)
+    largest = _LARGEST[dtype]
     if not 0.0 < loss_scale <= largest:
         raise ValueError(f"loss_scale must be positive and at most {largest} (the largest {dtype}), got {loss_scale!r}")
     return float(loss_scale)

@@ -20,8 +20,8 @@ from precision_lab.training.models.interface import (
     checked_dtype,
     checked_loss_scale,
 )
-from precision_lab.training.models.parts import logits_gradient, mean_loss, softmax_cross_entropy
-from precision_lab.training.models.places import product, rounded, weight_gradient
+from precision_lab.training.models.parts import mean_cross_entropy, mean_loss, relu_gradient, softmax_cross_entropy
+from precision_lab.training.models.places import linear, linear_gradient, linear_weight_gradients, rounded
 from precision_lab.training.storage import StorageConfig
 
 ACTIVATIONS = ("relu", "sigmoid")
@@ -157,9 +157,8 @@ class MLP:
         activations: dict[str, Array] = {}
         current = inputs
         for layer in range(1, self.depth + 1):
-            exact = product(current, parameters[f"layer{layer}.weight"], storage)
-            exact += parameters[f"layer{layer}.bias"]
-            preactivation = rounded(exact, storage.activations)
+            weight, bias = parameters[f"layer{layer}.weight"], parameters[f"layer{layer}.bias"]
+            preactivation = linear(current, weight, bias, storage)
             if layer == self.depth:
                 activations["logits"] = preactivation
             else:
@@ -239,29 +238,25 @@ class MLP:
         scale = checked_loss_scale(loss_scale, dtype)
         first = self._stored(inputs, dtype, places)
         activations = self._forward(parameters, first, places)
-        losses, probabilities = softmax_cross_entropy(activations["logits"], targets, places)
-        gradient = logits_gradient(probabilities, targets, scale, places)
+        loss, gradient = mean_cross_entropy(activations["logits"], targets, scale, places)
 
         weights: dict[str, Array] = {}
         gradients = {"logits": gradient}
         for layer in range(self.depth, 0, -1):
             below = activations[f"layer{layer - 1}.output"] if layer > 1 else first
-            exact = product(below.T, gradient, places, gradient="b")
-            weights[f"layer{layer}.weight"] = weight_gradient(exact, places)
-            weights[f"layer{layer}.bias"] = weight_gradient(fixed.sum(gradient, 0), places)
+            weights[f"layer{layer}.weight"], weights[f"layer{layer}.bias"] = linear_weight_gradients(
+                below, gradient, places
+            )
             if layer > 1:
-                exact = product(gradient, parameters[f"layer{layer}.weight"].T, places, gradient="a")
-                output_gradient = rounded(exact, places.activation_gradients)
+                output_gradient = linear_gradient(gradient, parameters[f"layer{layer}.weight"], places)
                 if self.activation == "relu":
-                    # A selection, not a product with 0 or 1: it leaves no -0.0 behind and lets a NaN through.
-                    blocked = activations[f"layer{layer - 1}.preactivation"] <= 0
-                    gradient = np.where(blocked, dtype.type(0), output_gradient)
+                    gradient = relu_gradient(output_gradient, activations[f"layer{layer - 1}.preactivation"])
                 else:
                     gradient = rounded(output_gradient * (below * (1 - below)), places.activation_gradients)
                 gradients[f"layer{layer - 1}.output"] = output_gradient
                 gradients[f"layer{layer - 1}.preactivation"] = gradient
         return Gradients(
-            mean_loss(losses, places),
+            loss,
             {name: weights[name] for name in parameters},
             {name: gradients[name] for name in activations},
         )

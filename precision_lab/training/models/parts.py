@@ -1,6 +1,7 @@
 """The parts that models are built of, each a forward and a backward function of arrays.
 
-Sums and elementary functions are those of `precision_lab.numerics.fixed`.
+Sums and elementary functions are those of `precision_lab.numerics.fixed`. What is written out here is what happens; of
+float32 it is one compiled call of `precision_lab.numerics.layers` with the same bits.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from precision_lab.numerics import fixed
+from precision_lab.numerics import fixed, layers
 from precision_lab.training.models.interface import Array, Labels
-from precision_lab.training.models.places import rounded
+from precision_lab.training.models.places import in_one_call, rounded
 from precision_lab.training.storage import FP32, StorageConfig
 
 
@@ -76,6 +77,35 @@ def logits_gradient(probabilities: Array, labels: Labels, loss_scale: float, sto
     return rounded(probabilities, storage.activation_gradients)
 
 
+def mean_cross_entropy(logits: Array, labels: Labels, loss_scale: float, storage: StorageConfig) -> tuple[float, Array]:
+    """Return the mean loss of a batch and its gradient by the logits, times the scale.
+
+    `softmax_cross_entropy`, `mean_loss` and `logits_gradient`, whose roundings and errors it has.
+    """
+    if in_one_call(logits) and labels.shape == logits.shape[:1] and labels.dtype.kind in "iu":
+        factor = loss_scale / len(labels)
+        found = layers.cross_entropy(logits, labels, factor, storage.sensitive, storage.activation_gradients)
+        if found is not None:
+            return found
+    losses, probabilities = softmax_cross_entropy(logits, labels, storage)
+    return mean_loss(losses, storage), logits_gradient(probabilities, labels, loss_scale, storage)
+
+
+def relu_gradient(gradient: Array, x: Array) -> Array:
+    """Return the gradient where x is positive or NaN, else 0.
+
+    A selection, not a product with 0 or 1: it leaves no -0.0 behind and lets a NaN through.
+    """
+    if in_one_call(x):
+        return layers.relu_gradient(gradient, x)
+    return np.where(x <= 0, x.dtype.type(0), gradient)
+
+
+def gelu_and_slope(x: Array) -> tuple[Array, Array]:
+    """Return `gelu` and `gelu_slope`."""
+    return layers.gelu(x) if in_one_call(x) else (gelu(x), gelu_slope(x))
+
+
 def gelu(x: Array) -> Array:
     """Return the Gaussian error linear unit in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
     result: Array = 0.5 * x * (1 + fixed.tanh(_GELU_SLOPE * x * (1 + _GELU_CUBE * np.square(x))))
@@ -125,6 +155,9 @@ def layer_norm(x: Array, weight: Array, bias: Array, storage: StorageConfig) -> 
 
     """
     fmt = storage.sensitive
+    if in_one_call(x):
+        result, *kept = layers.layer_norm(x, weight, bias, _EPSILON, fmt, storage.activations)
+        return result, Normalised(*kept)
     centred = x - rounded(fixed.mean(x, -1, keepdims=True), fmt)
     variances = rounded(fixed.mean(np.square(centred), -1, keepdims=True), fmt)
     deviations = np.sqrt(variances + _EPSILON)
@@ -144,6 +177,8 @@ def layer_norm_gradients(
     """
     fmt = storage.sensitive
     values, deviations = normalised
+    if in_one_call(gradient):
+        return layers.layer_norm_gradients(gradient, values, deviations, weight, fmt)
     scaled = gradient * weight
     mean = rounded(fixed.mean(scaled, -1, keepdims=True), fmt)
     slope = rounded(fixed.mean(scaled * values, -1, keepdims=True), fmt)
@@ -166,6 +201,8 @@ def causal_softmax(scores: Array, storage: StorageConfig) -> Array:
 
     """
     fmt = storage.sensitive
+    if in_one_call(scores):
+        return layers.causal_softmax(scores, fmt, storage.activations)
     seen = np.tri(scores.shape[-1], dtype=bool)
     shifted = rounded(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf, where=seen), fmt)
     exponentials = rounded(np.where(seen, fixed.exp(shifted), shifted.dtype.type(0)), fmt)
@@ -178,5 +215,7 @@ def causal_softmax_gradient(gradient: Array, probabilities: Array, storage: Stor
 
     Rounded into ``storage.sensitive``: the sum over each row; the result into ``storage.activation_gradients``.
     """
+    if in_one_call(gradient):
+        return layers.causal_softmax_gradient(gradient, probabilities, storage.sensitive, storage.activation_gradients)
     sums = rounded(fixed.sum(gradient * probabilities, -1, keepdims=True), storage.sensitive)
     return rounded(probabilities * (gradient - sums), storage.activation_gradients)

@@ -1,6 +1,8 @@
 """The places of a training step where a value is rounded: what is stored, what a matrix product casts, what it sums in.
 
-Between two places the arithmetic is float32. What is stored in fp32 is left as it is, without a copy.
+Between two places the arithmetic is float32. What is stored in fp32 is left as it is, without a copy. Where it can be,
+what lies between two places is one compiled call (`precision_lab.numerics.layers`), which gives the same bits as the
+operations that are written out beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Literal
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from precision_lab.numerics import fixed
+from precision_lab.numerics import fixed, layers
 from precision_lab.numerics.codec import codec
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.products import matmul
@@ -73,15 +75,84 @@ def product(a: Array, b: Array, storage: StorageConfig, *, gradient: Literal["a"
         In the dtype of a and b.
 
     """
-    if storage.operands is not None:
-        a = _cast(a, storage.gradient_operands if gradient == "a" else storage.operands)
-        b = _cast(b, storage.gradient_operands if gradient == "b" else storage.operands)
+    a, b = _operands(a, b, storage, gradient)
     if storage.accumulator is _FP32:
         result: Array = np.matmul(a, b) if _by_library.get() else fixed.matmul(a, b)
         return result
     pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), strict=True)
     sums = [matmul(left, right, accumulator=storage.accumulator) for left, right in pairs]
     return np.stack(sums).reshape(*a.shape[:-1], b.shape[-1])
+
+
+def linear(x: Array, weight: Array, bias: Array | None, storage: StorageConfig) -> Array:
+    """Return x @ weight + bias (see `product`), rounded once into ``storage.activations``."""
+    if _sums_in_one_call(x, storage):
+        x, weight = _operands(x, weight, storage)
+        if bias is None:
+            return layers.product(x, weight, storage.activations)
+        return layers.linear(x, weight, bias, storage.activations)
+    exact = product(x, weight, storage)
+    if bias is not None:
+        exact += bias
+    return rounded(exact, storage.activations)
+
+
+def linear_gradient(gradient: Array, weight: Array, storage: StorageConfig) -> Array:
+    """Return the derivative of `linear` by x, gradient @ weight.T, rounded into ``storage.activation_gradients``."""
+    if _sums_in_one_call(gradient, storage):
+        gradient, turned = _operands(gradient, weight.T, storage, "a")
+        return layers.product(gradient, turned, storage.activation_gradients)
+    return rounded(product(gradient, weight.T, storage, gradient="a"), storage.activation_gradients)
+
+
+def linear_weight_gradients(x: Array, gradient: Array, storage: StorageConfig) -> tuple[Array, Array]:
+    """Return the derivatives of `linear` by weight and bias as `weight_gradient` has them.
+
+    x.T @ gradient, and the sum of the gradient over its rows, which is float32, in order, whatever the accumulator is.
+    """
+    if _sums_in_one_call(x, storage):
+        first = storage.weights if storage.transient_weights else _FP32
+        turned, factor = _operands(x.T, gradient, storage, "b")
+        return layers.linear_gradients(turned, factor, gradient, first, storage.gradients)
+    exact = product(x.T, gradient, storage, gradient="b")
+    return weight_gradient(exact, storage), weight_gradient(fixed.sum(gradient, 0), storage)
+
+
+_separately = ContextVar("whether operations are done one after the other", default=False)
+
+
+@contextmanager
+def separate_operations() -> Iterator[None]:
+    """Do one after the other, within this context, what else is one compiled call.
+
+    The results are the same; every rounding then goes through `rounded`.
+    """
+    token = _separately.set(True)
+    try:
+        yield
+    finally:
+        _separately.reset(token)
+
+
+def in_one_call(x: Array) -> bool:
+    """Whether what is done to an array between two places is one compiled call: of float32 it is."""
+    return x.dtype.char == "f" and not _separately.get()
+
+
+def _sums_in_one_call(x: Array, storage: StorageConfig) -> bool:
+    return in_one_call(x) and storage.accumulator is _FP32 and not _by_library.get()
+
+
+def _operands(
+    a: Array, b: Array, storage: StorageConfig, gradient: Literal["a", "b"] | None = None
+) -> tuple[Array, Array]:
+    """Return the operands of a product as they are cast."""
+    if storage.operands is None:
+        return a, b
+    return (
+        _cast(a, storage.gradient_operands if gradient == "a" else storage.operands),
+        _cast(b, storage.gradient_operands if gradient == "b" else storage.operands),
+    )
 
 
 _by_library = ContextVar("whether float32 sums are left to BLAS", default=False)
@@ -113,6 +184,10 @@ def operand_scale(largest: float, fmt: FloatFormat) -> int:
 def _cast(x: Array, fmt: FloatFormat | None) -> Array:
     if fmt is None or fmt is _FP32:
         return x
+    if x.T.flags.c_contiguous and not x.flags.c_contiguous:
+        return _cast(x.T, fmt).T
     k = operand_scale(float(np.abs(x).max()), fmt)
+    if in_one_call(x):
+        return layers.scaled_cast(x, k, fmt)
     cast: Array = np.ldexp(round_to(np.ldexp(x, k), fmt), -k)
     return cast

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,22 @@ from precision_lab.training.models.parts import (
     Normalised,
     causal_softmax,
     causal_softmax_gradient,
-    gelu,
-    gelu_slope,
+    gelu_and_slope,
     layer_norm,
     layer_norm_gradients,
-    logits_gradient,
+    mean_cross_entropy,
     mean_loss,
+    relu_gradient,
     softmax_cross_entropy,
 )
-from precision_lab.training.models.places import product, rounded, weight_gradient
+from precision_lab.training.models.places import (
+    linear,
+    linear_gradient,
+    linear_weight_gradients,
+    product,
+    rounded,
+    weight_gradient,
+)
 from precision_lab.training.storage import FP32, StorageConfig
 
 ACTIVATIONS = ("relu", "gelu")
@@ -40,6 +48,22 @@ ACTIVATIONS = ("relu", "gelu")
 
 # windows that are evaluated at a time, to bound the memory
 _CHUNK = 256
+
+
+class Kept(NamedTuple):
+    """What the forward pass keeps for the way back, beside the activations.
+
+    Attributes
+    ----------
+    normalised : dict of str to Normalised
+        By layer norm.
+    slopes : dict of str to array
+        Those of GELU, by layer.
+
+    """
+
+    normalised: dict[str, Normalised]
+    slopes: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -264,73 +288,68 @@ class Transformer:
         dtype, places = arithmetic(parameters, storage)
         scale = checked_loss_scale(loss_scale, dtype)
         _check_targets(inputs, targets)
-        activations, normalised = self._forward(parameters, inputs, places)
-        losses, probabilities = softmax_cross_entropy(activations["logits"], targets.reshape(-1), places)
+        activations, kept = self._forward(parameters, inputs, places)
+        loss, gradient = mean_cross_entropy(activations["logits"], targets.reshape(-1), scale, places)
 
         weights: dict[str, Array] = {}
-        gradients = {"logits": logits_gradient(probabilities, targets.reshape(-1), scale, places)}
+        gradients = {"logits": gradient}
 
-        def linear(name: str, below: str) -> Array:
+        def back(name: str, below: str) -> Array:
             """Go back through ``x @ weight + bias``, where x is the activation `below`."""
             gradient = gradients[name]
-            weights[f"{name}.weight"] = weight_gradient(_product_of_rows(activations[below], gradient, places), places)
-            weights[f"{name}.bias"] = weight_gradient(fixed.sum(gradient, 0), places)
-            return _through(gradient, parameters[f"{name}.weight"], places)
+            weights[f"{name}.weight"], weights[f"{name}.bias"] = linear_weight_gradients(
+                activations[below], gradient, places
+            )
+            return linear_gradient(gradient, parameters[f"{name}.weight"], places)
 
         def norm(name: str) -> Array:
             """Go back through a layer norm; the result is not rounded yet."""
             by_x, by_weight, by_bias = layer_norm_gradients(
-                gradients[name], normalised[name], parameters[f"{name}.weight"], places
+                gradients[name], kept.normalised[name], parameters[f"{name}.weight"], places
             )
             weights[f"{name}.weight"] = weight_gradient(by_weight, places)
             weights[f"{name}.bias"] = weight_gradient(by_bias, places)
             return by_x
 
-        exact = _product_of_rows(activations["norm"], gradients["logits"], places)
+        exact = product(activations["norm"].T, gradients["logits"], places, gradient="b")
         weights["head.weight"] = weight_gradient(exact, places)
-        gradients["norm"] = _through(gradients["logits"], parameters["head.weight"], places)
+        gradients["norm"] = linear_gradient(gradients["logits"], parameters["head.weight"], places)
         gradients[f"layer{self.layers}.output"] = rounded(norm("norm"), places.activation_gradients)
         for k in range(self.layers, 0, -1):
             layer = f"layer{k}"
             gradients[f"{layer}.down"] = gradients[f"{layer}.output"]
-            gradients[f"{layer}.hidden"] = linear(f"{layer}.down", f"{layer}.hidden")
-            gradients[f"{layer}.up"] = self._activate_backward(
-                gradients[f"{layer}.hidden"], activations[f"{layer}.up"], places
-            )
-            gradients[f"{layer}.mlp_norm"] = linear(f"{layer}.up", f"{layer}.mlp_norm")
+            gradients[f"{layer}.hidden"] = back(f"{layer}.down", f"{layer}.hidden")
+            gradients[f"{layer}.up"] = self._activate_backward(layer, gradients, activations, kept, places)
+            gradients[f"{layer}.mlp_norm"] = back(f"{layer}.up", f"{layer}.mlp_norm")
             both = gradients[f"{layer}.output"] + norm(f"{layer}.mlp_norm")
             gradients[f"{layer}.attention_sum"] = rounded(both, places.activation_gradients)
             gradients[f"{layer}.projection"] = gradients[f"{layer}.attention_sum"]
-            gradients[f"{layer}.mixed"] = linear(f"{layer}.projection", f"{layer}.mixed")
+            gradients[f"{layer}.mixed"] = back(f"{layer}.projection", f"{layer}.mixed")
             gradients |= self._attend_backward(gradients[f"{layer}.mixed"], activations, layer, places)
-            gradients[f"{layer}.attention_norm"] = linear(f"{layer}.qkv", f"{layer}.attention_norm")
+            gradients[f"{layer}.attention_norm"] = back(f"{layer}.qkv", f"{layer}.attention_norm")
             both = gradients[f"{layer}.attention_sum"] + norm(f"{layer}.attention_norm")
             gradients[f"layer{k - 1}.output" if k > 1 else "embedding"] = rounded(both, places.activation_gradients)
         token, position = self._embed_backward(gradients["embedding"], inputs)
         weights["token"] = weight_gradient(token, places)
         weights["position"] = weight_gradient(position, places)
         return Gradients(
-            mean_loss(losses, places),
+            loss,
             {name: weights[name] for name in parameters},
             {name: gradients[name] for name in activations},
         )
 
-    def _forward(
-        self, parameters: Parameters, inputs: Labels, storage: StorageConfig
-    ) -> tuple[dict[str, Array], dict[str, Normalised]]:
-        """Return the activations, and what the layer norms keep for the way back."""
+    def _forward(self, parameters: Parameters, inputs: Labels, storage: StorageConfig) -> tuple[dict[str, Array], Kept]:
+        """Return the activations, and what is kept for the way back."""
         self._check_inputs(inputs)
         activations: dict[str, Array] = {}
-        normalised: dict[str, Normalised] = {}
+        kept = Kept({}, {})
 
-        def linear(name: str, x: Array) -> Array:
-            exact = product(x, parameters[f"{name}.weight"], storage)
-            exact += parameters[f"{name}.bias"]
-            activations[name] = rounded(exact, storage.activations)
+        def forth(name: str, x: Array) -> Array:
+            activations[name] = linear(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], storage)
             return activations[name]
 
         def norm(name: str, x: Array) -> Array:
-            activations[name], normalised[name] = layer_norm(
+            activations[name], kept.normalised[name] = layer_norm(
                 x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], storage
             )
             return activations[name]
@@ -338,25 +357,30 @@ class Transformer:
         embedded = parameters["token"][inputs] + parameters["position"][: inputs.shape[1]]
         x = activations["embedding"] = rounded(embedded.reshape(-1, self.width), storage.activations)
         for layer in (f"layer{k}" for k in range(1, self.layers + 1)):
-            linear(f"{layer}.qkv", norm(f"{layer}.attention_norm", x))
+            forth(f"{layer}.qkv", norm(f"{layer}.attention_norm", x))
             activations |= self._attend(activations[f"{layer}.qkv"], len(inputs), layer, storage)
-            x = rounded(x + linear(f"{layer}.projection", activations[f"{layer}.mixed"]), storage.activations)
+            x = rounded(x + forth(f"{layer}.projection", activations[f"{layer}.mixed"]), storage.activations)
             activations[f"{layer}.attention_sum"] = x
-            up = linear(f"{layer}.up", norm(f"{layer}.mlp_norm", x))
-            activations[f"{layer}.hidden"] = self._activate(up, storage)
-            x = rounded(x + linear(f"{layer}.down", activations[f"{layer}.hidden"]), storage.activations)
+            up = forth(f"{layer}.up", norm(f"{layer}.mlp_norm", x))
+            if self.activation == "relu":
+                hidden = np.maximum(up, 0)
+            else:
+                exact, kept.slopes[layer] = gelu_and_slope(up)
+                hidden = rounded(exact, storage.activations)
+            activations[f"{layer}.hidden"] = hidden
+            x = rounded(x + forth(f"{layer}.down", activations[f"{layer}.hidden"]), storage.activations)
             activations[f"{layer}.output"] = x
-        logits = product(norm("norm", x), parameters["head.weight"], storage)
-        activations["logits"] = rounded(logits, storage.activations)
-        return activations, normalised
+        activations["logits"] = linear(norm("norm", x), parameters["head.weight"], None, storage)
+        return activations, kept
 
-    def _activate(self, x: Array, storage: StorageConfig) -> Array:
-        return np.maximum(x, 0) if self.activation == "relu" else rounded(gelu(x), storage.activations)
-
-    def _activate_backward(self, gradient: Array, x: Array, storage: StorageConfig) -> Array:
+    def _activate_backward(
+        self, layer: str, gradients: Parameters, activations: Parameters, kept: Kept, storage: StorageConfig
+    ) -> Array:
+        """Return the gradient by ``up`` from that by ``hidden``."""
+        gradient = gradients[f"{layer}.hidden"]
         if self.activation == "relu":
-            return np.where(x <= 0, x.dtype.type(0), gradient)  # a selection, as in the MLP
-        return rounded(gradient * gelu_slope(x), storage.activation_gradients)
+            return relu_gradient(gradient, activations[f"{layer}.up"])
+        return rounded(gradient * kept.slopes[layer], storage.activation_gradients)
 
     def _heads(self, qkv: Array, batch: int) -> Array:
         """Return queries, keys and values, shape (3, batch, heads, n, width of a head)."""
@@ -431,13 +455,3 @@ class Transformer:
 def _check_targets(inputs: Labels, targets: Labels) -> None:
     if targets.shape != inputs.shape:
         raise ValueError(f"targets must have shape {inputs.shape}, one per character, got {targets.shape}")
-
-
-def _product_of_rows(x: Array, gradient: Array, storage: StorageConfig) -> Array:
-    """Return the gradient of a weight by which the rows of x were multiplied."""
-    return product(x.T, gradient, storage, gradient="b")
-
-
-def _through(gradient: Array, weight: Array, storage: StorageConfig) -> Array:
-    """Return the stored gradient of the rows that were multiplied by a weight."""
-    return rounded(product(gradient, weight.T, storage, gradient="a"), storage.activation_gradients)

@@ -1,8 +1,8 @@
-"""What a training step costs under storage configurations, as ratios to a plain float32 step in NumPy.
+"""What a training step costs under storage configurations, as ratios to a plain float32 step in NumPy (plain.py).
 
-The digits MLP, batches of 64, Adam. The plain step is what one writes without this package: forward, backward, Adam on
-each parameter. Beside it: the same MLP in torch in bf16 on the CPU, and our step with the rounding of activations and
-gradients done by the peers (the optimizer keeps ours, which flatters them). All take turns (timing.py), on one thread.
+The digits MLP, batches of 64, Adam. Beside it: the same MLP in torch in bf16 on the CPU, and our step with the rounding
+of activations and gradients done by the peers, one operation after the other (the optimizer keeps ours, which flatters
+them). Then the transformer, batches of 32 windows, in two configurations. All take turns (timing.py), on one thread.
 """
 
 from __future__ import annotations
@@ -19,61 +19,25 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
+import plain
 from rich.console import Console
 from rich.table import Table
 from timing import Function, interleaved
 
+from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import digits
-from precision_lab.training.models import MLP, places
+from precision_lab.training.models import MLP, Model, Transformer, places
 from precision_lab.training.optimizers import Adam
 from precision_lab.training.step import Recipe, begin, training_step
 from precision_lab.training.storage import CONFIGURATIONS
 
-AT_MOST = {"master_bf16": "1.6"}
-SIZES = (64, 64, 10)
+AT_MOST = {"master_bf16": "1.4", "transformer, fp32": "1.2", "transformer, master_bf16": "1.2"}
+MODEL = MLP((64, 64, 10))
 INPUTS, LABELS = digits().inputs[:64], digits().labels[:64]
+PLAIN = "plain float32 NumPy"
 
 
-def plain() -> Function:
-    """Forward, backward and Adam in float32, without this package."""
-    parameters: dict[str, np.ndarray] = MLP(SIZES).init()
-    first = {name: np.zeros_like(w) for name, w in parameters.items()}
-    second = {name: np.zeros_like(w) for name, w in parameters.items()}
-    rows = np.arange(len(LABELS))
-    time = 0
-
-    def step() -> float:
-        nonlocal time
-        time += 1
-        hidden = INPUTS @ parameters["layer1.weight"] + parameters["layer1.bias"]
-        output = np.maximum(hidden, 0)
-        logits = output @ parameters["layer2.weight"] + parameters["layer2.bias"]
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        exponentials = np.exp(shifted)
-        totals = exponentials.sum(axis=1, keepdims=True)
-        loss = float((np.log(totals[:, 0]) - shifted[rows, LABELS]).mean())
-        gradient = exponentials / totals
-        gradient[rows, LABELS] -= 1
-        gradient *= np.float32(1 / len(LABELS))
-        below = np.where(hidden <= 0, np.float32(0), gradient @ parameters["layer2.weight"].T)
-        gradients = {
-            "layer1.weight": INPUTS.T @ below,
-            "layer1.bias": below.sum(axis=0),
-            "layer2.weight": output.T @ gradient,
-            "layer2.bias": gradient.sum(axis=0),
-        }
-        for name, g in gradients.items():
-            first[name] = 0.9 * first[name] + 0.1 * g
-            second[name] = 0.999 * second[name] + 0.001 * g * g
-            corrected = first[name] / (1 - 0.9**time)
-            parameters[name] = parameters[name] - 1e-3 * corrected / (np.sqrt(second[name] / (1 - 0.999**time)) + 1e-8)
-        return loss
-
-    return step
-
-
-def ours(name: str) -> Function:
-    model = MLP(SIZES)
+def ours(name: str, model: Model = MODEL, inputs: np.ndarray = INPUTS, targets: np.ndarray = LABELS) -> Function:
     parameters = model.init()
     recipe = Recipe(
         model, Adam(1e-3, epsilon=1e-6), CONFIGURATIONS[name], {key: w.shape for key, w in parameters.items()}
@@ -82,7 +46,7 @@ def ours(name: str) -> Function:
 
     def step() -> None:
         nonlocal state
-        state, _ = training_step(state, recipe, INPUTS, LABELS)
+        state, _ = training_step(state, recipe, inputs, targets)
 
     return step
 
@@ -92,7 +56,7 @@ def by_peer(function: Callable[[np.ndarray], np.ndarray]) -> Function:
     step = ours("master_bf16")
 
     def run() -> None:
-        with patch.object(places, "codec", lambda fmt: SimpleNamespace(round=function)):
+        with places.separate_operations(), patch.object(places, "codec", lambda fmt: SimpleNamespace(round=function)):
             step()
 
     return run
@@ -137,6 +101,16 @@ def peers() -> dict[str, Function]:
     return found
 
 
+def transformers() -> tuple[Function, dict[str, Function]]:
+    """The plain step of the transformer of one layer that reads documentation, and ours."""
+    config = TrainingConfig(model="transformer", hidden=(32,), activation="gelu")
+    data, _ = load_data(config)
+    model, inputs, targets = config.build_model(data), data.inputs[:32], data.labels[:32]
+    assert isinstance(model, Transformer)
+    group = {f"transformer, {name}": ours(name, model, inputs, targets) for name in ("fp32", "master_bf16")}
+    return plain.transformer(model, inputs, targets), group
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="for ours, and again for the peers")
@@ -148,12 +122,15 @@ def main() -> None:
     table.add_column("")
     for heading in ("microseconds", "x plain", "at most"):
         table.add_column(heading, justify="right")
-    for group in (mine, peers()):
-        medians = interleaved({"plain float32 NumPy": plain()} | group, arguments.seconds)
+    for baseline, group in (
+        (plain.mlp(MODEL, INPUTS, LABELS), mine),
+        (plain.mlp(MODEL, INPUTS, LABELS), peers()),
+        transformers(),
+    ):
+        medians = interleaved({PLAIN: baseline} | group, arguments.seconds)
         table.add_section()
         for name, median in medians.items():
-            ratio = median / medians["plain float32 NumPy"]
-            table.add_row(name, f"{median * 1e6:,.0f}", f"{ratio:.2f}", AT_MOST.get(name, ""))
+            table.add_row(name, f"{median * 1e6:,.0f}", f"{median / medians[PLAIN]:.2f}", AT_MOST.get(name, ""))
     console.print(table)
 
 

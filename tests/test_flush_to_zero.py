@@ -87,7 +87,6 @@ EXEMPT = (
     "memory_ledger",  # counts bytes
     "read_tensors",  # gives the bits as they are, see below
     "swamping_thresholds",  # ratios from 2 to 2^25
-    "threads",  # sets a number of threads
 )
 OTHERS: dict[str, Call] = {
     "ExponentHistogram.of": lambda: lab.ExponentHistogram.of(SUBNORMAL),

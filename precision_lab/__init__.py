@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     )
     from precision_lab.analysis.updates import UpdateReport, update_report
     from precision_lab.numerics.accumulation import METHODS, AccumulationTrace, accumulate, exact_sum
+    from precision_lab.numerics.codes import cast, decode, encode
     from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
     from precision_lab.numerics.inspection import Inspection, inspect_number
     from precision_lab.numerics.modes import RoundingMode, get_mode
     from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
-    from precision_lab.numerics.rounding import cast, decode, encode, is_representable, neighbours, round_to, spacing
+    from precision_lab.numerics.rounding import is_representable, neighbours, round_to, spacing
     from precision_lab.support.threads import threads
     from precision_lab.tensors.info import TensorFileError, TensorInfo
     from precision_lab.tensors.reading import list_tensors, read_tensors
@@ -131,11 +132,12 @@ _NAMES = {
     ),
     "analysis.updates": ("UpdateReport", "update_report"),
     "numerics.accumulation": ("METHODS", "AccumulationTrace", "accumulate", "exact_sum"),
+    "numerics.codes": ("cast", "decode", "encode"),
     "numerics.formats": ("FORMATS", "FloatFormat", "FormatLike", "get_format"),
     "numerics.inspection": ("Inspection", "inspect_number"),
     "numerics.modes": ("RoundingMode", "get_mode"),
     "numerics.products": ("dot", "matmul", "matmul_fp32_accumulate"),
-    "numerics.rounding": ("cast", "decode", "encode", "is_representable", "neighbours", "round_to", "spacing"),
+    "numerics.rounding": ("is_representable", "neighbours", "round_to", "spacing"),
     "support.threads": ("threads",),
     "tensors.info": ("TensorFileError", "TensorInfo"),
     "tensors.reading": ("list_tensors", "read_tensors"),

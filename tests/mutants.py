@@ -46,9 +46,9 @@ SLOTS = 2
 COMPILED = "numerics/kernels/"
 ALL = "test_frozen.py"  # files of tests that look at every module
 LOOPS = (
-    "numerics/test_rounding.py numerics/test_codec.py numerics/test_accumulation.py numerics/test_stochastic.py "
-    "numerics/test_integers.py numerics/test_rounding_arguments.py numerics/test_inspection.py "
-    "analysis/test_histogram.py analysis/test_swamping.py training/test_optimizers.py"
+    "numerics/test_rounding.py numerics/test_codes.py numerics/test_codec.py numerics/test_accumulation.py "
+    "numerics/test_stochastic.py numerics/test_integers.py numerics/test_rounding_arguments.py "
+    "numerics/test_inspection.py analysis/test_histogram.py analysis/test_swamping.py training/test_optimizers.py"
 )
 MORE = {  # files of tests that do not name the module
     **{str(path.relative_to(PACKAGE)): LOOPS for path in (PACKAGE / COMPILED).glob("*.py")},

@@ -23,8 +23,8 @@ from precision_lab.analysis.sums import SUM_METHODS, sum_every_way, sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.analysis.updates import update_outcomes
 from precision_lab.numerics.accumulation import METHODS, rounded_sum
+from precision_lab.numerics.codes import code_dtype
 from precision_lab.numerics.errors import CompilerDisabledError
-from precision_lab.numerics.rounding import code_dtype
 from precision_lab.training.hyperparameters import stored_rates
 from tests.conftest import CommandLine
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from precision_lab.numerics.codes import code_dtype
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.plans import Array, decode_constants, encode_plan, even_constants, plan_of
-from precision_lab.numerics.rounding import code_dtype
 from precision_lab.support.environment import require_gradual_underflow
 
 _FP32 = get_format("fp32")

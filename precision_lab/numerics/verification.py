@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab.numerics import reference
+from precision_lab.numerics.codes import cast, code_dtype, decode
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.rounding import cast, code_dtype, decode, round_to, spacing
+from precision_lab.numerics.rounding import round_to, spacing
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

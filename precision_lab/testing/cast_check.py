@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from precision_lab.numerics.codes import code_dtype, decode, encode
 from precision_lab.numerics.formats import FloatFormat
-from precision_lab.numerics.rounding import Array, code_dtype, decode, encode, round_to
+from precision_lab.numerics.rounding import Array, round_to
 from precision_lab.testing.cast_faults import (
     NAN,
     NO_VALUE,

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from precision_lab.numerics.codes import code_dtype, encode
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.numerics.rounding import Array, code_dtype, encode, round_to
+from precision_lab.numerics.rounding import Array, round_to
 from precision_lab.testing.hard_inputs import Source
 
 Codes = NDArray[np.int64]

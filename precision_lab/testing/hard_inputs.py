@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from precision_lab.numerics.codes import code_dtype, decode, encode
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.rounding import Array, as_carrier, code_dtype, decode, encode, spacing
+from precision_lab.numerics.rounding import Array, as_carrier, spacing
 
 _WIDTHS = (11, 24, 38)  # significand bits of fp16 and tf32, of float32, and something between that and float64
 _RANDOM = 1 << 18

@@ -40,9 +40,9 @@ from hypothesis.errors import InvalidArgument
 from hypothesis.extra import numpy as of_numpy
 from numpy.typing import NDArray
 
+from precision_lab.numerics.codes import code_dtype
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.rounding import code_dtype
 from precision_lab.support.environment import require_gradual_underflow
 
 Strategy: TypeAlias = st.SearchStrategy[Any]

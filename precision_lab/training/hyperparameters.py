@@ -44,10 +44,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from precision_lab.numerics.codes import decode, encode
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.inspection import to_double_by_odd
-from precision_lab.numerics.rounding import as_carrier, decode, encode, neighbours, round_to
+from precision_lab.numerics.rounding import as_carrier, neighbours, round_to
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown

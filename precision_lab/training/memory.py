@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from precision_lab.numerics.codes import code_dtype
 from precision_lab.numerics.formats import FloatFormat
-from precision_lab.numerics.rounding import code_dtype
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData, header
 from precision_lab.support.shown import Shown

@@ -29,9 +29,10 @@ from precision_lab.analysis.stagnation import (
 )
 from precision_lab.analysis.updates import LOST, MOVED, NO_UPDATE, UpdateReport, update_outcomes, update_report
 from precision_lab.numerics import reference
+from precision_lab.numerics.codes import decode
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.rounding import decode, round_to
+from precision_lab.numerics.rounding import round_to
 from precision_lab.support import threads as threads_module
 from precision_lab.support.threads import threads
 from tests.numerics.helpers import REGISTERED, UP_TO_8_BITS

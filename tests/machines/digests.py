@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from precision_lab.numerics import fixed
+from precision_lab.numerics.codes import encode
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.rounding import encode, round_to, spacing
+from precision_lab.numerics.rounding import round_to, spacing
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
 from precision_lab.training.result import TrainingResult

@@ -22,6 +22,18 @@ REGISTERED = tuple(FORMATS.values())
 UP_TO_8_BITS = tuple(f for f in REGISTERED if f.bits <= 8)
 UP_TO_16_BITS = tuple(f for f in REGISTERED if f.bits <= 16)
 WITH_DTYPE = tuple(f for f in REGISTERED if f.dtype is not None)
+# beside the registered ones: no or all fraction bits, the carrier's exponents, few exponents, every kind of specials
+CUSTOM = [
+    *(FloatFormat.ieee(e, m) for e, m in ((8, 0), (5, 0), (2, 0), (2, 1), (8, 1), (8, 22), (7, 23), (5, 22), (6, 9))),
+    FloatFormat("fn_e8m4", 7, 4, 63, "fn"),
+    FloatFormat("fnuz_without_fraction", 4, 0, 8, "fnuz"),
+    FloatFormat("finite_without_fraction", 3, 0, 3, "finite"),
+    FloatFormat("fnuz_of_float32_range", 7, 5, 127, "fnuz"),
+    FloatFormat("finite_at_the_top", 4, 3, -2, "finite"),
+    FloatFormat("ieee_at_the_top", 3, 2, -1, "ieee"),
+    FloatFormat("ieee_at_the_bottom", 4, 3, 108, "ieee"),
+    FloatFormat("ieee_small_subnormals", 6, 11, 100, "ieee"),
+]
 CARRIERS: tuple[DType, DType] = (np.dtype(np.float32), np.dtype(np.float64))
 MODES = tuple(mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC)
 # the same rounding seen in a mirror at zero

@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from precision_lab.numerics.codes import cast, code_dtype, decode, encode
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.numerics.rounding import cast, code_dtype, decode, encode, round_to
+from precision_lab.numerics.rounding import round_to
 from tests.numerics.helpers import UP_TO_16_BITS, WITH_DTYPE, Array, as_dtype, bits_of, hard_values, runs
 
 FLOAT32 = np.dtype(np.float32)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from precision_lab.numerics import reference
 from precision_lab.numerics.codec import Codec, codec, largest_magnitude, stored_dtype
+from precision_lab.numerics.codes import code_dtype, encode
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
-from precision_lab.numerics.rounding import Array, code_dtype, encode, round_to
+from precision_lab.numerics.rounding import Array, round_to
 from precision_lab.numerics.verification import hard_patterns
 
 FP32 = get_format("fp32")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from precision_lab.numerics import reference
+from precision_lab.numerics.codes import encode
 from precision_lab.numerics.formats import ALIASES, FORMATS, SPECIALS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.rounding import encode
 from tests.numerics.helpers import REGISTERED, UP_TO_16_BITS, WITH_DTYPE
 
 IEEE = [(e, m) for e in range(2, 9) for m in range(24)]

@@ -13,9 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from precision_lab.numerics import reference
+from precision_lab.numerics.codes import encode
 from precision_lab.numerics.formats import FORMATS, FloatFormat
 from precision_lab.numerics.inspection import Inspection, inspect_number, parse_number, to_double_by_odd
-from precision_lab.numerics.rounding import encode, neighbours, round_to, spacing
+from precision_lab.numerics.rounding import neighbours, round_to, spacing
 from tests.numerics.helpers import MODES, REGISTERED, UP_TO_8_BITS, assert_same, hard_values, runs, unsigned_nan
 
 LARGEST = Fraction(np.finfo(np.float64).max.item())

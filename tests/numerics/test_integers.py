@@ -21,21 +21,12 @@ from precision_lab.analysis.stagnation import Series
 from precision_lab.analysis.updates import update_report
 from precision_lab.numerics import reference
 from precision_lab.numerics.accumulation import accumulate, exact_sum
+from precision_lab.numerics.codes import cast, decode, encode
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.inputs import as_array, integers_as_doubles, is_number
 from precision_lab.numerics.inspection import inspect_number
 from precision_lab.numerics.products import dot, matmul, matmul_fp32_accumulate
-from precision_lab.numerics.rounding import (
-    as_carrier,
-    cast,
-    decode,
-    encode,
-    is_representable,
-    neighbours,
-    random_numbers,
-    round_to,
-    spacing,
-)
+from precision_lab.numerics.rounding import as_carrier, is_representable, neighbours, random_numbers, round_to, spacing
 from precision_lab.support.arguments import is_integer
 from tests.numerics.helpers import MODES, assert_same
 

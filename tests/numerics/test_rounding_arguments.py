@@ -6,8 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from precision_lab.numerics.codes import cast, code_dtype, encode
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.numerics.rounding import cast, code_dtype, encode, round_to
+from precision_lab.numerics.rounding import round_to
 from tests.numerics.helpers import CARRIERS, WITH_DTYPE, Array, DType, Oracle, assert_same, hard_values
 
 carriers = pytest.mark.parametrize("dtype", CARRIERS, ids=str)

@@ -10,8 +10,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from precision_lab.numerics import reference
+from precision_lab.numerics.codes import decode, encode
 from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.numerics.rounding import decode, encode, is_representable, neighbours, round_to, spacing
+from precision_lab.numerics.rounding import is_representable, neighbours, round_to, spacing
 from tests.numerics.helpers import CARRIERS, MIRRORED, MODES, REGISTERED, DType, assert_same
 
 Case: TypeAlias = tuple[FloatFormat, DType, float]

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_lab.numerics import kernels, reference
+from precision_lab.numerics.codes import cast, encode
 from precision_lab.numerics.formats import FORMATS, FloatFormat
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.plans import plan_of
-from precision_lab.numerics.rounding import cast, encode, round_to
+from precision_lab.numerics.rounding import round_to
 from tests.numerics.helpers import CARRIERS, REGISTERED, Array, DType, Oracle, assert_same, hard_values, runs
 
 carriers = pytest.mark.parametrize("dtype", CARRIERS, ids=str)

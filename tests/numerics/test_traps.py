@@ -8,12 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from precision_lab.numerics.codes import cast, encode
 from precision_lab.numerics.formats import FORMATS
 from precision_lab.numerics.kernels import rounding as deterministic
 from precision_lab.numerics.kernels import stochastic
 from precision_lab.numerics.modes import RoundingMode
 from precision_lab.numerics.plans import by_fields, plan_of
-from precision_lab.numerics.rounding import cast, encode, round_to
+from precision_lab.numerics.rounding import round_to
 from tests.numerics.helpers import CARRIERS, MODES, DType, assert_same, bits_of
 
 carriers = pytest.mark.parametrize("dtype", CARRIERS, ids=str)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab.numerics import modes, reference, rounding, verification
+from precision_lab.numerics import codes, modes, reference, rounding, verification
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.verification import (
     Patterns,
@@ -279,7 +279,7 @@ named = pytest.mark.parametrize(("bug", "fmt"), BUGS, ids=lambda v: getattr(v, "
 
 def codes_of(broken: Rounding) -> Callable[[Array, FloatFormat], Array]:
     """A cast that rounds by `broken`."""
-    return lambda x, fmt: rounding.cast(broken(np.asarray(x), fmt), fmt)
+    return lambda x, fmt: codes.cast(broken(np.asarray(x), fmt), fmt)
 
 
 def values_of(broken: Rounding) -> Callable[..., Array]:
@@ -365,9 +365,9 @@ def test_one_wrong_pattern_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_payloads_of_nan_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     def other_payload(x: Array, fmt: FloatFormat) -> Array:
-        codes = rounding.encode(x, fmt)
-        changed = np.where(np.isnan(x), codes | 0x7F, codes).astype(np.uint16)
-        assert (changed != codes).any()
+        encoded = codes.encode(x, fmt)
+        changed = np.where(np.isnan(x), encoded | 0x7F, encoded).astype(np.uint16)
+        assert (changed != encoded).any()
         return changed.view(np.dtype("bfloat16"))
 
     monkeypatch.setattr(verification, "cast", other_payload)

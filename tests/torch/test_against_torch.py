@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from precision_lab import DynamicLossScale, ExponentHistogram, cast, decode, get_format, round_to, scan
-from precision_lab.numerics.rounding import Array, code_dtype
+from precision_lab.numerics.codes import code_dtype
+from precision_lab.numerics.rounding import Array
 from precision_lab.numerics.verification import hard_patterns
 from precision_lab.training import optimizer_state
 from precision_lab.training.models import MLP, Transformer

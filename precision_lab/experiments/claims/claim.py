@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from precision_lab.numerics.codes import code_dtype, decode
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.rounding import Array, code_dtype, decode, round_to
+from precision_lab.numerics.rounding import Array, round_to
 
 FORUM_FP32 = "forum thread “Why to keep parameters in float32, why not in (b)float16?”"
 FORUM_BF16 = "forum thread “Bfloat16 training”"

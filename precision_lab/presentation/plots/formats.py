@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from precision_lab.numerics import fixed
+from precision_lab.numerics.codes import decode
 from precision_lab.numerics.formats import FormatLike, get_format
-from precision_lab.numerics.rounding import decode, spacing
+from precision_lab.numerics.rounding import spacing
 from precision_lab.presentation.plots.style import FATE_COLORS, dress, power, powers_between, styled
 
 _MOST_BITS = 16

@@ -81,6 +81,7 @@ check: $(VENV)/.dev ## Linters and type checker
 
 bench: $(VENV)/.bench ## Speed as ratios to a memory copy, to BLAS and to the peers, interleaved
 	$(BIN)/python benchmarks/rounding.py
+	$(BIN)/python benchmarks/codes.py
 	$(BIN)/python benchmarks/accumulation.py
 	$(BIN)/python benchmarks/swamping.py
 	$(BIN)/python benchmarks/training.py

@@ -17,7 +17,7 @@ from precision_lab.numerics.codes import code_dtype
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.plans import Array, decode_constants, encode_plan, even_constants, plan_of
+from precision_lab.numerics.plans import Array, decode_plan, encode_plan, even_constants, plan_of
 from precision_lab.support.environment import require_gradual_underflow
 
 _FP32 = get_format("fp32")
@@ -79,7 +79,7 @@ def codec(fmt: FloatFormat) -> Codec:
         return Codec(_same, _same, _same, compute, compute_pair)
     plan = plan_of(fmt, RoundingMode.TIES_TO_EVEN, True, False, False)
     to_codes, encode_constants = encode_plan(fmt, False)
-    from_codes = decode_constants(fmt)
+    from_codes, decode_constants = decode_plan(fmt)
     codes_in, stored_in = code_dtype(fmt), stored_dtype(fmt)
 
     def round_(x: Array) -> Array:
@@ -97,7 +97,7 @@ def codec(fmt: FloatFormat) -> Codec:
     def decode(stored: Array) -> Array:
         require_gradual_underflow()
         out = np.empty(stored.size, np.float32)
-        kernels.codes.decode_32(stored.view(codes_in), out, from_codes)
+        from_codes(stored.view(codes_in), out, decode_constants, False)
         return out
 
     return Codec(round_, encode, decode, compute, compute_pair)

@@ -7,11 +7,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from precision_lab.numerics.formats import FormatLike, get_format
+from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array
-from precision_lab.numerics.plans import decode_exactly, decode_table, encode_plan
-from precision_lab.numerics.rounding import Array, RandomSource, _scalar_if_0d, round_to
+from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.plans import decode_plan, encode_plan, even_encode_plan, past_caches, widen
+from precision_lab.numerics.rounding import (
+    _PIECE,
+    Array,
+    RandomSource,
+    _flat,
+    _room,
+    _scalar_if_0d,
+    carrier_of,
+    each_piece,
+    random_stream,
+    round_to,
+)
 from precision_lab.support.environment import require_gradual_underflow
+from precision_lab.support.threads import alone, in_slices
+
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_STRAIGHT = {_FLOAT32, FORMATS["bf16"].dtype}  # what the loops from numbers to codes take
 
 
 def code_dtype(fmt: FormatLike) -> np.dtype[Any]:
@@ -28,15 +44,30 @@ def encode(
     subnormals: bool = True,
     saturate: bool = False,
     rng: RandomSource = None,
+    out: Array | None = None,
 ) -> Array:
     """Round as `round_to` does and return the codes of the results.
+
+    Parameters
+    ----------
+    x, fmt, mode, subnormals, saturate, rng
+        As in `round_to`.
+    out : ndarray, optional
+        Where to write: x's shape, the dtype of the result (see `code_dtype`); it may share memory with x.
 
     Returns
     -------
     ndarray
-        uint8, uint16 or uint32 of x's shape, right-aligned (tf32 has 19 bits). NaN gets the code of a quiet NaN without
-        payload, with its sign; ``fnuz`` formats have one NaN. In the formats of ml_dtypes that is what its casts give;
-        NumPy's own casts to fp16 and fp32 keep the payload.
+        uint8, uint16 or uint32 of x's shape, right-aligned (tf32 has 19 bits); `out` where it is given. NaN gets the
+        code of a quiet NaN without payload, with its sign; ``fnuz`` formats have one NaN. In the formats of ml_dtypes
+        that is what its casts give; NumPy's own casts to fp16 and fp32 keep the payload.
+
+    Raises
+    ------
+    ValueError
+        As `round_to`.
+    FloatingPointError
+        As `round_to`.
 
     Examples
     --------
@@ -45,11 +76,7 @@ def encode(
 
     """
     fmt = get_format(fmt)
-    rounded = np.asarray(round_to(x, fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng))
-    codes = np.empty(rounded.shape, code_dtype(fmt))
-    kernel, constants = encode_plan(fmt, rounded.dtype.itemsize == 8)
-    kernel(rounded.reshape(-1), codes.reshape(-1), constants)
-    return _scalar_if_0d(codes)
+    return _encoded(x, fmt, get_mode(mode), subnormals, saturate, rng, code_dtype(fmt), out)
 
 
 def cast(
@@ -60,15 +87,30 @@ def cast(
     subnormals: bool = True,
     saturate: bool = False,
     rng: RandomSource = None,
+    out: Array | None = None,
 ) -> Array:
     """Round as `round_to` does and return an array of the format's own NumPy or ml_dtypes dtype.
 
     Unlike ``astype`` of ml_dtypes, which rounds float64 through float32, this rounds once.
 
+    Parameters
+    ----------
+    x, fmt, mode, subnormals, saturate, rng
+        As in `round_to`.
+    out : ndarray, optional
+        Where to write: x's shape, the format's dtype; it may share memory with x.
+
+    Returns
+    -------
+    ndarray
+        Of x's shape and the format's dtype; `out` where it is given.
+
     Raises
     ------
     ValueError
         As `round_to`, and where the format has no dtype (tf32, custom formats).
+    FloatingPointError
+        As `round_to`.
 
     Examples
     --------
@@ -79,26 +121,32 @@ def cast(
     fmt = get_format(fmt)
     if fmt.dtype is None:
         raise ValueError(f"{fmt} has no NumPy or ml_dtypes dtype; use round_to for values or encode for codes")
-    codes = np.asarray(encode(x, fmt, mode, subnormals=subnormals, saturate=saturate, rng=rng))
-    return _scalar_if_0d(codes.view(fmt.dtype))
+    return _encoded(x, fmt, get_mode(mode), subnormals, saturate, rng, fmt.dtype, out)
 
 
-def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = np.float32) -> Array:
+def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = None, *, out: Array | None = None) -> Array:
     """Return the values of codes.
 
     Parameters
     ----------
     codes : array_like of integers
-        Codes of the format, right-aligned.
+        Codes of the format, right-aligned; any shape.
     fmt : str, dtype or FloatFormat
         See `get_format`.
-    dtype : float32 or float64
-        Both hold every value of every format exactly.
+    dtype : float32 or float64, optional
+        Both hold every value of every format exactly. The default is that of `out`, or float32.
+    out : ndarray, optional
+        Where to write: the shape of the codes, the dtype of the result; it may share memory with them.
+
+    Returns
+    -------
+    ndarray
+        The values; `out` where it is given. NaN is quiet, without payload, with its sign.
 
     Raises
     ------
     ValueError
-        Codes are no integers or not below 2^bits; another dtype.
+        Codes are no integers or not below 2^bits; another dtype; `out` does not fit.
     FloatingPointError
         As `round_to`.
 
@@ -110,15 +158,100 @@ def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = np.float32) -> Array:
     """
     require_gradual_underflow()
     fmt = get_format(fmt)
-    if dtype not in (np.float32, np.float64, "float32", "float64"):
+    if dtype is None:
+        wanted = _FLOAT64 if isinstance(out, np.ndarray) and out.dtype == _FLOAT64 else _FLOAT32
+    elif dtype in (np.float32, np.float64, "float32", "float64"):
+        wanted = np.dtype(dtype)
+    else:
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    target: np.dtype[Any] = np.dtype(dtype)
+    array = _as_codes(codes, fmt)
+    result = np.empty(array.shape, wanted) if out is None else _room(out, codes, array, wanted)
+    source, values = _flat(array), _flat(result)
+    kernel, constants = decode_plan(fmt)
+    past = past_caches(result)
+
+    def run(start: int, stop: int) -> None:
+        if wanted == _FLOAT32:
+            kernel(source[start:stop], values[start:stop], constants, past)
+            return
+        narrow = np.empty(min(stop - start, _PIECE), np.float32)
+        for first in range(start, stop, _PIECE):
+            part = slice(first, min(first + _PIECE, stop))
+            within = narrow[: part.stop - first]
+            kernel(source[part], within, constants, False)
+            widen(within, values[part])
+
+    in_slices(run, source.size)
+    return _given(out, result)
+
+
+def _as_codes(codes: ArrayLike, fmt: FloatFormat) -> Array:
+    """Return codes of the format as a contiguous array of their dtype."""
     array = as_array(codes)
     if array.size == 0:
-        array = array.astype(np.uint8)
+        return array.astype(code_dtype(fmt))
     if array.dtype.kind not in "iu":
         raise ValueError(f"codes must be integers, got {array.dtype}")
-    if array.size and not (int(array.min()) >= 0 and int(array.max()) < 2**fmt.bits):
+    every_pattern = array.dtype.kind == "u" and array.dtype.itemsize * 8 <= fmt.bits
+    if not every_pattern and not (int(array.min()) >= 0 and int(array.max()) < 2**fmt.bits):
         raise ValueError(f"codes of {fmt} are in 0..{2**fmt.bits - 1:#x}, got {int(array.min())}..{int(array.max())}")
-    values = decode_table(fmt, target)[array] if fmt.bits <= 16 else decode_exactly(array, fmt).astype(target)
-    return _scalar_if_0d(np.asarray(values))
+    return np.ascontiguousarray(array, code_dtype(fmt)).reshape(array.shape)  # without dimensions it would get one
+
+
+def _encoded(
+    x: ArrayLike,
+    fmt: FloatFormat,
+    mode: RoundingMode,
+    subnormals: bool,
+    saturate: bool,
+    rng: RandomSource,
+    dtype: np.dtype[Any],
+    out: Array | None,
+) -> Array:
+    """Round to codes, in an array of a dtype of their width."""
+    array = as_array(x, to_odd=True)
+    if array.dtype in _STRAIGHT:
+        require_gradual_underflow()
+    else:
+        carrier_of(array)  # refuses what is not a number, too
+    result = np.empty(array.shape, dtype) if out is None else _room(out, x, array, dtype)
+    codes = _flat(result)
+    if dtype.kind != "u":
+        codes = codes.view(code_dtype(fmt))
+    even = mode is RoundingMode.TIES_TO_EVEN and subnormals
+    straight, constants = (even_encode_plan(fmt, saturate) if even else None) or (None, None)
+    past = past_caches(result)
+    if straight is not None and array.dtype in _STRAIGHT and array.flags.c_contiguous:
+        source = _flat(array if array.dtype == _FLOAT32 else array.view(np.uint16))
+        in_slices(lambda start, stop: straight(source[start:stop], codes[start:stop], constants, past), source.size)
+        return _given(out, result)
+    in_turn = isinstance(rng, np.random.Generator)
+    stream = random_stream(rng) if mode is RoundingMode.STOCHASTIC and not in_turn else None
+
+    def run(piece: Array, start: int) -> None:
+        for first in range(0, piece.size, _PIECE):
+            source = piece[first : first + _PIECE]
+            target = codes[start + first :][: source.size]
+            if straight is not None and source.dtype == _FLOAT32:
+                straight(source, target, constants, past)
+                continue
+            drawn = rng if stream is None else (stream[0], (stream[1] + start + first) % 2**64)
+            rounded = round_to(source, fmt, mode, subnormals=subnormals, saturate=saturate, rng=drawn)
+            kernel, of_values = encode_plan(fmt, rounded.dtype == _FLOAT64)
+            kernel(rounded, target, of_values)
+
+    if in_turn:
+        with alone():
+            each_piece(array, run)
+    else:
+        each_piece(array, run)
+    return _given(out, result)
+
+
+def _given(out: Array | None, result: Array) -> Array:
+    """Return what was written, in `out` where there is one."""
+    if out is None:
+        return _scalar_if_0d(result)
+    if result is not out:
+        np.copyto(out, result)
+    return out

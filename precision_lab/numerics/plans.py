@@ -6,6 +6,7 @@ their values; those of sums and weights get them where the loops are called.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias, get_type_hints
@@ -14,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab.numerics.environment import load_kernels
-from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.formats import FORMATS, FloatFormat
 from precision_lab.numerics.modes import RoundingMode
 
 Array: TypeAlias = NDArray[Any]
 Kernel: TypeAlias = Callable[..., None]
+
+_FP16 = FORMATS["fp16"]
+_LARGE = 1 << 22  # bytes: more than a core's own caches hold
 
 # Dithers (kernels/rounding.py): the remainder, in spacings, from which a value goes away from zero.
 _ANY, _HALF_UP, _ABOVE_HALF, _NEVER = "any", "half or more", "more than half", "never"
@@ -256,19 +260,100 @@ def encode_plan(fmt: FloatFormat, wide: bool) -> tuple[Kernel, Array]:
     return getattr(kernels.codes, f"encode_{carrier.bits}"), packed(constants, wide)
 
 
-def decode_constants(fmt: FloatFormat) -> Array:
-    """Return the constants of `codes.decode_32`."""
-    magnitudes = 2 ** (fmt.bits - 1)
+@lru_cache(maxsize=256)
+def even_encode_plan(fmt: FloatFormat, saturate: bool) -> tuple[Kernel, Array] | None:
+    """Return the loop that rounds float32 to codes at once, ties to even, and its constants; None where there is none.
+
+    That is, for codes of more than 16 bits, without fraction bits, and where C of the addition is out of range in a
+    format that does not share float32's exponents (kernels/codes.py).
+    """
+    codes, lanes = load_kernels().codes, load_kernels().lanes
+    discarded = 23 - fmt.mantissa_bits
+    if not fmt.mantissa_bits or fmt.bits > 16:
+        return None
+    if _shares_exponents(fmt) and not saturate:
+        return codes.encode_shared, packed(codes.SharedEncoding(discarded, (1 << discarded - 1) - 1), False)
+    # the value whose code is that of infinity, or of the NaN for want of it
+    largest = fmt.max if saturate or fmt.saturates else fmt.max + 2.0 ** (fmt.emax - fmt.mantissa_bits)
+    if math.frexp(largest)[1] - 1 + discarded > 127:
+        return None
+    lowest = (fmt.emin + 127) << 23
+    width = 8 if fmt.bits <= 8 else 16
+    constants = codes.EvenEncoding(
+        largest=magnitude_bits(False, largest),
+        lowest_exponent=lowest,
+        # even, so that it changes no tie, and too small to reach the exponent
+        up=(discarded << 23) + -(lowest >> discarded) % (1 << width),
+        shift=discarded,
+        keep=(1 << width) - 1,
+        nan=fmt.nan_code or 0,
+        sign_down=width - fmt.bits,
+        zero_keep=(1 << width) - 1 if fmt.has_negative_zero else 0,
+        nan_flip=0 if fmt.has_nan else 1 << 31,
+    )
+    by_half = fmt == _FP16 and not saturate and lanes.has_half()
+    return codes.encode_half if by_half else codes.encode_even, packed(constants, False)
+
+
+def _shares_exponents(fmt: FloatFormat) -> bool:
+    """Whether the format is float32 without its last fraction bits."""
+    return fmt.exponent_bits == 8 and fmt.bias == 127 and fmt.specials == "ieee"
+
+
+@lru_cache(maxsize=256)
+def decode_plan(fmt: FloatFormat) -> tuple[Kernel, Array]:
+    """Return the loop of kernels/codes.py that turns codes into float32, and its constants."""
+    codes, lanes = load_kernels().codes, load_kernels().lanes
+    fields = (1 << fmt.bits - 1) - 1
+    if _shares_exponents(fmt):
+        nan = (fmt.infinity_code or 0) + 1
+        quiet_nan = magnitude_bits(False, np.nan)
+        shared = codes.SharedDecoding(23 - fmt.mantissa_bits, 0, fields, nan, 1 << 31, quiet_nan)
+        return codes.decode_shared, packed(shared, False)
+    magnitudes = fields + 1
     infinity = magnitudes if fmt.infinity_code is None else fmt.infinity_code
-    constants = load_kernels().codes.Decoding(
+    first_nan = {"ieee": infinity + 1, "fn": fields}.get(fmt.specials, magnitudes)
+    # with as many exponents fp16 has infinity and NaN where other kinds have numbers
+    in_half = fmt.exponent_bits <= (5 if fmt.specials == "ieee" else 4) and fmt.mantissa_bits <= 10
+    constants = codes.Decoding(
         shift=23 - fmt.mantissa_bits,
-        scale=2.0 ** (127 - fmt.bias),
+        offset=(127 - fmt.bias << 23) % 2**32,
+        smallest_normal=1 << fmt.mantissa_bits,
+        unit=magnitude_bits(False, 2.0**23 * fmt.smallest_subnormal),
         sign_shift=fmt.bits - 1,
         infinity=infinity,
-        first_nan={"ieee": infinity + 1, "fn": fmt.nan_code}.get(fmt.specials, magnitudes),
+        first_nan=first_nan,
         negative_nan=fmt.nan_code if fmt.specials == "fnuz" else 2**32 - 1,
+        half_up=16 - fmt.bits if in_half else 0,
+        half_down=5 - fmt.exponent_bits if in_half else 0,
+        half_keep=1 << 15 | fields << 10 - fmt.mantissa_bits if in_half else 0,
+        half_scale=2.0 ** (15 - fmt.bias),
+        # of fnuz formats the one NaN: what comes after it is 0, then
+        before=magnitudes + 1 if fmt.specials == "fnuz" else 0,
+        magnitude=2 * magnitudes - 1 if fmt.specials == "fnuz" else fields,
+        first_special=2 * magnitudes - 1 if fmt.specials == "fnuz" else min(infinity, first_nan),
     )
-    return packed(constants, False)
+    return codes.decode_by_half if in_half and lanes.has_half() else codes.decode, packed(constants, False)
+
+
+@lru_cache(maxsize=256)
+def stored_plan(fmt: FloatFormat) -> tuple[Kernel, Array]:
+    """Return the same for arrays of the format's own dtype: of bf16 the payload of a NaN stays."""
+    kernel, constants = decode_plan(fmt)
+    if fmt != FORMATS["bf16"]:
+        return kernel, constants
+    every = load_kernels().codes.SharedDecoding(16, 0, 0x7FFF, 0x8000, 2**32 - 1, 0)
+    return kernel, packed(every, False)
+
+
+def past_caches(out: Array) -> bool:
+    """Whether an array is so large that what is written to it should not go through the caches."""
+    return out.nbytes >= _LARGE
+
+
+def widen(x: Array, out: Array) -> None:
+    """Convert float32 to float64."""
+    load_kernels().codes.widen(x, out)
 
 
 def even_constants(fmt: FloatFormat, *, payloads: bool = False) -> Array:

@@ -20,7 +20,10 @@ OF_BITS = [
     kernels.rounding.ByMask,
     kernels.stochastic.ByChance,
     kernels.codes.Encoding,
+    kernels.codes.EvenEncoding,
+    kernels.codes.SharedEncoding,
     kernels.codes.Decoding,
+    kernels.codes.SharedDecoding,
     kernels.optimizers.EvenFields,
     kernels.weights.Spacing,
 ]

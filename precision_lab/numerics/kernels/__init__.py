@@ -11,6 +11,7 @@ Which rounding serves whom, that is, why there are nine:
 `optimizers.round_even`              the same of arrays: after an operation, in the call that has made it
 `sums._round_one`                    one float64, every mode: each step of a sum depends on the one before
 `sums.add_in_turn`                   one positive float64, every mode: endless sums, as fast as may be
+`codes.encode_*`                     arrays of float32 straight to codes, ties to even
 `products._even_sum`                 the sums of a matrix product, ties to even, where no sum overflows
 ===================================  ======================================================================
 """
@@ -21,6 +22,7 @@ from precision_lab.numerics.kernels import (
     codes,
     counts,
     histogram,
+    lanes,
     optimizers,
     product_sums,
     products,
@@ -35,6 +37,7 @@ __all__ = [
     "codes",
     "counts",
     "histogram",
+    "lanes",
     "optimizers",
     "product_sums",
     "products",

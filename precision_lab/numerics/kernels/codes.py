@@ -1,13 +1,52 @@
-"""Values of a format to their bit patterns, and back."""
+"""Values of a format to their bit patterns, and back.
+
+*By addition.* As in rounding.py, |x| + C with a C that depends on the exponent of x rounds |x| to the spacing q there.
+Here C is a power of two, so that the bits of the sum are those of C plus |x| / q, which is the significand of the
+result with its implicit bit, in the place that it has in a code; the exponent is added. In the lowest bits all of that
+is one addition, for C itself adds nothing there but what has been put into its lowest bits: minus what the
+smallest exponent would add. Below the smallest normal C stays what it is there, and the significand is the code.
+
+Blocks of 32 elements (lanes.py) serve what is usual; a block with something else in it, and what is left at the end,
+go through the loop beside it, one element at a time.
+"""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import INFINITY, QUIET, U32, U64, named, reinterpret, shift_down, shift_up
+from precision_lab.numerics.kernels.bits import (
+    INFINITY,
+    MAGNITUDE,
+    QUIET,
+    SIGN,
+    U32,
+    U64,
+    named,
+    reinterpret,
+    shift_down,
+    shift_up,
+)
 from precision_lab.numerics.kernels.compiled import compiled
+from precision_lab.numerics.kernels.lanes import ALIGNMENT, BLOCK, Lanes, of_blocks, on_blocks, select
+
+QUIET_NAN = U32(INFINITY | QUIET)
+
+
+@compiled()
+def _first_block(out, past_caches):
+    """Return where the elements before the first block begin and end, and whether blocks may go past the caches."""
+    beyond = out.ctypes.data % ALIGNMENT
+    if not past_caches or beyond % out.itemsize != 0:
+        return 0, 0, False
+    return 0, min((ALIGNMENT - beyond) % ALIGNMENT // out.itemsize, out.size), True
+
+
+# --- from values of the format ---------------------------------------------------------------------------------------
 
 
 class Encoding(NamedTuple):
@@ -20,17 +59,6 @@ class Encoding(NamedTuple):
     infinity: int  # codes
     nan: int
     sign_shift: int
-
-
-class Decoding(NamedTuple):
-    """The constants of `decode_32`."""
-
-    shift: int  # from the format's fraction to float32's
-    scale: float  # between the biases
-    sign_shift: int
-    infinity: int  # codes; out of reach where there is none
-    first_nan: int
-    negative_nan: int
 
 
 def _make_encode(U: Any, F: Any, Signed: Any, width: int, mantissa: int) -> Any:
@@ -59,16 +87,257 @@ encode_32 = _make_encode(U32, np.float32, np.int32, 32, 23)
 encode_64 = _make_encode(U64, np.float64, np.int64, 64, 52)
 
 
+# --- from float32 or bf16, ties to even ------------------------------------------------------------------------------
+
+
+@intrinsic
+def _bits(typing_context: Any, x: Any) -> Any:
+    """Return the bits of a float32, or those of the float32 that a bf16 is of which the bits are given."""
+    import llvmlite.ir as ir
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(32)
+        if x == types.float32:
+            return builder.bitcast(args[0], word)
+        return builder.shl(builder.zext(args[0], word), word(16))
+
+    return types.uint32(x), codegen
+
+
+class EvenEncoding(NamedTuple):
+    """The constants of `encode_even` and `encode_half`."""
+
+    largest: int  # the bits of the last value that matters: beyond it everything has its code
+    lowest_exponent: int  # of a normal, in its place in float32
+    up: int  # from the exponent of x to C
+    shift: int  # from float32's fraction to the format's
+    keep: int  # the bits of an element of the codes
+    nan: int  # a code
+    sign_down: int  # from the highest bit of an element to the sign of a code
+    zero_keep: int  # the bits that the sign of a zero keeps
+    nan_flip: int  # the bits of a NaN that are turned over
+
+
 @compiled()
-def decode_32(codes, out, c):
+def _even_code(x, k):
+    b = _bits(x)
+    a = U32(b & MAGNITUDE)
+    v = U32(min(a, k.largest))
+    exponent = U32(max(U32(v & INFINITY), k.lowest_exponent))
+    total = reinterpret(np.float32(reinterpret(v) + reinterpret(U32(exponent + k.up))))
+    code = U32(U32(total + shift_down(exponent, k.shift)) & k.keep)
+    code = k.nan if a > INFINITY else code
+    b = U32(b ^ k.nan_flip) if a > INFINITY else b
+    sign = shift_down(U32(U32(k.keep ^ U32(k.keep >> U32(1))) if U32(b & SIGN) != U32(0) else U32(0)), k.sign_down)
+    return U32(code | U32(sign & (k.keep if code != U32(0) else k.zero_keep)))
+
+
+@on_blocks
+def _even_block(x: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
+    """Do the same, without NaN."""
+    b = x.as_float32().as_bits()
+    v = (b & int(MAGNITUDE)).at_most(k.largest)
+    exponent = (v & int(INFINITY)).at_least(k.lowest_exponent)
+    total = v.as_float().plus((exponent + k.up).as_float()).as_bits()
+    code = (total + (exponent >> k.shift)).narrowed(bits)
+    sign = b.clamped(bits) & 1 << bits - 1  # of narrow lanes, which costs less
+    result: Lanes = code | (sign >> k.sign_down & select(code.equals(0), code.same(k.zero_keep), -1))
+    return result
+
+
+@of_blocks
+def _has_nan(x: Lanes, k: SimpleNamespace) -> Any:
+    lower, upper = x.as_float32().halves()
+    return lower.either_nan(upper)
+
+
+@compiled()
+def encode_even(x, out, c, past_caches):
+    """Round to codes of at most 16 bits."""
+    k = named(EvenEncoding, c)
+    start, stop, past = _first_block(out, past_caches)
+    while start < x.size:
+        for i in range(start, stop):
+            out[i] = _even_code(x[i], k)
+        start = stop
+        while start + BLOCK <= x.size and not _has_nan(x, start, k):
+            _even_block(x, out, start, k, past)
+            start += BLOCK
+        stop = min(start + BLOCK, x.size)
+
+
+@on_blocks
+def _half_block(x: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
+    return x.as_float32().to_half()
+
+
+@compiled()
+def encode_half(x, out, c, past_caches):
+    """Round to codes of fp16, where the processor does it."""
+    k = named(EvenEncoding, c)
+    start, stop, past = _first_block(out, past_caches)
+    while start < x.size:
+        for i in range(start, stop):
+            out[i] = _even_code(x[i], k)
+        start = stop
+        while start + BLOCK <= x.size and not _has_nan(x, start, k):
+            _half_block(x, out, start, k, past)
+            start += BLOCK
+        stop = min(start + BLOCK, x.size)
+
+
+class SharedEncoding(NamedTuple):
+    """The constants of `encode_shared`."""
+
+    shift: int  # from float32's fraction to the format's
+    below_half: int  # of the last bit that stays
+
+
+@compiled()
+def _shared_code(x, k):
+    b = _bits(x)
+    r = U32(U32(b + k.below_half) + U32(shift_down(b, k.shift) & U32(1)))
+    r = U32(U32(b & SIGN) | QUIET_NAN) if U32(b & MAGNITUDE) > INFINITY else r
+    return shift_down(r, k.shift)
+
+
+@on_blocks
+def _shared_block(x: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
+    """Do the same, without NaN."""
+    b = x.as_float32().as_bits()
+    result: Lanes = (b + k.below_half + (b >> k.shift & 1) >> k.shift).narrowed(bits)
+    return result
+
+
+@compiled()
+def encode_shared(x, out, c, past_caches):
+    """Round to codes of a format with float32's exponents, infinities and NaN: to float32's highest bits."""
+    k = named(SharedEncoding, c)
+    start, stop, past = _first_block(out, past_caches)
+    while start < x.size:
+        for i in range(start, stop):
+            out[i] = _shared_code(x[i], k)
+        start = stop
+        while start + BLOCK <= x.size and not _has_nan(x, start, k):
+            _shared_block(x, out, start, k, past)
+            start += BLOCK
+        stop = min(start + BLOCK, x.size)
+
+
+# --- to float32 ------------------------------------------------------------------------------------------------------
+
+
+class Decoding(NamedTuple):
+    """The constants of `decode` and `decode_by_half`."""
+
+    shift: int  # from the format's fraction to float32's
+    offset: int  # between the biases, in float32's exponent field
+    smallest_normal: int  # a code
+    unit: int  # the bits of 2^23 smallest subnormals
+    sign_shift: int
+    infinity: int  # codes; out of reach where there is none
+    first_nan: int
+    negative_nan: int
+    half_up: int  # from the highest bit of a code to that of fp16
+    half_down: int  # from there to fp16's exponent,
+    half_keep: int  # where these bits are the number
+    half_scale: float  # but for the bias
+    before: int  # a code minus this,
+    magnitude: int  # and these bits of it:
+    first_special: int  # infinity and NaN are from here on
+
+
+@compiled()
+def _value(code, k):
+    a = U32(code & U32(shift_up(U32(1), k.sign_shift) - U32(1)))
+    # subnormals as a difference: a multiplication of what would be subnormal in float32, too, takes some 100 cycles
+    subnormal = reinterpret(np.float32(reinterpret(U32(a | k.unit)) - reinterpret(k.unit)))
+    r = subnormal if a < k.smallest_normal else U32(shift_up(a, k.shift) + k.offset)
+    r = INFINITY if a == k.infinity else r
+    r = QUIET_NAN if a >= k.first_nan or code == k.negative_nan else r
+    return reinterpret(U32(r | shift_up(shift_down(code, k.sign_shift), U32(31))))
+
+
+@compiled()
+def decode(codes, out, c, past_caches):
     """Turn codes into their values."""
     k = named(Decoding, c)
-    magnitude = U32(shift_up(U32(1), k.sign_shift) - U32(1))
     for i in range(codes.size):
-        code = U32(codes[i])
-        a = U32(code & magnitude)
-        # the fields at float32's places are the value but for the bias, subnormals too
-        r = reinterpret(np.float32(reinterpret(shift_up(a, k.shift)) * k.scale))
-        r = INFINITY if a == k.infinity else r
-        r = U32(INFINITY | QUIET) if a >= k.first_nan or code == k.negative_nan else r
-        out[i] = reinterpret(U32(r | shift_up(shift_down(code, k.sign_shift), U32(31))))
+        out[i] = _value(U32(codes[i]), k)
+
+
+@of_blocks
+def _is_special(codes: Lanes, k: SimpleNamespace) -> Any:
+    lower, upper = (codes - k.before & k.magnitude).halves()
+    largest = lower.at_least(upper)
+    return largest.at_least(k.first_special).equals(largest)
+
+
+@on_blocks
+def _block_by_half(codes: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
+    """Do what `_value` does, without infinity and NaN: fp16 has all values but for a power of two."""
+    half = (codes.widened(16) << k.half_up).shift_signed(k.half_down) & k.half_keep
+    result: Lanes = half.from_half().times(k.half_scale)
+    return result
+
+
+@compiled()
+def decode_by_half(codes, out, c, past_caches):
+    """Turn codes into their values, where the processor converts fp16."""
+    k = named(Decoding, c)
+    start, stop, past = _first_block(out, past_caches)
+    while start < codes.size:
+        for i in range(start, stop):
+            out[i] = _value(U32(codes[i]), k)
+        start = stop
+        while start + BLOCK <= codes.size and not _is_special(codes, start, k):
+            _block_by_half(codes, out, start, k, past)
+            start += BLOCK
+        stop = min(start + BLOCK, codes.size)
+
+
+class SharedDecoding(NamedTuple):
+    """The constants of `decode_shared`."""
+
+    shift: int  # from the format's fraction to float32's
+    before: int  # these three as in `Decoding`
+    magnitude: int
+    first_special: int
+    nan_keep: int  # the bits of a NaN that stay,
+    nan_set: int  # and those that are set then
+
+
+@compiled()
+def _shared_value(code, k):
+    b = shift_up(code, k.shift)
+    b = U32(U32(b & k.nan_keep) | k.nan_set) if U32(b & MAGNITUDE) > INFINITY else b
+    return reinterpret(b)
+
+
+@on_blocks
+def _shared_value_block(codes: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
+    """Do the same, without NaN."""
+    result: Lanes = (codes.widened(32) << k.shift).as_float()
+    return result
+
+
+@compiled()
+def decode_shared(codes, out, c, past_caches):
+    """Turn codes of a format with float32's exponents, infinities and NaN into their values."""
+    k = named(SharedDecoding, c)
+    start, stop, past = _first_block(out, past_caches)
+    while start < codes.size:
+        for i in range(start, stop):
+            out[i] = _shared_value(U32(codes[i]), k)
+        start = stop
+        while start + BLOCK <= codes.size and not _is_special(codes, start, k):
+            _shared_value_block(codes, out, start, k, past)
+            start += BLOCK
+        stop = min(start + BLOCK, codes.size)
+
+
+@compiled()
+def widen(x, out):
+    """Convert float32 to float64."""
+    for i in range(x.size):
+        out[i] = np.float64(x[i])

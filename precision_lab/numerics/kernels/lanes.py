@@ -1,0 +1,260 @@
+"""Several numbers at once, where LLVM does not find the best instructions by itself.
+
+`Lanes` are a vector of LLVM, written as NumPy arrays are. They serve to write an intrinsic: a block of a loop of which
+the rest is numba's. LLVM makes of them whatever the processor has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+from numba import types
+from numba.core.cgutils import unpack_tuple
+from numba.core.errors import TypingError
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+BLOCK = 32
+"""Elements of a block."""
+ALIGNMENT = 32
+"""Bytes that the address of a block is a multiple of, where it is written past the caches."""
+
+
+class Lanes:
+    """A vector in the making: integers (unsigned, if nothing else is said) or floats.
+
+    A number beside them, of Python or of the loop's constants, stands in every lane.
+    """
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, value
+
+    def _new(self, value: Any) -> Lanes:
+        return Lanes(self.builder, value)
+
+    def _vector(self, element: Any, count: int | None = None) -> Any:
+        import llvmlite.ir as ir
+
+        return ir.VectorType(element, count or self.value.type.count)
+
+    def same(self, number: Any) -> Lanes:
+        """Return lanes of this kind that all hold a number; lanes as they are."""
+        import llvmlite.ir as ir
+
+        kind = self.value.type
+        if isinstance(number, Lanes):
+            return number
+        if isinstance(number, int):
+            return self._new(ir.Constant(kind, [number] * kind.count))
+        if number.type != kind.element:  # constants are as wide as the carrier
+            number = self.builder.trunc(number, kind.element)
+        nothing = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+        places = ir.Constant(self._vector(ir.IntType(32)), [0] * kind.count)
+        return self._new(self.builder.shuffle_vector(first, nothing, places))
+
+    def _with(self, operation: Any, other: Any) -> Lanes:
+        return self._new(operation(self.value, self.same(other).value))
+
+    def __and__(self, other: Any) -> Lanes:
+        return self._with(self.builder.and_, other)
+
+    def __or__(self, other: Any) -> Lanes:
+        return self._with(self.builder.or_, other)
+
+    def __sub__(self, other: Any) -> Lanes:
+        return self._with(self.builder.sub, other)
+
+    def __add__(self, other: Any) -> Lanes:
+        return self._with(self.builder.add, other)
+
+    def __lshift__(self, other: Any) -> Lanes:
+        return self._with(self.builder.shl, other)
+
+    def __rshift__(self, other: Any) -> Lanes:
+        return self._with(self.builder.lshr, other)
+
+    def shift_signed(self, other: Any) -> Lanes:
+        """Shift down, copies of the highest bit coming after it."""
+        return self._with(self.builder.ashr, other)
+
+    def plus(self, other: Any) -> Lanes:
+        """Add floats."""
+        return self._with(self.builder.fadd, other)
+
+    def times(self, other: Any) -> Lanes:
+        """Multiply floats."""
+        return self._with(self.builder.fmul, other)
+
+    def equals(self, other: Any) -> Any:
+        """Return where integers are equal."""
+        return self.builder.icmp_unsigned("==", self.value, self.same(other).value)
+
+    def is_negative(self) -> Any:
+        """Return where the highest bit is set."""
+        return self.builder.icmp_signed("<", self.value, self.same(0).value)
+
+    def at_most(self, other: Any) -> Lanes:
+        """Return the smaller of two integers."""
+        other = self.same(other)
+        return select(self.builder.icmp_unsigned("<", self.value, other.value), self, other)
+
+    def at_least(self, other: Any) -> Lanes:
+        """Return the larger of two integers."""
+        other = self.same(other)
+        return select(self.builder.icmp_unsigned(">", self.value, other.value), self, other)
+
+    def narrowed(self, bits: int) -> Lanes:
+        """Keep the lowest bits of integers."""
+        import llvmlite.ir as ir
+
+        return self._new(self.builder.trunc(self.value, self._vector(ir.IntType(bits))))
+
+    def clamped(self, bits: int) -> Lanes:
+        """Return signed integers as narrower ones: of those that do not fit the closest that does."""
+        low, high = (self.same(end) for end in (-(1 << bits - 1), (1 << bits - 1) - 1))
+        inner = select(self.builder.icmp_signed(">", self.value, low.value), self, low)
+        return select(self.builder.icmp_signed("<", inner.value, high.value), inner, high).narrowed(bits)
+
+    def widened(self, bits: int) -> Lanes:
+        """Put zeros before integers."""
+        import llvmlite.ir as ir
+
+        kind = self._vector(ir.IntType(bits))
+        return self if kind == self.value.type else self._new(self.builder.zext(self.value, kind))
+
+    def as_bits(self) -> Lanes:
+        """Reinterpret float32 as its bits."""
+        import llvmlite.ir as ir
+
+        return self._new(self.builder.bitcast(self.value, self._vector(ir.IntType(32))))
+
+    def as_float(self) -> Lanes:
+        """Reinterpret bits as float32."""
+        import llvmlite.ir as ir
+
+        return self._new(self.builder.bitcast(self.value, self._vector(ir.FloatType())))
+
+    def as_float32(self) -> Lanes:
+        """Return float32 of itself, or of the bits of bf16."""
+        return self if self.value.type.element != _short() else (self.widened(32) << 16).as_float()
+
+    def halves(self) -> tuple[Lanes, Lanes]:
+        """Return the lower and the upper half of the lanes."""
+        import llvmlite.ir as ir
+
+        middle = self.value.type.count // 2
+
+        def half(first: int) -> Lanes:
+            places = ir.Constant(self._vector(ir.IntType(32), middle), list(range(first, first + middle)))
+            return self._new(self.builder.shuffle_vector(self.value, self.value, places))
+
+        return half(0), half(middle)
+
+    def either_nan(self, other: Lanes) -> Any:
+        """Return where one of two floats is a NaN."""
+        return self.builder.fcmp_unordered("uno", self.value, other.value)
+
+    def to_half(self) -> Lanes:
+        """Round float32 to the bits of fp16, ties to even; NaN becomes what the processor makes of it."""
+        import llvmlite.ir as ir
+
+        half = self.builder.fptrunc(self.value, self._vector(ir.HalfType()))
+        return self._new(self.builder.bitcast(half, self._vector(ir.IntType(16))))
+
+    def from_half(self) -> Lanes:
+        """Return the values of the bits of fp16 in float32; NaN becomes what the processor makes of it."""
+        import llvmlite.ir as ir
+
+        half = self.builder.bitcast(self.value, self._vector(ir.HalfType()))
+        return self._new(self.builder.fpext(half, self._vector(ir.FloatType())))
+
+
+def _short() -> Any:
+    import llvmlite.ir as ir
+
+    return ir.IntType(16)
+
+
+def select(condition: Any, yes: Lanes, no: Any) -> Lanes:
+    """Choose by lanes."""
+    return Lanes(yes.builder, yes.builder.select(condition, yes.value, yes.same(no).value))
+
+
+def on_blocks(function: Callable[[Lanes, SimpleNamespace, int], Lanes]) -> Any:
+    """Make an intrinsic ``f(x, out, start, k, past_caches)`` for use in loops, which writes a block of `out`.
+
+    `function` makes it of the block of x that begins there, the constants k, and the bits of an element of `out`. Past
+    the caches goes what is larger than they are: it need not be read to be written; the block must be aligned then.
+    """
+
+    def write(typing_context: Any, x: Any, out: Any, start: Any, k: Any, past_caches: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            import llvmlite.ir as ir
+
+            block = Lanes(builder, builder.load(_address(context, builder, args[0], x, args[2]), align=_alignment(x)))
+            result = function(block, _constants(builder, k, args[3]), out.dtype.bitwidth).value
+            address = _address(context, builder, args[1], out, args[2])
+            with builder.if_else(args[4]) as (past, usual):
+                with past:
+                    store = builder.store(result, address, align=ALIGNMENT)
+                    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+                with usual:
+                    builder.store(result, address, align=_alignment(out))
+            return context.get_dummy_value()
+
+        return types.none(x, out, start, k, past_caches), codegen
+
+    return intrinsic(write)
+
+
+def of_blocks(function: Callable[[Lanes, SimpleNamespace], Any]) -> Any:
+    """Make an intrinsic ``f(x, start, k)`` for use in loops: whether `function` holds in some lane of a block."""
+
+    def holds(typing_context: Any, x: Any, start: Any, k: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            import llvmlite.ir as ir
+
+            block = Lanes(builder, builder.load(_address(context, builder, args[0], x, args[1]), align=_alignment(x)))
+            condition = function(block, _constants(builder, k, args[2]))
+            mask = builder.bitcast(condition, ir.IntType(condition.type.count))
+            return builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))
+
+        return types.boolean(x, start, k), codegen
+
+    return intrinsic(holds)
+
+
+def _constants(builder: Any, kind: Any, value: Any) -> SimpleNamespace:
+    return SimpleNamespace(**dict(zip(kind.fields, unpack_tuple(builder, value), strict=True)))
+
+
+def _address(context: Any, builder: Any, array: Any, kind: Any, start: Any) -> Any:
+    import llvmlite.ir as ir
+
+    if kind.layout != "C":
+        raise TypingError("blocks are of contiguous arrays")
+    data = context.make_array(kind)(context, builder, array).data
+    vector = ir.VectorType(context.get_value_type(kind.dtype), BLOCK)
+    return builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
+
+
+def _alignment(kind: Any) -> int:
+    return kind.dtype.bitwidth // 8 if kind.aligned else 1
+
+
+@cache
+def has_half() -> bool:
+    """Return whether the processor that numba compiles for converts fp16: where it does not, LLVM calls a function."""
+    import llvmlite.binding as llvm
+
+    target: Any = cpu_target
+    codegen = target.target_context.codegen()
+    source = f"""
+        target triple = "{codegen.magic_tuple()[0]}"
+        define half @narrow(float %x) {{ %r = fptrunc float %x to half
+                                         ret half %r }}"""
+    return "__truncsfhf2" not in codegen._tm.emit_assembly(llvm.parse_assembly(source))

@@ -287,6 +287,7 @@ def even_encode_plan(fmt: FloatFormat, saturate: bool) -> tuple[Kernel, Array] |
         shift=discarded,
         keep=(1 << width) - 1,
         nan=fmt.nan_code or 0,
+        sign_shift=32 - fmt.bits,
         sign_down=width - fmt.bits,
         zero_keep=(1 << width) - 1 if fmt.has_negative_zero else 0,
         nan_flip=0 if fmt.has_nan else 1 << 31,

@@ -113,7 +113,8 @@ class EvenEncoding(NamedTuple):
     shift: int  # from float32's fraction to the format's
     keep: int  # the bits of an element of the codes
     nan: int  # a code
-    sign_down: int  # from the highest bit of an element to the sign of a code
+    sign_shift: int  # from float32's sign to that of a code,
+    sign_down: int  # and from the highest bit of an element
     zero_keep: int  # the bits that the sign of a zero keeps
     nan_flip: int  # the bits of a NaN that are turned over
 
@@ -128,7 +129,7 @@ def _even_code(x, k):
     code = U32(U32(total + shift_down(exponent, k.shift)) & k.keep)
     code = k.nan if a > INFINITY else code
     b = U32(b ^ k.nan_flip) if a > INFINITY else b
-    sign = shift_down(U32(U32(k.keep ^ U32(k.keep >> U32(1))) if U32(b & SIGN) != U32(0) else U32(0)), k.sign_down)
+    sign = shift_down(U32(b & SIGN), k.sign_shift)
     return U32(code | U32(sign & (k.keep if code != U32(0) else k.zero_keep)))
 
 
@@ -242,9 +243,9 @@ class Decoding(NamedTuple):
     half_down: int  # from there to fp16's exponent,
     half_keep: int  # where these bits are the number
     half_scale: float  # but for the bias
-    before: int  # a code minus this,
-    magnitude: int  # and these bits of it:
-    first_special: int  # infinity and NaN are from here on
+    before: int  # a code minus this has in the bits of `magnitude`
+    magnitude: int
+    first_special: int  # this or more, where it is infinity or NaN
 
 
 @compiled()
@@ -275,7 +276,7 @@ def _is_special(codes: Lanes, k: SimpleNamespace) -> Any:
 
 @on_blocks
 def _block_by_half(codes: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
-    """Do what `_value` does, without infinity and NaN: fp16 has all values but for a power of two."""
+    """Do what `_value` does, without infinity and NaN: but for a power of two, fp16 has all values."""
     half = (codes.widened(16) << k.half_up).shift_signed(k.half_down) & k.half_keep
     result: Lanes = half.from_half().times(k.half_scale)
     return result

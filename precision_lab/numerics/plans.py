@@ -22,7 +22,7 @@ Array: TypeAlias = NDArray[Any]
 Kernel: TypeAlias = Callable[..., None]
 
 _FP16 = FORMATS["fp16"]
-_LARGE = 1 << 22  # bytes: more than a core's own caches hold
+_LARGE = 1 << 21  # bytes: a core's own caches hold no more
 
 # Dithers (kernels/rounding.py): the remainder, in spacings, from which a value goes away from zero.
 _ANY, _HALF_UP, _ABOVE_HALF, _NEVER = "any", "half or more", "more than half", "never"

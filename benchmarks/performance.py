@@ -1,4 +1,4 @@
-"""What things cost: by size, by threads, by the length of a sum, and beside other libraries; writes docs/performance.md.
+"""What things cost: by size, threads, the length of a sum, and beside other libraries; writes docs/performance.md.
 
 Each figure is a median over bursts of calls that take turns (timing.py), in nanoseconds an element or as a ratio to
 what took its turns with it. The page belongs to the machine that it names: run it on your own.
@@ -174,8 +174,8 @@ def page(seconds: float) -> Iterator[str]:
     packages = filter(None, map(installed, ("numpy", "numba", "ml_dtypes", "torch", "gfloat", "pychop")))
     yield "# What things cost"
     yield ""
-    yield "Written by `python benchmarks/performance.py`: medians over bursts of calls that take turns, so that a machine that"
-    yield "slows down slows all of them. Ratios carry over to other machines better than nanoseconds do."
+    yield "Written by `python benchmarks/performance.py`: medians over bursts of calls that take turns, so that a"
+    yield "machine that slows down slows all of them. Ratios carry over to other machines better than nanoseconds do."
     yield ""
     yield f"{usable_cores()} cores of {processor()}; Python {platform.python_version()}, {', '.join(packages)}."
     yield ""

@@ -11,6 +11,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy
 import pytest
 
 import precision_lab
@@ -79,6 +80,19 @@ def test_one_number_needs_no_compiler() -> None:
         app(standalone_mode=False)
     """
     assert loaded_by(program, HEAVY) == ["rich"]
+
+
+def test_a_scan_loads_what_it_uses(tmp_path: Path) -> None:
+    """A small file needs no compiler, and a scan none of the experiments; with numba, scipy would be loaded, too."""
+    numpy.save(tmp_path / "x.npy", numpy.ones(1000, numpy.float32))
+    program = f"""if True:
+        import sys
+        sys.argv[1:] = ["scan", {str(tmp_path / "x.npy")!r}]
+        from precision_lab.cli import app
+        app(standalone_mode=False)
+    """
+    unused = ("precision_lab.experiments", "precision_lab.training", "precision_lab.experiments.claims")
+    assert loaded_by(program, (*HEAVY, *unused)) == ["rich"]
 
 
 UPPER = tuple(f"precision_lab.{floor}" for floor in ("experiments", "presentation", "cli"))

@@ -17,27 +17,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache, lru_cache
-from typing import Any, Self, TypeAlias
+from functools import cache
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.analysis.counting import MOST, give_back, share, take_zeros
-from precision_lab.numerics.environment import load_kernels
+from precision_lab.analysis.binades import CLASSES, SLICE, compile_for, count_array, count_arrays, slices
+from precision_lab.analysis.counting import share
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import is_number
-from precision_lab.numerics.rounding import as_carrier
+from precision_lab.numerics.inputs import as_array, is_number
 from precision_lab.support.arguments import is_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import PlainData, register
 from precision_lab.support.shown import Shown
+from precision_lab.support.threads import LEAST, in_threads
 
-Array: TypeAlias = NDArray[Any]
-
-CLASSES = 27
 # first class at or above a fraction: "below 1.11" is "in classes before _FIRST_CLASS[3/4]"
 _FIRST_CLASS: dict[Fraction, int] = {Fraction(0): 0, Fraction(1, 2): 2, Fraction(3, 4): 3} | {
     1 - Fraction(1, 2**ones): ones + 2 for ones in range(3, 25)
@@ -143,7 +140,7 @@ class ExponentHistogram(PlainData, Shown):
 
     def __post_init__(self) -> None:
         """Count the elements once."""
-        object.__setattr__(self, "nonzero", int(self.table.sum()))
+        object.__setattr__(self, "nonzero", int(np.add.reduce(self.table.reshape(-1))))
 
     @classmethod
     def empty(cls) -> Self:
@@ -168,40 +165,19 @@ class ExponentHistogram(PlainData, Shown):
             As `round_to`.
 
         """
-        kernels = load_kernels().histogram
-
-        array = np.ascontiguousarray(as_carrier(x, to_odd=True)).reshape(-1)
-        if array.size > MOST:
-            return cls.of_chunks(array[start : start + MOST] for start in range(0, array.size, MOST))
-        wide = array.dtype.itemsize == 8
-        uint, bias = (np.uint64, 1023) if wide else (np.uint32, 127)
-        rows = 2 * bias + 2 + kernels.ROW_OFFSET
-        cells = take_zeros(uint.__name__, (rows, 32, kernels.LANES), np.uint32)
-        extremes = np.array([2 ** (64 if wide else 32) - 1, 0], uint)
-        (kernels.count_64 if wide else kernels.count_32)(array, cells.reshape(-1), extremes)
-
-        # only the rows between the extremes were touched, and those of zero, infinity and NaN
-        least, largest = int(extremes[0]) + 1, int(extremes[1])
-        nonfinite = int(cells[-1].sum(dtype=np.int64))
-        zero = int(cells[kernels.ROW_OFFSET, 0].sum(dtype=np.int64))
-        if largest:
-            cells[kernels.ROW_OFFSET, 0] = cells[kernels.ROW_OFFSET, kernels.HALF_NORMAL_CLASS]
-            low, high = np.array([least, largest], uint).view(array.dtype).astype(np.float64).tolist()
-            first, last = (math.frexp(v)[1] - 1 for v in (low, high))
-            touched = cells[first + bias + kernels.ROW_OFFSET : last + bias + kernels.ROW_OFFSET + 1]
-            table = touched[:, :CLASSES].sum(axis=2, dtype=np.int64)
-            touched[:] = 0
-        cells[kernels.ROW_OFFSET] = cells[-1] = 0
-        give_back(uint.__name__, cells)
-        if largest == 0:
-            return replace(cls.empty(), zero=zero, nonfinite=nonfinite, max_abs=0.0 if zero else None)
-        return cls(zero, nonfinite, low, high, first, _row(table.tobytes()) if len(table) == 1 else table)
+        array = as_array(x, to_odd=True)
+        if array.size <= SLICE:
+            return cls(*count_array(array))
+        if array.size < LEAST:
+            return cls.of_chunks([array])
+        compile_for(array.size)
+        parts = in_threads(count_arrays, list(slices(array)))
+        return cls.total(cls(*counts) for part in parts for counts in part)
 
     @classmethod
     def of_chunks(cls, chunks: Iterable[ArrayLike]) -> Self:
         """Count the elements of all chunks of a tensor together, holding one chunk at a time."""
-        counted = map(cls.of, chunks)
-        return sum(counted, next(counted, None) or cls.empty())
+        return cls.total(cls(*counts) for counts in count_arrays(as_array(chunk, to_odd=True) for chunk in chunks))
 
     @property
     def count(self) -> int:
@@ -232,6 +208,8 @@ class ExponentHistogram(PlainData, Shown):
         """Return the sum of any number of histograms, which takes less time than to add one after the other."""
         require_gradual_underflow()
         listed = list(histograms)
+        if len(listed) == 1:
+            return listed[0]
         parts = [h for h in listed if len(h.table)]
         first = min((h.first_exponent for h in parts), default=0)
         table = np.zeros((max((h.first_exponent + len(h.table) for h in parts), default=0) - first, CLASSES), np.int64)
@@ -312,12 +290,6 @@ class ExponentHistogram(PlainData, Shown):
         if row >= len(self.table):
             return self.nonzero
         return int(self.table[:row].sum()) + int(self.table[row, : place[1]].sum())
-
-
-@lru_cache(maxsize=1 << 12)
-def _row(counts: bytes) -> NDArray[np.int64]:
-    """Return a table of one binade that tensors with the same counts share: of many small ones, nearly all."""
-    return np.frombuffer(counts, np.int64).reshape(1, CLASSES)
 
 
 @cache

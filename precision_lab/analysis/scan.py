@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from precision_lab.analysis.binades import compile_for
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
 from precision_lab.analysis.recording import Recording, is_recording, read_recording
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
@@ -156,7 +157,8 @@ def scan(
     files = [place for place in places if not is_recording(place)]
     walk = Walk(files, dtype=dtype, progress=progress)
     if executor is None:
-        tensors = [ScannedTensor(info, ExponentHistogram.of_chunks(chunks)) for info, chunks in walk]
+        compile_for(walk.elements)
+        tensors = [ScannedTensor(info, ExponentHistogram.total(h)) for info, h in walk.map(ExponentHistogram.of_chunks)]
         skipped = list(walk.skipped)
     else:
         tensors, skipped = _spread(walk.places, dtype, executor, walk.elements, progress)

@@ -51,12 +51,10 @@ def scan(
     precision-lab scan model.safetensors --html model.html
     precision-lab scan /shared/checkpoint --dask tcp://scheduler:8786
     """
-    from precision_lab.analysis.recording import is_recording, read_recording
+    from precision_lab.analysis.recording import is_recording
     from precision_lab.analysis.scan import DEFAULT_FORMATS
     from precision_lab.analysis.scan import scan as scan_files
-    from precision_lab.analysis.swamping_scan import recorded_updates
-    from precision_lab.presentation.tables.histograms import recording_text, scan_table
-    from precision_lab.presentation.tables.swamping import updates_table
+    from precision_lab.presentation.tables.histograms import scan_table
     from precision_lab.support.files import write_json
 
     formats = chosen or DEFAULT_FORMATS
@@ -66,11 +64,8 @@ def scan(
         )
     show(scan_table(result))
     say_skipped(result.skipped)
-    for file, recording in ((file, read_recording(file)) for file in files if is_recording(file)):
-        updates = recorded_updates(recording, file)
-        if updates.tensors:
-            show(updates_table(updates))
-        say(f"{file.name}: {recording_text(recording)}")
+    for file in filter(is_recording, files):
+        _show_recording(file)
     if data is not None:
         write_json(result.parts(), data)
     if figure is not None:
@@ -82,6 +77,19 @@ def scan(
         from precision_lab.presentation.report import write_scan_page
 
         write_scan_page(result, page)
+
+
+def _show_recording(file: Path) -> None:
+    from precision_lab.analysis.recording import read_recording
+    from precision_lab.analysis.swamping_scan import recorded_updates
+    from precision_lab.presentation.tables.histograms import recording_text
+    from precision_lab.presentation.tables.swamping import updates_table
+
+    recording = read_recording(file)
+    updates = recorded_updates(recording, file)
+    if updates.tensors:
+        show(updates_table(updates))
+    say(f"{file.name}: {recording_text(recording)}")
 
 
 @command("loss-scale")

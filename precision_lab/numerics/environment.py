@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from types import ModuleType
 
@@ -19,6 +20,11 @@ def load_kernels() -> ModuleType:
     """
     require_gradual_underflow()
     return _kernels()
+
+
+def kernels_are_loaded() -> bool:
+    """Return whether the compiled loops are loaded, which takes a third of a second with their first call."""
+    return "precision_lab.numerics.kernels" in sys.modules
 
 
 def load_fixed_kernels() -> ModuleType:

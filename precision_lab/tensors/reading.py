@@ -26,6 +26,7 @@ from precision_lab.numerics.formats import FormatLike
 from precision_lab.support.arguments import is_integer
 from precision_lab.support.reading import read_small, state_of
 from precision_lab.support.text import shown
+from precision_lab.support.threads import LEAST
 from precision_lab.tensors import torch_files
 from precision_lab.tensors.in_memory import memory_source, memory_sources, torch_sources
 from precision_lab.tensors.info import (
@@ -45,6 +46,8 @@ from precision_lab.tensors.npy import archive_of, npy_sources, npz_sources
 from precision_lab.tensors.safetensors import MAX_JSON_BYTES, json_object, safetensors_sources
 
 INDEX_SUFFIX = ".safetensors.index.json"
+PIECE_BYTES = 1 << 20
+"""What a thread reads at a time: it stays in the second-level cache until it is counted."""
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl"}
 
 
@@ -188,12 +191,21 @@ def _buffer(chunk_bytes: int) -> npt.NDArray[np.uint8]:
     return np.empty(max(chunk_bytes, 8), np.uint8)  # 8: at least one element of any dtype
 
 
-def _chunks(source: Source, archive: zipfile.ZipFile | None, buffer: npt.NDArray[np.uint8], chunk_bytes: int) -> Chunks:
-    """Stream one tensor through the buffer; it opens the file itself, so that tensors can be read in any order."""
+def _chunks(
+    source: Source,
+    archive: zipfile.ZipFile | None,
+    buffer: npt.NDArray[np.uint8],
+    chunk_bytes: int,
+    numbers: Iterator[int] | None = None,
+) -> Chunks:
+    """Stream one tensor through the buffer, or the chunks of these numbers.
+
+    It opens the file itself, so that tensors can be read in any order.
+    """
     dtype = np.dtype(source.info.dtype)
     file = source.info.file
     if source.tensor is not None:
-        yield from _memory_chunks(source, max(1, chunk_bytes // dtype.itemsize))
+        yield from _memory_chunks(source, max(1, chunk_bytes // dtype.itemsize), numbers)
         return
     step = max(1, chunk_bytes // dtype.itemsize) * dtype.itemsize
     with blaming(file, source.info.name), _opened(source, archive) as stream:
@@ -201,10 +213,13 @@ def _chunks(source: Source, archive: zipfile.ZipFile | None, buffer: npt.NDArray
         check_state(handle, source.state, file)
         # a member is read up to its data, not sought: seeking may switch the CRC check off
         _ = stream.read(source.offset) if source.member else stream.seek(source.offset)
-        for done in range(0, source.nbytes, step):
+        for done in range(0, source.nbytes, step) if numbers is None else (number * step for number in numbers):
+            if numbers is not None:
+                stream.seek(source.offset + done)
             part = buffer[: min(step, source.nbytes - done)]
             got = _fill(stream, part.data)
-            if done + got == source.nbytes or got < part.size:  # before the last chunk: nobody need ask for more
+            # before the last chunk: nobody need ask for more; and which of some numbers is the last one nobody knows
+            if done + got == source.nbytes or got < part.size or numbers is not None:
                 check_state(handle, source.state, file)
             if got < part.size:
                 raise ValueError(f"expected {source.nbytes} bytes of data, found {done + got}")
@@ -212,7 +227,21 @@ def _chunks(source: Source, archive: zipfile.ZipFile | None, buffer: npt.NDArray
             yield chunk.byteswap(inplace=True) if source.swapped else chunk
 
 
-def _memory_chunks(source: Source, elements: int) -> Chunks:
+def pieces_of(source: Source) -> range:
+    """Return the numbers of the pieces of a tensor that several threads can read; of others one number, or none."""
+    if source.info.skipped or not source.info.count:
+        return range(0)
+    if source.member or torch_files.is_tensor(source.tensor) or source.info.count < LEAST:
+        return range(1)
+    return range(-(-source.info.count * np.dtype(source.info.dtype).itemsize // PIECE_BYTES))
+
+
+def read_pieces(source: Source, numbers: Iterator[int]) -> Chunks:
+    """Read pieces of a tensor, through a buffer for these alone; other threads may read others meanwhile."""
+    return _chunks(source, None, _buffer(PIECE_BYTES), PIECE_BYTES, numbers)
+
+
+def _memory_chunks(source: Source, elements: int, numbers: Iterator[int] | None) -> Chunks:
     with blaming(source.info.file, source.info.name):
         if torch_files.is_tensor(source.tensor):
             for chunk in torch_files.chunks_of(source.tensor, elements, mapped=source.state is not None):
@@ -220,7 +249,7 @@ def _memory_chunks(source: Source, elements: int) -> Chunks:
                 yield chunk
             return
         flat = source.tensor.reshape(-1)
-        for start in range(0, flat.size, elements):
+        for start in range(0, flat.size, elements) if numbers is None else (number * elements for number in numbers):
             part = flat[start : start + elements]
             yield part if part.dtype.isnative else part.astype(part.dtype.newbyteorder("="))
 

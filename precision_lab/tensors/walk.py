@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 from precision_lab.numerics.formats import FormatLike
-from precision_lab.tensors.info import Chunks, TensorInfo, TensorSource, raw_dtype
-from precision_lab.tensors.reading import list_tensors, open_tensors, read_tensors
+from precision_lab.support.threads import in_threads
+from precision_lab.tensors.info import Chunks, Source, TensorInfo, TensorSource, raw_dtype
+from precision_lab.tensors.reading import list_tensors, open_tensors, pieces_of, read_pieces, stream_of
 
+Result = TypeVar("Result")
 Progress: TypeAlias = Callable[[int, int], None]
 CHUNK_BYTES = 1 << 22  # large enough to hide what is done once a chunk, small enough for the caches
 
@@ -59,7 +63,8 @@ class Walk:
         if len(self.places) == 1:  # of several the headers are read twice, so that not all of them are kept
             self.places = [open_tensors(self.places[0], dtype=self._dtype)]
         self._chunk_bytes = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
-        self._progress, self._done = progress, 0
+        self._progress, self._done, self._told = progress, 0, 0
+        self._lock, self._caller = threading.Lock(), 0
         infos = (info for place in self.places for info in list_tensors(place, dtype=self._dtype) if not info.skipped)
         self.tensors = self.elements = 0
         for info in infos:
@@ -69,23 +74,49 @@ class Walk:
 
     def __iter__(self) -> Iterator[tuple[TensorInfo, Chunks]]:
         """Begin with the first tensor of the first place."""
-        self._done, self.skipped = 0, []
+        for source, chunks in self._sources():
+            end = self._done + source.info.count
+            yield source.info, self._each(chunks)
+            self._done = end
+            self._tell()
+
+    def map(self, work: Callable[[Chunks], Result]) -> Iterator[tuple[TensorInfo, list[Result]]]:
+        """Let `work` take the chunks of each tensor, and yield what it returned.
+
+        Threads share the chunks of a large tensor, in any order: `work` is called and returns in each of them.
+        """
+        for source, chunks in self._sources():
+            pieces = pieces_of(source)
+            if len(pieces) > 1:
+                results = in_threads(partial(self._share, work, source), pieces)
+                self._tell()
+            else:
+                results = [work(self._each(chunks))]
+            yield source.info, results
+
+    def _share(self, work: Callable[[Chunks], Result], source: Source, pieces: Iterator[int]) -> Result:
+        return work(self._each(read_pieces(source, pieces)))
+
+    def _sources(self) -> Iterator[tuple[Source, Chunks]]:
+        self._done = self._told = 0
+        self._caller, self.skipped = threading.get_ident(), []
         for place in self.places:
-            for info, chunks in read_tensors(place, dtype=self._dtype, chunk_bytes=self._chunk_bytes):
-                if info.skipped:
-                    self.skipped.append(info)
-                    continue
-                end = self._done + info.count
-                yield info, self._each(chunks)
-                if self._done < end:
-                    self._go_on(end)
+            sources = open_tensors(place, dtype=self._dtype).sources
+            for source, (_, chunks) in zip(sources, stream_of(sources, self._chunk_bytes), strict=True):
+                if source.info.skipped:
+                    self.skipped.append(source.info)
+                else:
+                    yield source, chunks
 
     def _each(self, chunks: Chunks) -> Chunks:
         for chunk in chunks:
             yield chunk
-            self._go_on(self._done + chunk.size)
+            with self._lock:
+                self._done += chunk.size
+            if threading.get_ident() == self._caller:
+                self._tell()
 
-    def _go_on(self, done: int) -> None:
-        self._done = done
-        if self._progress is not None:
-            self._progress(done, self.elements)
+    def _tell(self) -> None:
+        if self._progress is not None and self._told < self._done:
+            self._told = self._done
+            self._progress(self._told, self.elements)

@@ -19,7 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from precision_lab.analysis import counting
+import precision_lab
+from precision_lab.analysis import binades, counting
 from precision_lab.analysis import histogram as module
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram, log2_of_power_of_two
 from precision_lab.numerics import kernels, reference
@@ -585,31 +586,60 @@ def test_only_histograms_are_added_and_equal() -> None:
 
 @pytest.mark.parametrize("dtype", CARRIERS, ids=str)
 @pytest.mark.parametrize("size", [0, 6, 7, 8, 14, 50])
-def test_more_elements_than_a_cell_can_count(size: int, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 7 in the place of 2^31: the loop never sees more, and the answer is the same."""
+def test_more_elements_than_are_counted_at_a_time(
+    size: int, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 7 in the place of 2^18: the loop never sees more, so that no cell overflows, and the answer is the same."""
     x = boundaries(dtype)[:size].copy()
     x[: min(size, 2)] = 0
     whole, seen = ExponentHistogram.of(x), []
     name = f"count_{8 * dtype.itemsize}"
     loop = getattr(kernels.histogram, name)
 
-    def watched(array: Array, cells: Array, extremes: Array) -> None:
+    def watched(array: Array, *others: Array) -> None:
         seen.append(array.size)
-        loop(array, cells, extremes)
+        loop(array, *others)
 
     monkeypatch.setattr(kernels.histogram, name, watched)
-    monkeypatch.setattr(module, "MOST", 7)
-    assert ExponentHistogram.of(x) == whole
-    assert max(seen) <= 7
-    assert sum(seen) == size
+    monkeypatch.setattr(binades._Tally, "taken", binades._Tally)  # new ones: what is kept has the loop itself
+    monkeypatch.setattr(binades, "SLICE", 7)
+    monkeypatch.setattr(module, "SLICE", 7)
+    monkeypatch.setattr(module, "LEAST", 20)
+    for threads in (1, 3):
+        seen.clear()
+        with precision_lab.threads(threads):
+            assert ExponentHistogram.of(x) == ExponentHistogram.of_chunks([x]) == whole
+        assert max(seen) <= 7
+        assert sum(seen) == 2 * size
 
 
 def test_a_cell_can_count_what_it_is_given() -> None:
-    assert np.iinfo(np.uint32).max >= counting.MOST
+    assert np.iinfo(np.uint32).max >= counting.MOST >= binades.SLICE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16", "int16", ">f4"])
+def test_threads_do_not_show(dtype: str) -> None:
+    x = (np.random.default_rng(7).standard_normal(1_500_001) * 50).astype(dtype)
+    with precision_lab.threads(1):
+        expected = ExponentHistogram.of(x)
+    assert expected.count == x.size
+    for threads in (2, 7):
+        with precision_lab.threads(threads):
+            assert ExponentHistogram.of(x) == expected
+            assert ExponentHistogram.of(x[::-1]) == expected
+            assert ExponentHistogram.of(x[:1_500_000].reshape(3, -1).T) + ExponentHistogram.of(x[-1:]) == expected
+
+
+def test_what_another_thread_refuses_is_raised_here() -> None:
+    x = np.zeros(2_000_000, np.complex64)
+    with precision_lab.threads(3), pytest.raises(ValueError, match="cannot take an array of complex64"):
+        ExponentHistogram.of(x)
+    assert ExponentHistogram.of(np.ones(3)).count == 3  # nobody kept cells that are not zero
 
 
 def test_classes_agree_with_the_compiled_loop() -> None:
-    assert kernels.histogram.HALF_NORMAL_CLASS >= module.CLASSES  # a cell that no class uses
+    assert kernels.histogram.CLASSES == binades.CLASSES
+    assert kernels.histogram.HALF_NORMAL_CLASS >= binades.CLASSES  # a cell that no class uses
     # below zero's row there is one for each of the carrier's subnormal binades
     assert kernels.histogram.ROW_OFFSET >= 52
 

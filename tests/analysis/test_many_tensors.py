@@ -27,6 +27,7 @@ from precision_lab.analysis.sums import SUM_METHODS, sum_every_way, sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.analysis.updates import UpdateReport
 from precision_lab.numerics.accumulation import exact_sum
+from precision_lab.numerics.environment import load_kernels
 from precision_lab.presentation.report import write_scan_page
 from precision_lab.support.files import write_json
 from precision_lab.training.preflight import preflight
@@ -118,6 +119,7 @@ def test_a_tensor_costs_few_calls_and_few_bytes(command: str, tmp_path: Path) ->
     def run(files: list[Path]) -> None:
         write_json(work(*files).parts(), tmp_path / "out.json")
 
+    load_kernels()  # or that would happen after so many tensors, somewhere
     run(many)  # what is made once, or kept for tensors that are alike, has been made
     calls = [calls_of(lambda files=files: run(files)) for files in (few, many)]  # type: ignore[misc]
     held = [bytes_of(lambda files=files: run(files)) for files in (few, many)]  # type: ignore[misc]

@@ -20,7 +20,7 @@ from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike
 from precision_lab.support.plain import header
 from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
-from precision_lab.tensors.reading import read_tensors
+from precision_lab.tensors.reading import stream_of
 
 Array = NDArray[Any]
 SAVEZ: Any = np.savez  # Any: mypy takes **arrays for its options
@@ -286,7 +286,7 @@ def refused(error: pytest.ExceptionInfo[ValueError]) -> str:
 def test_bad_arguments_fail_before_anything_is_read(
     model: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], needle: str
 ) -> None:
-    monkeypatch.setattr(walk, "read_tensors", never)
+    monkeypatch.setattr(walk, "stream_of", never)
     paths = options.pop("paths", [model])
     with pytest.raises(ValueError, match=needle) as caught:
         scan(paths, progress=never, **options)
@@ -314,7 +314,7 @@ def test_a_bad_second_file_fails_before_the_first_is_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     bad = broken(tmp_path)[kind]
-    monkeypatch.setattr(walk, "read_tensors", never)
+    monkeypatch.setattr(walk, "stream_of", never)
     monkeypatch.setattr(ExponentHistogram, "of", never)
     with pytest.raises(TensorFileError) as caught:
         scan([model, bad], progress=never)
@@ -325,7 +325,7 @@ def test_these_traps_can_close(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """`never` is called where the arguments are good: the tests above can fail."""
     with pytest.raises(AssertionError, match="data was read"):
         scan([model], progress=never)
-    monkeypatch.setattr(walk, "read_tensors", never)
+    monkeypatch.setattr(walk, "stream_of", never)
     with pytest.raises(AssertionError, match="data was read"):
         scan([model])
 
@@ -366,9 +366,9 @@ def count_calls(function: Callable[..., Any], into: list[Any]) -> Callable[..., 
 def test_each_file_is_read_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "more.npy", gradients(10))
     read: list[Any] = []
-    monkeypatch.setattr(walk, "read_tensors", count_calls(read_tensors, read))
+    monkeypatch.setattr(walk, "stream_of", count_calls(stream_of, read))
     scan([model, tmp_path / "more.npy"])
-    assert read == [model, tmp_path / "more.npy"]
+    assert [sources[0].info.file for sources in read] == [model, tmp_path / "more.npy"]
 
 
 def test_one_path_needs_no_list(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ class ExponentHistogram(PlainData, Shown):
         """Return the sum of any number of histograms, which takes less time than to add one after the other."""
         require_gradual_underflow()
         listed = list(histograms)
-        if len(listed) == 1:
+        if len(listed) == 1 and isinstance(listed[0], cls):
             return listed[0]
         parts = [h for h in listed if len(h.table)]
         first = min((h.first_exponent for h in parts), default=0)

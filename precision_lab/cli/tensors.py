@@ -64,8 +64,9 @@ def scan(
         )
     show(scan_table(result))
     say_skipped(result.skipped)
-    for file in filter(is_recording, files):
-        _show_recording(file)
+    for file in files:
+        if is_recording(file):
+            _show_recording(Path(file))
     if data is not None:
         write_json(result.parts(), data)
     if figure is not None:

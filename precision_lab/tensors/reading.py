@@ -233,7 +233,7 @@ def pieces_of(source: Source) -> range:
         return range(0)
     if source.member or torch_files.is_tensor(source.tensor) or source.info.count < LEAST:
         return range(1)
-    return range(-(-source.info.count * np.dtype(source.info.dtype).itemsize // PIECE_BYTES))
+    return range(-(-source.info.count // (PIECE_BYTES // np.dtype(source.info.dtype).itemsize)))
 
 
 def read_pieces(source: Source, numbers: Iterator[int]) -> Chunks:

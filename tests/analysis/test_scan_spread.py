@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from precision_lab import TensorFileError, scan
+import precision_lab
+from precision_lab import ExponentHistogram, TensorFileError, scan
+from precision_lab.tensors import reading
 from precision_lab.tensors.slices import read_slices, slice_tensors
 from tests.conftest import CommandLine
 from tests.support.test_executors import Shuffled
@@ -60,6 +63,73 @@ def test_threads(folder: Path, workers: int) -> None:
     assert [t.info for t in found.tensors] == [t.info for t in expected.tensors]
     assert [done for done, _ in told] == sorted({done for done, _ in told})  # nothing twice
     assert told[-1] == (expected.total.count, expected.total.count)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of 20 elements are large, and threads read 100 bytes at a time."""
+    monkeypatch.setattr(reading, "LEAST", 20)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_threads_of_this_process(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces are counted by whoever takes them; progress is told by the caller, and nothing is told twice."""
+    with monkeypatch.context() as whole:
+        whole.setattr(reading, "LEAST", 10**9)
+        expected = scan(folder)
+    in_memory = {"w": np.load(folder / "d.npy").T, "x": np.arange(99.0)[::-2]}
+    told: list[tuple[int, int]] = []
+    me, tellers = threading.get_ident(), set()
+
+    def tell(*step: int) -> None:
+        told.append(step)  # type: ignore[arg-type]
+        tellers.add(threading.get_ident())
+
+    with precision_lab.threads(count):
+        found = scan(folder, progress=tell)
+        assert scan(in_memory).tensors[0].histogram == ExponentHistogram.of(in_memory["w"])
+        assert scan(in_memory).tensors[1].histogram == ExponentHistogram.of(in_memory["x"])
+    assert found == expected
+    assert json.dumps(found.to_dict()) == json.dumps(expected.to_dict())
+    steps = [done for done, _ in told]
+    assert steps == sorted(set(steps))
+    assert told[-1] == (expected.total.count, expected.total.count)
+    assert tellers == {me}
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_file_that_is_cut_under_threads(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "d.npy"
+    content = file.read_bytes()
+    fill = reading._fill
+    for piece in (0, 50, 199):
+        before = iter(range(1000))
+
+        def cut(stream: Any, view: memoryview, piece: int = piece, before: Iterator[int] = before) -> int:
+            if next(before) == piece:
+                file.write_bytes(content[:-1000])
+            return fill(stream, view)
+
+        monkeypatch.setattr(reading, "_fill", cut)
+        with precision_lab.threads(count), pytest.raises(TensorFileError, match=r"d\.npy.*changed while it was read"):
+            scan(file)
+        file.write_bytes(content)
+    monkeypatch.undo()
+    with precision_lab.threads(count):
+        assert scan(file).total.count == 5000
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_who_is_interrupted_waits_for_no_other_piece(folder: Path) -> None:
+    def interrupt(done: int, _: int) -> None:
+        raise KeyboardInterrupt
+
+    with precision_lab.threads(3), pytest.raises(KeyboardInterrupt):
+        scan(folder / "d.npy", progress=interrupt)
+    assert scan(folder / "d.npy").total.count == 5000
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab.analysis.histogram import CLASSES, ExponentHistogram
+from precision_lab.analysis.binades import CLASSES
+from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.experiments import memory
 from precision_lab.experiments.claims import experiment as claims
 from precision_lab.experiments.kept import Finished

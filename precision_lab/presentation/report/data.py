@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from precision_lab.analysis.histogram import CLASSES, ExponentHistogram, place_of
+from precision_lab.analysis.binades import CLASSES
+from precision_lab.analysis.histogram import ExponentHistogram, place_of
 from precision_lab.numerics.formats import FORMATS, FloatFormat
 
 

@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
-from precision_lab import ExponentHistogram, list_tensors, scan
+from precision_lab import ExponentHistogram, list_tensors, scan, threads
 from precision_lab.support.executors import completed
 
 ELEMENTS = 1 << 21  # float32 in a file: 8 MiB
 FILES = (1, 8, 64)
+ALONE, THREADS = "one thread", "a thread for each core"
 
 
 @contextmanager
@@ -57,9 +58,10 @@ def nothing(number: int) -> int:
     return number
 
 
-def seconds(executor: Executor | None, files: list[Path]) -> float:
+def seconds(name: str, executor: Executor | None, files: list[Path]) -> float:
     start = time.perf_counter()
-    result = scan(files, executor=executor)
+    with threads(1 if name == ALONE else None):
+        result = scan(files, executor=executor)
     elapsed = time.perf_counter() - start
     assert result.total.count == ELEMENTS * len(files)
     return elapsed
@@ -74,13 +76,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         files = make(Path(folder))
         data = np.fromfile(files[1][0], np.float32)[-ELEMENTS:]
-        executors: dict[str, Executor | None] = {"no executor": None}
+        executors: dict[str, Executor | None] = {ALONE: None, THREADS: None}
         for count in (1, 2):
             pool = stack.enter_context(ProcessPoolExecutor(count, get_context("spawn")))
             executors[f"process pool, {count}"] = pool
             executors[f"Dask, {count}"] = stack.enter_context(dask(count))
-        for executor in executors.values():  # imports, compiled code, the operating system's memory
-            seconds(executor, files[max(FILES)])
+        for name, executor in executors.items():  # imports, compiled code, the operating system's memory
+            seconds(name, executor, files[max(FILES)])
         times: dict[tuple[str, int], list[float]] = {(name, n): [] for name in executors for n in FILES}
         empty: dict[str, list[float]] = {name: [] for name in executors}
         counting: list[float] = []
@@ -88,13 +90,14 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for n in FILES:
                 for name, executor in executors.items():
-                    times[name, n].append(seconds(executor, files[n]))
+                    times[name, n].append(seconds(name, executor, files[n]))
             for name, executor in executors.items():
                 start = time.perf_counter()
                 assert len(list(completed(nothing, range(arguments.tasks), executor))) == arguments.tasks
                 empty[name].append((time.perf_counter() - start) / arguments.tasks)
             start = time.perf_counter()
-            ExponentHistogram.of(data)
+            with threads(1):
+                ExponentHistogram.of(data)
             counting.append((time.perf_counter() - start) / data.size)
             start = time.perf_counter()
             for file in files[max(FILES)]:
@@ -106,9 +109,9 @@ def main() -> None:
     for n in FILES:
         table.add_column(f"{n} file{'s' if n > 1 else ''}", justify="right")
     table.add_column("ns/element", justify="right")
-    table.add_column("x no executor", justify="right")
+    table.add_column("x one thread", justify="right")
     table.add_column("µs an empty task", justify="right")
-    base = float(min(times["no executor", max(FILES)]))
+    base = float(min(times[ALONE, max(FILES)]))
     for name in executors:
         least = [float(min(times[name, n])) for n in FILES]
         table.add_row(

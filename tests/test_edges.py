@@ -475,9 +475,12 @@ def test_the_import_needs_no_compiler() -> None:
 
 def test_loops_without_a_compiler_say_so() -> None:
     program = """if True:
+        import numpy as np
         import precision_lab as pl
         from precision_lab.numerics.errors import CompilerDisabledError
-        for call in (lambda: pl.round_to(0.1, "fp16"), lambda: pl.ExponentHistogram.of([1.0])):
+        assert pl.ExponentHistogram.of([1.0]).count == 1  # a small one needs none
+        large = np.ones(5_000_000, np.float32)
+        for call in (lambda: pl.round_to(0.1, "fp16"), lambda: pl.ExponentHistogram.of(large)):
             try:
                 call()
             except CompilerDisabledError as error:

@@ -294,11 +294,48 @@ class Terms:
 
 
 @lru_cache(maxsize=256)
-def _constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
-    """Return the constants of `sums._round_one`: what happens at the ends of the range is asked of `round_to`."""
+def sum_constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
+    """Return the constants of kernels/sums.py: what happens at the ends of the range is asked of `round_to`."""
     ends = round_to(np.array([1e300, -1e300, np.inf, -np.inf, -0.0, np.nan]), fmt, mode, rng=0)
-    number = list(RoundingMode).index(mode)
-    return np.array(load_kernels().sums.Accumulator(number, fmt.mantissa_bits, fmt.emin, fmt.max, *ends))
+    beyond, beyond_negative, infinity, negative_infinity, negative_zero, nan = ends.tolist()
+    discarded = 52 - fmt.mantissa_bits
+    low, half = (1 << discarded) - 1, 1 << (discarded - 1)
+    nearest_16th = (1 << (discarded - 16)) - 1
+    # dither, by_sign, by_odd; a sum that is no double is undecided where these bits are those
+    dither, by_sign, by_odd, undecided, undecided_at = {
+        RoundingMode.TIES_TO_EVEN: (half - 1, 0, 1, low, half),
+        RoundingMode.TIES_TO_AWAY: (half, 0, 0, low, half),
+        RoundingMode.TOWARD_ZERO: (0, 0, 0, low, 0),
+        RoundingMode.TOWARD_POSITIVE: (low, -low, 0, low, 0),
+        RoundingMode.TOWARD_NEGATIVE: (0, low, 0, low, 0),
+        RoundingMode.TO_ODD: (low, 0, -low, low, 0),
+        RoundingMode.STOCHASTIC: (0, 0, 0, nearest_16th, 0),
+    }[mode]
+    dither_below = dither
+    if not fmt.mantissa_bits:  # every significand but zero's is 1, odd
+        dither, by_odd = dither + by_odd, 0
+    return np.array(
+        load_kernels().sums.Accumulator(
+            discarded=discarded,
+            low=low,
+            dither=dither,
+            dither_below=dither_below,
+            by_sign=by_sign,
+            by_odd=by_odd,
+            number_shift=discarded - 16,
+            undecided=undecided,
+            undecided_at=undecided_at,
+            smallest_normal=fmt.smallest_normal,
+            largest=fmt.max,
+            beyond=beyond,
+            beyond_negative=beyond_negative,
+            infinity=infinity,
+            negative_infinity=negative_infinity,
+            negative_zero=negative_zero,
+            cancelled=-0.0 if mode is RoundingMode.TOWARD_NEGATIVE else 0.0,
+            nan=nan,
+        )
+    )
 
 
 def accumulate(
@@ -444,11 +481,11 @@ def _added(array: Array, settings: _Settings, rng: RandomSource) -> _Added:
         steps = n + kept
     elif method in ("kahan", "neumaier"):
         steps = 4 * n + (method == "neumaier")
-    numbers = np.empty(0, np.uint16)
+    numbers = None
     if mode is RoundingMode.STOCHASTIC:
         numbers = random_numbers(*random_stream(rng), steps + 1)
 
-    constants = _constants(wide, mode)
+    constants = sum_constants(wide, mode)
     sums = np.empty(kept)
     last = 0.0
     stagnates_after: int | None = None
@@ -458,13 +495,11 @@ def _added(array: Array, settings: _Settings, rng: RandomSource) -> _Added:
     elif method == "blocked":
         totals = np.empty(kept)
         kernels.sum_blocks(array, totals, constants, numbers, block)
-        kernels.sum_sequential(totals, sums, constants, numbers[n:])
+        kernels.sum_sequential(totals, sums, constants, None if numbers is None else numbers[n:])
+    elif method == "pairwise" and n > 1:
+        last = float(kernels.sum_pairs(array, sums, constants, numbers))
     elif method == "pairwise":
-        level = array.copy()
-        if n == 1:
-            kernels.round_values(level, constants, numbers)
-        kernels.sum_pairs(level, sums, constants, numbers)
-        last = float(level[0]) if n else 0.0
+        last = _rounded(float(array[0]), constants, numbers) if n else 0.0
     elif method == "kahan":
         kernels.sum_kahan(array, sums, constants, numbers)
     else:
@@ -472,7 +507,12 @@ def _added(array: Array, settings: _Settings, rng: RandomSource) -> _Added:
     if n and method not in ("pairwise", "neumaier"):
         last = float(sums[-1])
     if wide != fmt:
-        result = np.array([last])
-        kernels.round_values(result, _constants(fmt, mode), numbers[steps:])
-        last = float(result[0])
+        last = _rounded(last, sum_constants(fmt, mode), None if numbers is None else numbers[steps:])
     return _Added(last, sums, stagnates_after, steps)
+
+
+def _rounded(x: float, constants: Array, numbers: NDArray[np.uint16] | None) -> float:
+    """Round a double, with the first of the numbers."""
+    value = np.array([x])
+    load_kernels().sums.round_values(value, constants, numbers)
+    return float(value[0])

@@ -141,7 +141,7 @@ def integers_as_doubles(array: Array, *, to_odd: bool) -> Array:
             raise _no_double(int(flat[inexact[0]]))
         return doubles
     odd = np.empty(flat.size)
-    load_kernels().products.add_to_odd(head, rest, odd, False)
+    load_kernels().products.add_to_odd(head, rest, odd)
     return odd.reshape(array.shape)
 
 

@@ -6,16 +6,18 @@ rounded once; special cases are those of `accumulation`.
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from precision_lab.numerics.accumulation import sum_constants
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.rounding import RandomSource, as_carrier, random_stream, round_to
+from precision_lab.numerics.rounding import RandomSource, as_carrier, random_numbers, random_stream, round_to
 
 Array: TypeAlias = NDArray[Any]
 
@@ -147,7 +149,7 @@ def matmul(
     seed, first = random_stream(rng) if rounding_mode is RoundingMode.STOCHASTIC else (0, 0)
 
     by_addition = np.zeros(left.shape[0], np.bool_)
-    if rounding_mode is RoundingMode.TIES_TO_EVEN:
+    if rounding_mode is RoundingMode.TIES_TO_EVEN and by_addition.size * right.shape[1] > _FEW:
         by_addition = _rows_by_addition(left, right, wide, round_products)
     if by_addition.all():
         sums = _matmul_by_addition(left, right, wide, round_products)
@@ -155,7 +157,7 @@ def matmul(
         sums = np.empty((left.shape[0], right.shape[1]), np.float32)
         if by_addition.any():  # else there may be signalling NaNs, about which a cast within warns
             sums[by_addition] = _matmul_by_addition(left[by_addition], right, wide, round_products)
-        sums[~by_addition] = _matmul_to_odd(
+        sums[~by_addition] = _matmul_by_fields(
             left[~by_addition], right, wide, round_products, rounding_mode, (seed, first)
         )
     if last != wide:
@@ -165,38 +167,86 @@ def matmul(
     return sums.astype(dtype, copy=False)
 
 
-_ROW_ELEMENTS = 1 << 14  # of the accumulators that are held in the second-level cache at a time
-_PANEL = (512, 128)  # rows and columns of the right matrix that stay there
+_TILE = 1 << 11  # accumulators that are held in the first-level cache at a time
+_FEW = 4  # elements that are summed one by one
+_TERMS = 1 << 15  # of which so many are held at a time
+_PANEL = (512, 128)  # rows and columns of the right matrix that stay in the second-level cache
 
 
-def _matmul_to_odd(
+def _matmul_by_fields(
     left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: tuple[int, int]
 ) -> Array:
-    """Multiply in any format and mode: sums are rounded to odd in float64, then into the format."""
+    """Multiply in any format and mode."""
     kernels = load_kernels().products
 
-    rows, steps, columns = left.shape[0], left.shape[1], right.shape[1]
-    wide_left, wide_right = converted(left, np.float64), converted(right, np.float64)
-    result = np.empty((rows, columns), np.float32)
+    (rows, steps), columns = left.shape, right.shape[1]
+    random = mode is RoundingMode.STOCHASTIC
+    if rows * columns <= _FEW:
+        return _few_sums(left, right, fmt, round_products, mode, stream)
+    if columns < rows and (columns == 1 or not random):  # then the places of a column follow one another, too
+        return _matmul_by_fields(right.T, left.T, fmt, round_products, mode, stream).T
     seed, first = stream
-    downward = mode is RoundingMode.TOWARD_NEGATIVE
-    some = max(1, _ROW_ELEMENTS // max(columns, 1))
-    for start in range(0, rows, some):
-        block = wide_left[start : start + some]
-        sums = np.zeros((block.shape[0], columns))
-        exact, products = np.empty_like(sums), np.empty_like(sums)
-        for k in range(steps):
-            number = first + start * columns + k * rows * columns * (2 if round_products else 1)
-            if round_products:
-                kernels.multiply(block[:, k], wide_right[k], products)
-                round_to(products, fmt, mode, rng=(seed, number), out=products)
-                kernels.add_to_odd(sums.reshape(-1), products.reshape(-1), exact.reshape(-1), downward)
-                number += rows * columns
-            else:
-                kernels.add_products_to_odd(sums, block[:, k], wide_right[k], exact, downward)
-            round_to(exact, fmt, mode, rng=(seed, number), out=sums)
-        result[start : start + some] = sums
+    constants = sum_constants(fmt, mode)
+    result = np.empty((rows, columns), np.float32)
+    width, height = min(columns, _TILE), max(1, _TILE // columns)
+    for column in range(0, columns, width):
+        panel = np.ascontiguousarray(right[:, column : column + width])
+        exact = _rows_of_doubles(left, panel, fmt, round_products)
+        for row in range(0, rows, height):
+            tile = slice(row, row + height), slice(column, column + width)
+            sums = np.zeros(result[tile].shape)
+            name = f"add_{'rounded_' * round_products}products{'_of_doubles' * bool(exact[tile[0]].all())}"
+            place = np.array([seed, first + row * columns + column, rows * columns], np.uint64) if random else None
+            getattr(kernels, name)(sums, left[tile[0]], panel, constants, place)
+            result[tile] = sums
     return result
+
+
+def _few_sums(
+    left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: tuple[int, int]
+) -> Array:
+    """Multiply where the result has few elements: each is a sum like those of `accumulate`."""
+    kernels = load_kernels().sums
+
+    constants = sum_constants(fmt, mode)
+    result = np.zeros((left.shape[0], right.shape[1]))
+    seed, first = stream
+    roundings = result.size * (2 if round_products else 1)  # a step
+    numbers = factors = None
+    for start in range(0, left.shape[1], _TERMS):
+        part = slice(start, start + _TERMS)
+        for place, (i, j) in enumerate(np.ndindex(result.shape)):
+            with np.errstate(invalid="ignore"):
+                terms = np.multiply(left[i, part], right[part, j], dtype=np.float64)
+            if mode is RoundingMode.STOCHASTIC:
+                drawn = random_numbers(seed, first + start * roundings, terms.size * roundings)
+                factors = np.ascontiguousarray(drawn[place::roundings])
+                numbers = np.ascontiguousarray(drawn[roundings - result.size + place :: roundings])
+            if round_products:
+                kernels.round_values(terms, constants, factors)
+            result[i, j] = kernels.add_terms(result[i, j], terms, constants, numbers)
+    return result.astype(np.float32)
+
+
+def _rows_of_doubles(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> NDArray[np.bool_]:
+    """Return for which rows of `left` every sum is finite and a double, as it is and after it was lifted.
+
+    Let g be a power of two that divides all products of the row. It divides the accumulators, too: rounding to a
+    spacing of at least g gives a multiple of that, and a multiple of g is left as it is by a smaller one. So all exact
+    sums are multiples of g, and doubles up to 2^53 g; those below the smallest normal N, plus N, are below 2 N.
+    """
+    kernels = load_kernels().products
+
+    steps, rows = left.shape[1], left.shape[0]
+    largest, lowest, ones = np.empty(steps), np.empty(steps), np.ones(right.shape[1])
+    kernels.product_extents(right, ones, ones, np.empty(steps), largest, lowest)
+    total, high, low = np.empty(rows), np.empty(rows), np.empty(rows)
+    kernels.product_extents(left, largest, lowest, total, high, low)
+    # every rounding adds at most a spacing: 2 u of what it rounds, or the smallest subnormal
+    growth = math.exp(min(2 * fmt.unit_roundoff * (steps + 1), 700))
+    bound = growth * (total + 2 * steps * fmt.smallest_subnormal) * 1.001
+    bound_of_lifted = 2 * fmt.smallest_normal
+    return (bound <= fmt.max) & (np.maximum(bound, bound_of_lifted) <= 2.0**53 * low)
 
 
 def _rows_by_addition(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> NDArray[np.bool_]:

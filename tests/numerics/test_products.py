@@ -49,7 +49,7 @@ def by_both(a: Array, b: Array, fmt: FloatFormat, round_products: bool) -> tuple
     rows = products._rows_by_addition(a, b, fmt, round_products)
     fast = products._matmul_by_addition(a[rows], b, fmt, round_products)
     even = RoundingMode.TIES_TO_EVEN
-    return rows, fast, products._matmul_to_odd(a[rows], b, fmt, round_products, even, (0, 0))
+    return rows, fast, products._matmul_by_fields(a[rows], b, fmt, round_products, even, (0, 0))
 
 
 WIDE_AND_NARROW = [

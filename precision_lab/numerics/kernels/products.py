@@ -7,34 +7,102 @@ from typing import Any
 import numpy as np
 from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import INFINITY, SIGN, U32, U64, reinterpret
+from precision_lab.numerics.kernels.bits import INFINITY, SIGN, U32, U64, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
-from precision_lab.numerics.kernels.sums import sum_to_odd
+from precision_lab.numerics.kernels.stochastic import random_words
+from precision_lab.numerics.kernels.sums import (
+    Accumulator,
+    add_anything,
+    by_fields,
+    lift_of,
+    number_at,
+    rounded,
+    signed_zero,
+    to_odd,
+    two_sum,
+)
 
 
 @compiled()
-def multiply(column, row, out):
-    """Write the exact products (of values that float32 holds); NaN is positive."""
-    for i in range(column.size):
-        for j in range(row.size):
-            p = column[i] * row[j]
-            out[i, j] = p if p == p else np.nan
+def add_to_odd(x, y, out):
+    """Add element by element, rounded to odd."""
+    for i in range(x.size):
+        out[i] = reinterpret(to_odd(*two_sum(x[i], y[i])))
 
 
 @compiled()
-def add_to_odd(sums, terms, out, downward):
-    """Add element by element."""
-    for i in range(sums.size):
-        out[i] = sum_to_odd(sums[i], terms[i], downward)
+def _fill(words, first, seed):
+    """Fill `words` with random numbers, four a counter, beginning with that of number `first`."""
+    counter = U64(first >> U64(2))
+    low, high = U64(counter & U64(0xFFFFFFFF)), U64(counter >> U64(32))
+    before = min(words.size, 2 * np.int64(U64(U64(1 << 32) - low)))  # the low word must not wrap within a call
+    key0, key1 = U32(seed & U64(0xFFFFFFFF)), U32(seed >> U64(32))
+    random_words(words[:before], U32(low), U32(high), key0, key1)
+    random_words(words[before:], U32(0), U32(high + U64(1)), key0, key1)
 
 
 @compiled()
-def add_products_to_odd(sums, column, row, out, downward):
-    """Add the exact products of a column and a row (of values that float32 holds)."""
-    for i in range(column.size):
-        a, line, target = column[i], sums[i], out[i]
-        for j in range(row.size):
-            target[j] = sum_to_odd(line[j], a * row[j], downward)
+def _numbers_of(stream, words, rounding):
+    """Return the random numbers of a rounding of all sums, where there are any; they lie in `words`."""
+    if stream is None:
+        return None
+    seed, first, distance = stream[0], stream[1], stream[2]
+    place = U64(first + U64(distance * U64(rounding)))
+    _fill(words, place, seed)
+    return words.view(np.uint16)[np.int64(place & U64(3)) :]
+
+
+@compiled()
+def _add(a, b, number, k):
+    """Round a + b."""
+    s, error = two_sum(a, b)
+    return add_anything(s, error, a, b, number, k)
+
+
+@compiled()
+def _add_doubles(a, b, number, k):
+    """Round a + b where it is a double, when it is lifted too, and does not overflow."""
+    s = signed_zero(a + b, a, b, k)
+    lift = lift_of(s, k)
+    return by_fields(reinterpret(s + lift), lift, number, k)
+
+
+def _make_rounded(add: Any, round_products: bool) -> Any:
+    """Build the loop of matrix products in any mode; `add` rounds a sum."""
+
+    @compiled()
+    def rounded_products(sums, left, right, c, stream):
+        """Add left @ right to `sums` in float64: k ascending, each sum rounded, and each product if it is to be.
+
+        stream: for ``stochastic`` the seed, the number of the first rounding, and the distance to the next one of the
+        same element; those of the other elements of `sums` follow one another.
+        """
+        k = named(Accumulator, c)
+        rows, columns = sums.shape
+        words = np.empty(2 * (sums.size // 4 + 2), np.uint32)
+        of_products = words.copy()
+        for step in range(left.shape[1]):
+            if round_products:
+                factors = _numbers_of(stream, of_products, 2 * step)
+                numbers = _numbers_of(stream, words, 2 * step + 1)
+            else:
+                factors = numbers = _numbers_of(stream, words, step)
+            for i in range(rows):
+                a, b, line, first = np.float64(left[i, step]), right[step], sums[i], i * columns
+                for j in range(columns):
+                    p = a * np.float64(b[j])
+                    if round_products:
+                        p = rounded(p, 0.0, number_at(factors, first + j), k)
+                    line[j] = add(line[j], p, number_at(numbers, first + j), k)
+
+    return rounded_products
+
+
+add_products, add_rounded_products = _make_rounded(_add, False), _make_rounded(_add, True)
+add_products_of_doubles, add_rounded_products_of_doubles = (
+    _make_rounded(_add_doubles, False),
+    _make_rounded(_add_doubles, True),
+)
 
 
 # Sums that need no rounding to odd, ties to even (when, is in accumulation.py): the sum in the carrier is rounded by

@@ -1,105 +1,199 @@
 """Sums, every addition rounded to an accumulator.
 
-A sum is rounded once: to odd in float64, then into the format (Boldo and Melquiond 2008). A format has at most 24
-significand bits, so its values, its midpoints and the 2^-16ths of its spacings that stochastic rounding compares with
-all end in zeros as doubles. A sum that is no double becomes the odd one of the two doubles around it, which lies
-strictly between the same two of those places as the sum itself: every mode then decides as it would on the sum.
+The rounding is by fields, as in rounding.py, of float64: a dither is added to the bit pattern, and what lies below the
+last bit of the format is cleared. A mode is the dither: what it is made of is in `Accumulator`. Two things differ from
+arrays. The sum of two doubles may be no double: how it is rounded then, is told by `rounded`. And a running sum is a
+chain in which each operation waits for the one before: `add` has the usual case on a short way, in vector registers,
+and leaves all else, which the processor foresees, to `rounded`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba.extending import intrinsic
 
 from precision_lab.numerics.kernels.bits import U64, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 
 LARGEST_64 = np.finfo(np.float64).max
-_EVEN, _AWAY, _ZERO, _POSITIVE, _NEGATIVE, _ODD, _RANDOM = range(7)  # the order of RoundingMode
-
-
-@compiled()
-def sum_to_odd(a, b, downward):
-    """Round a + b to odd; an exact zero is -0 if both are, `downward` if either is; NaN is positive."""
-    s = a + b
-    large, small = (a, b) if abs(a) >= abs(b) else (b, a)
-    error = small - (s - large)  # exact (Dekker 1971) where s is finite
-    bits = reinterpret(s)
-    move = U64(1) if (error > 0.0) == (s > 0.0) else U64(0xFFFFFFFFFFFFFFFF)
-    odd = reinterpret(U64(bits + move)) if U64(bits & U64(1)) == U64(0) and error != 0.0 else s
-    if abs(s) == np.inf:
-        odd = s if abs(large) == np.inf else np.copysign(LARGEST_64, s)
-    if downward and s == 0.0:
-        odd = -0.0 if np.copysign(1.0, a) < 0.0 or np.copysign(1.0, b) < 0.0 else 0.0
-    return odd if s == s else np.nan
-
-
-@compiled()
-def _power(exponent):
-    return reinterpret(U64(U64(exponent + 1023) << U64(52)))
+_MAGNITUDE = U64(0x7FFFFFFFFFFFFFFF)
 
 
 class Accumulator(NamedTuple):
-    """The constants of `_round_one`: a format and a mode, and what becomes of the ends of the range there."""
+    """A format and a mode as the loops read them, and what becomes of the ends of the range there.
 
-    mode: int  # its place in RoundingMode
-    mantissa_bits: int
-    emin: int
+    With d = 52 - mantissa bits, the bits of a double that the format has not are its last d.
+    """
+
+    discarded: int  # d
+    low: int  # those bits
+    dither: int  # what is added to them before they are cleared
+    dither_below: int  # the same below the smallest normal
+    by_sign: int  # added to it where the sum is negative,
+    by_odd: int  # and where the last bit that stays is set
+    number_shift: int  # random numbers are added, moved up so far
+    undecided: int  # a sum that is no double rounds as the double beside it, but perhaps where these bits of it
+    undecided_at: int  # are these
+    smallest_normal: float
     largest: float
     beyond: float  # what is beyond `largest`
     beyond_negative: float
     infinity: float
     negative_infinity: float
     negative_zero: float
+    cancelled: float  # a sum that is exactly zero, not both summands being so with the same sign
     nan: float
 
 
 @compiled()
-def _round_one(x, k, number):
-    """Round one double in any mode."""
-    negative = np.copysign(1.0, x) < 0.0
-    a = abs(x)
-    if x != x:
-        return k.nan
-    if a == np.inf:
-        return k.negative_infinity if negative else k.infinity
-    if a == 0.0:
-        return k.negative_zero if negative else 0.0
-    if a > 2 * k.largest:
-        return k.beyond_negative if negative else k.beyond
-    exponent = max(np.int64(reinterpret(a) >> U64(52)) - 1023, k.emin)
-    scaled = a * _power(k.mantissa_bits - exponent)
-    below = np.floor(scaled)
-    rest = scaled - below
-    odd = int(below) % 2 == 1
-    if k.mode == _EVEN:
-        away = rest > 0.5 or (rest == 0.5 and odd)
-    elif k.mode == _AWAY:
-        away = rest >= 0.5
-    elif k.mode == _ZERO:
-        away = False
-    elif k.mode == _POSITIVE:
-        away = rest > 0.0 and not negative
-    elif k.mode == _NEGATIVE:
-        away = rest > 0.0 and negative
-    elif k.mode == _ODD:
-        away = rest > 0.0 and not odd
-    else:
-        away = np.floor(rest * 65536.0) + number >= 65536.0
-    r = (below + (1.0 if away else 0.0)) * _power(exponent - k.mantissa_bits)
-    if r > k.largest:
-        return k.beyond_negative if negative else k.beyond
-    if r == 0.0:
-        return k.negative_zero if negative else 0.0
-    return -r if negative else r
+def two_sum(a, b):
+    """Return a + b as a double and what that lacks of the exact sum: NaN where it overflows (Knuth's TwoSum)."""
+    s = a + b
+    part = s - a
+    return s, (a - (s - part)) + (b - part)
 
 
 @compiled()
-def _add(a, b, k, numbers, i):
-    """Add and round once, with the i-th random number where there are any."""
-    number = numbers[i] if numbers.size else np.uint16(0)
-    return _round_one(sum_to_odd(a, b, k.mode == _NEGATIVE), k, number)
+def to_odd(s, error):
+    """Return the bits of s if nothing is lacking, else those of the odd one of the doubles around s + error."""
+    bits = reinterpret(s)
+    opposite = U64(U64(reinterpret(error) ^ bits) >> U64(63))
+    odd = U64(U64(bits - opposite) | U64(1))
+    return odd if abs(error) > 0.0 else bits
+
+
+@compiled()
+def lift_of(s, k):
+    """Return what is added to sums below the smallest normal N: N, with the sign of s.
+
+    All of them then have the exponent of N, and the last bit of the format is in its place. Subtracting it is exact.
+    """
+    return np.copysign(k.smallest_normal, s) if abs(s) < k.smallest_normal else 0.0
+
+
+@compiled()
+def by_fields(bits, lift, number, k):
+    """Round a double with those bits that was lifted; it is no NaN, and nothing is beyond the largest value."""
+    of_sign = U64(U64(k.by_sign) & U64(U64(0) - U64(bits >> U64(63))))
+    of_odd = U64(U64(k.by_odd) & U64(U64(0) - U64(U64(bits >> U64(k.discarded)) & U64(1))))
+    of_number = U64(U64(number) << U64(k.number_shift))
+    dither = U64(U64(k.dither) if lift == 0.0 else U64(k.dither_below))
+    dither = U64(U64(dither + of_number) + U64(of_sign + of_odd))
+    r = reinterpret(U64(U64(bits + dither) & U64(~U64(k.low)))) - lift
+    return reinterpret(U64(reinterpret(r) | U64(bits & reinterpret(k.negative_zero))))
+
+
+@compiled()
+def rounded(s, error, number, k):
+    """Round s + error once, two doubles of which the second is at most half a spacing of the first; no branches.
+
+    Lifted, s may lose a second time; both errors together are less than a spacing of the new sum z. The first is
+    smaller than the unit of the second unless that is zero: their sum has the right sign, and is zero where both are.
+
+    Then the exact sum lies strictly between z and the next double, and becomes the odd one of them (Boldo and Melquiond
+    2008). Format and random numbers have at most 24 + 16 bits, so that the values, the midpoints and the 2^-16ths of a
+    spacing all are even as doubles: the odd one lies between the same two of them as the sum.
+    """
+    lift = lift_of(s, k)
+    z = s + lift
+    r = by_fields(to_odd(z, (s - (z - lift)) + error), lift, number, k)
+    negative = s < 0.0
+    r = (k.beyond_negative if negative else k.beyond) if abs(r) > k.largest else r
+    r = (k.negative_infinity if negative else k.infinity) if abs(s) == np.inf else r
+    return r if s == s else k.nan
+
+
+@compiled()
+def signed_zero(s, a, b, k):
+    """Return s, the sum of a and b, with the sign of the mode if it is zero."""
+    sign = U64(U64(reinterpret(a) | reinterpret(b)) & reinterpret(k.cancelled))
+    return reinterpret(U64(reinterpret(s) | (sign if s == 0.0 else U64(0))))
+
+
+@compiled()
+def add_anything(s, error, a, b, number, k):
+    """Round the sum of a and b, of which s and error are known; no branches."""
+    overflows = (abs(s) == np.inf) & (abs(a) < np.inf) & (abs(b) < np.inf)
+    s = np.copysign(LARGEST_64, s) if overflows else s
+    return rounded(signed_zero(s, a, b, k), error, number, k)
+
+
+def _in_vector(build: Callable[..., Any]) -> Any:
+    """Make an intrinsic of 64-bit words that lie in vector registers, whatever LLVM thinks of it.
+
+    `build` gets LLVM's builder and a vector for each argument. Left to itself LLVM moves a double to a general register
+    to add integers to its bits, and back: each takes as long as an addition.
+    """
+
+    @intrinsic
+    def function(typing_context: Any, x: Any, constants: Any) -> Any:
+        import llvmlite.ir as ir
+
+        two = ir.VectorType(ir.IntType(64), 2)
+        lane = ir.IntType(32)
+
+        def vector(builder: Any, word: Any) -> Any:
+            word = builder.bitcast(word, ir.IntType(64))
+            first = builder.insert_element(ir.Constant(two, ir.Undefined), word, ir.Constant(lane, 0))
+            return builder.insert_element(first, word, ir.Constant(lane, 1))
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            words = [args[0], *(builder.extract_value(args[1], i) for i in range(len(constants)))]
+            result = build(builder, *(vector(builder, word) for word in words))
+            real = builder.bitcast(result, ir.VectorType(ir.DoubleType(), 2))
+            return builder.extract_element(real, ir.Constant(lane, 0))
+
+        return x(x, constants), codegen
+
+    return function
+
+
+@_in_vector
+def _by_fields(b: Any, bits: Any, dither: Any, by_sign: Any, by_odd: Any, discarded: Any, keep: Any) -> Any:
+    """Add the dither to a double and clear what the format has not."""
+    zero, one, sign = (bits.type(value) for value in ([0, 0], [1, 1], [63, 63]))
+    of_sign = b.and_(by_sign, b.sub(zero, b.lshr(bits, sign)))
+    of_odd = b.and_(by_odd, b.sub(zero, b.and_(b.lshr(bits, discarded), one)))
+    return b.and_(b.add(b.add(bits, dither), b.add(of_sign, of_odd)), keep)
+
+
+@intrinsic
+def _likely(typing_context: Any, condition: Any) -> Any:
+    """Return the condition and tell LLVM that it holds: so it stays a branch, which is off the chain."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        import llvmlite.ir as ir
+
+        bit = ir.IntType(1)
+        expect = builder.module.declare_intrinsic("llvm.expect", [bit], ir.FunctionType(bit, [bit, bit]))
+        return builder.call(expect, [args[0], ir.Constant(bit, 1)])
+
+    return condition(condition), codegen
+
+
+@compiled()
+def add(a, b, number, k):
+    """Add and round once."""
+    s, error = two_sum(a, b)
+    dither = U64(U64(k.dither) + U64(U64(number) << U64(k.number_shift)))
+    r = _by_fields(s, (dither, U64(k.by_sign), U64(k.by_odd), U64(k.discarded), U64(~U64(k.low))))
+    # The result is normal, and finite. A sum below the smallest normal, which is rounded to half the spacing here, goes
+    # up to it only if it does so with the right one.
+    smallest = reinterpret(k.smallest_normal)
+    usual = U64(U64(reinterpret(r) & _MAGNITUDE) - smallest) <= U64(reinterpret(k.largest) - smallest)
+    undecided = (abs(error) > 0.0) & (U64(reinterpret(s) & U64(k.undecided)) == U64(k.undecided_at))
+    if _likely(usual & (not undecided)):
+        return r
+    return add_anything(s, error, a, b, number, k)
+
+
+@compiled()
+def number_at(numbers, i):
+    """Return the i-th random number where there are any."""
+    return 0 if numbers is None else numbers[i]
 
 
 @compiled()
@@ -107,7 +201,16 @@ def round_values(x, c, numbers):
     """Round in place."""
     k = named(Accumulator, c)
     for i in range(x.size):
-        x[i] = _round_one(x[i], k, numbers[i] if numbers.size else np.uint16(0))
+        x[i] = rounded(x[i], 0.0, number_at(numbers, i), k)
+
+
+@compiled()
+def add_terms(s, terms, c, numbers):
+    """Return the sum of s and the terms, one after the other."""
+    k = named(Accumulator, c)
+    for i in range(terms.size):
+        s = add(s, terms[i], number_at(numbers, i), k)
+    return s
 
 
 @compiled()
@@ -119,38 +222,50 @@ def sum_sequential(terms, sums, c, numbers):
     k = named(Accumulator, c)
     s, after, last = 0.0, 0, 0
     for i in range(terms.size):
-        before, s = s, _add(s, terms[i], k, numbers, i)
+        before, s = s, add(s, terms[i], number_at(numbers, i), k)
         sums[i] = s
-        if terms[i] != 0.0:
-            last = i + 1
-        if before != s and not (np.isnan(before) and np.isnan(s)):
-            after = i + 1
-    return after if after < last and not numbers.size else -1
+        last = i + 1 if terms[i] != 0.0 else last
+        after = i + 1 if before != s and (before == before or s == s) else after
+    return after if after < last and numbers is None else -1
 
 
 @compiled()
 def sum_blocks(terms, sums, c, numbers, block):
     """Leave the sum of each block of terms in `sums`."""
     k = named(Accumulator, c)
-    s = 0.0
-    for i in range(terms.size):
-        s = _add(s if i % block else 0.0, terms[i], k, numbers, i)
-        sums[i // block] = s
+    for i in range(sums.size):
+        s = 0.0
+        for j in range(i * block, min((i + 1) * block, terms.size)):
+            s = add(s, terms[j], number_at(numbers, j), k)
+        sums[i] = s
 
 
 @compiled()
-def sum_pairs(level, sums, c, numbers):
-    """Add neighbours, level by level, in place; every sum also goes to `sums`."""
+def _add_neighbours(level, sums, k, numbers, first):
+    """Add 2 i and 2 i + 1, all i; with the random numbers from the first on."""
+    for i in range(sums.size):
+        a, b = level[2 * i], level[2 * i + 1]
+        s, error = two_sum(a, b)
+        sums[i] = add_anything(s, error, a, b, number_at(numbers, first + i), k)
+
+
+@compiled()
+def sum_pairs(terms, sums, c, numbers):
+    """Add at least two terms, neighbours, level by level; every sum goes to `sums`, the last is returned."""
     k = named(Accumulator, c)
-    count, done = level.size, 0
-    while count > 1:
-        for i in range(count // 2):
-            level[i] = _add(level[2 * i], level[2 * i + 1], k, numbers, done)
-            sums[done] = level[i]
-            done += 1
-        if count % 2:
-            level[count // 2] = level[count - 1]
-        count = (count + 1) // 2
+    level, done = terms, 0
+    waiting, moved_up = False, 0.0
+    while level.size + waiting > 1:
+        here = sums[done : done + (level.size + waiting) // 2]
+        _add_neighbours(level, here[: level.size // 2], k, numbers, done)
+        if level.size % 2:
+            if waiting:
+                here[-1] = add(level[-1], moved_up, number_at(numbers, done + here.size - 1), k)
+            else:
+                moved_up = level[-1]
+            waiting = not waiting
+        level, done = here, done + here.size
+    return level[0]
 
 
 @compiled()
@@ -159,10 +274,10 @@ def sum_kahan(terms, sums, c, numbers):
     k = named(Accumulator, c)
     s = compensation = 0.0
     for i in range(terms.size):
-        y = _add(terms[i], -compensation, k, numbers, 4 * i)
-        before, s = s, _add(s, y, k, numbers, 4 * i + 1)
-        gained = _add(s, -before, k, numbers, 4 * i + 2)
-        compensation = _add(gained, -y, k, numbers, 4 * i + 3)
+        y = add(terms[i], -compensation, number_at(numbers, 4 * i), k)
+        before, s = s, add(s, y, number_at(numbers, 4 * i + 1), k)
+        gained = add(s, -before, number_at(numbers, 4 * i + 2), k)
+        compensation = add(gained, -y, number_at(numbers, 4 * i + 3), k)
         sums[i] = s
 
 
@@ -173,13 +288,13 @@ def sum_neumaier(terms, sums, c, numbers):
     s = compensation = 0.0
     for i in range(terms.size):
         t = terms[i]
-        before, s = s, _add(s, t, k, numbers, 4 * i)
+        before, s = s, add(s, t, number_at(numbers, 4 * i), k)
         large, small = (before, t) if abs(before) >= abs(t) else (t, before)
-        lost = _add(large, -s, k, numbers, 4 * i + 1)
-        lost = _add(lost, small, k, numbers, 4 * i + 2)
-        compensation = _add(compensation, lost, k, numbers, 4 * i + 3)
+        lost = add(large, -s, number_at(numbers, 4 * i + 1), k)
+        lost = add(lost, small, number_at(numbers, 4 * i + 2), k)
+        compensation = add(compensation, lost, number_at(numbers, 4 * i + 3), k)
         sums[i] = s
-    return _add(s, compensation, k, numbers, 4 * terms.size)
+    return add(s, compensation, number_at(numbers, 4 * terms.size), k)
 
 
 @compiled()

@@ -300,42 +300,42 @@ def sum_constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
     beyond, beyond_negative, infinity, negative_infinity, negative_zero, nan = ends.tolist()
     discarded = 52 - fmt.mantissa_bits
     low, half = (1 << discarded) - 1, 1 << (discarded - 1)
-    nearest_16th = (1 << (discarded - 16)) - 1
-    # dither, by_sign, by_odd; a sum that is no double is undecided where these bits are those
-    dither, by_sign, by_odd, undecided, undecided_at = {
-        RoundingMode.TIES_TO_EVEN: (half - 1, 0, 1, low, half),
-        RoundingMode.TIES_TO_AWAY: (half, 0, 0, low, half),
-        RoundingMode.TOWARD_ZERO: (0, 0, 0, low, 0),
-        RoundingMode.TOWARD_POSITIVE: (low, -low, 0, low, 0),
-        RoundingMode.TOWARD_NEGATIVE: (0, low, 0, low, 0),
-        RoundingMode.TO_ODD: (low, 0, -low, low, 0),
-        RoundingMode.STOCHASTIC: (0, 0, 0, nearest_16th, 0),
+    below_16_bits = (1 << (discarded - 16)) - 1
+    # what is added to all, what to some, and the bit that decides; the bits by which a sum that is no double is one of
+    # those that lie at a decision: as doubles they look like a midpoint, like a value, like 2^-16ths of a spacing
+    dither, by_bit, deciding, undecided, undecided_at = {
+        RoundingMode.TIES_TO_EVEN: (half - 1, 1, discarded, low, half),
+        RoundingMode.TIES_TO_AWAY: (half, 0, 63, low, half),
+        RoundingMode.TOWARD_ZERO: (0, 0, 63, low, 0),
+        RoundingMode.TOWARD_POSITIVE: (low, -low, 63, low, 0),
+        RoundingMode.TOWARD_NEGATIVE: (0, low, 63, low, 0),
+        RoundingMode.TO_ODD: (low, -low, discarded, low, 0),
+        RoundingMode.STOCHASTIC: (0, 0, 63, below_16_bits, 0),
     }[mode]
     dither_below = dither
-    if not fmt.mantissa_bits:  # every significand but zero's is 1, odd
-        dither, by_odd = dither + by_odd, 0
-    return np.array(
-        load_kernels().sums.Accumulator(
-            discarded=discarded,
-            low=low,
-            dither=dither,
-            dither_below=dither_below,
-            by_sign=by_sign,
-            by_odd=by_odd,
-            number_shift=discarded - 16,
-            undecided=undecided,
-            undecided_at=undecided_at,
-            smallest_normal=fmt.smallest_normal,
-            largest=fmt.max,
-            beyond=beyond,
-            beyond_negative=beyond_negative,
-            infinity=infinity,
-            negative_infinity=negative_infinity,
-            negative_zero=negative_zero,
-            cancelled=-0.0 if mode is RoundingMode.TOWARD_NEGATIVE else 0.0,
-            nan=nan,
-        )
+    if not fmt.mantissa_bits and deciding == discarded:  # every significand but zero's is 1, odd
+        dither, by_bit = dither + by_bit, 0
+    constants = load_kernels().sums.Accumulator(
+        discarded=discarded,
+        low=low,
+        dither=dither,
+        dither_below=dither_below,
+        deciding=deciding,
+        by_bit=by_bit % 2**64,
+        number_shift=discarded - 16,
+        undecided=undecided,
+        undecided_at=undecided_at,
+        smallest_normal=fmt.smallest_normal,
+        largest=fmt.max,
+        beyond=beyond,
+        beyond_negative=beyond_negative,
+        infinity=infinity,
+        negative_infinity=negative_infinity,
+        negative_zero=negative_zero,
+        cancelled=-0.0 if mode is RoundingMode.TOWARD_NEGATIVE else 0.0,
+        nan=nan,
     )
+    return np.array([x if isinstance(x, int) else np.float64(x).view(np.uint64) for x in constants], np.uint64)
 
 
 def accumulate(

@@ -7,7 +7,7 @@ rounded once; special cases are those of `accumulation`.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import RandomSource, as_carrier, random_numbers, random_stream, round_to
 
 Array: TypeAlias = NDArray[Any]
+_Stream: TypeAlias = tuple[int, int] | None
 
 
 def _taken(x: ArrayLike, inputs: FloatFormat | None, name: str) -> tuple[Array, np.dtype[Any]]:
@@ -146,26 +147,22 @@ def matmul(
     wide = get_format(accumulator)
     last = wide if output is None else get_format(output)
     rounding_mode = get_mode(mode)
-    seed, first = random_stream(rng) if rounding_mode is RoundingMode.STOCHASTIC else (0, 0)
-
-    by_addition = np.zeros(left.shape[0], np.bool_)
-    if rounding_mode is RoundingMode.TIES_TO_EVEN and by_addition.size * right.shape[1] > _FEW:
-        by_addition = _rows_by_addition(left, right, wide, round_products)
-    if by_addition.all():
-        sums = _matmul_by_addition(left, right, wide, round_products)
+    stream = random_stream(rng) if rounding_mode is RoundingMode.STOCHASTIC else None
+    (rows, steps), columns = left.shape, right.shape[1]
+    # loops over columns want many; the random numbers of a column alone follow one another as those of a row do
+    if columns < min(rows, _LANES) and (stream is None or columns == 1):
+        sums = _sums(right.T, left.T, wide, round_products, rounding_mode, stream).T.copy()
     else:
-        sums = np.empty((left.shape[0], right.shape[1]), np.float32)
-        if by_addition.any():  # else there may be signalling NaNs, about which a cast within warns
-            sums[by_addition] = _matmul_by_addition(left[by_addition], right, wide, round_products)
-        sums[~by_addition] = _matmul_by_fields(
-            left[~by_addition], right, wide, round_products, rounding_mode, (seed, first)
-        )
+        sums = _sums(left, right, wide, round_products, rounding_mode, stream)
     if last != wide:
         np.copyto(sums, np.nan, where=np.isnan(sums))  # without the sign that fnuz formats give it
-        first += sums.size * left.shape[1] * (2 if round_products else 1)
+        seed, first = stream or (0, 0)
+        first += sums.size * steps * (2 if round_products else 1)
         round_to(sums, last, rounding_mode, rng=(seed, first), out=sums)
     return sums.astype(dtype, copy=False)
 
+
+_LANES = 16  # columns that are worked on at once
 
 _TILE = 1 << 11  # accumulators that are held in the first-level cache at a time
 _FEW = 4  # elements that are summed one by one
@@ -173,83 +170,131 @@ _TERMS = 1 << 15  # of which so many are held at a time
 _PANEL = (512, 128)  # rows and columns of the right matrix that stay in the second-level cache
 
 
-def _matmul_by_fields(
-    left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: tuple[int, int]
+def _sums(
+    left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: _Stream
 ) -> Array:
-    """Multiply in any format and mode."""
+    """Multiply in whatever way is the fastest."""
+    if left.shape[0] * right.shape[1] <= _FEW:
+        return _few_sums(left, right, fmt, round_products, mode, stream)
+    left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
+    extents = _extents(left, right)
+    if mode is not RoundingMode.TIES_TO_EVEN:
+        return _matmul_by_fields(left, right, fmt, round_products, mode, stream, _rows_of_doubles(extents, fmt))
+    by_addition = _rows_by_addition(left, right, extents, fmt, round_products)
+    if by_addition.all():
+        return _matmul_by_addition(left, right, fmt, round_products)
+    sums = np.empty((left.shape[0], right.shape[1]), np.float32)
+    if by_addition.any():  # else there may be signalling NaNs, about which a cast within warns
+        sums[by_addition] = _matmul_by_addition(left[by_addition], right, fmt, round_products)
+    rest, of_doubles = ~by_addition, _rows_of_doubles(extents, fmt)
+    sums[rest] = _matmul_by_fields(left[rest], right, fmt, round_products, mode, stream, of_doubles[rest])
+    return sums
+
+
+def _matmul_by_fields(
+    left: Array,
+    right: Array,
+    fmt: FloatFormat,
+    round_products: bool,
+    mode: RoundingMode,
+    stream: _Stream,
+    of_doubles: NDArray[np.bool_],
+) -> Array:
+    """Multiply in any format and mode; `of_doubles`: the rows of which `_rows_of_doubles` holds."""
     kernels = load_kernels().products
 
-    (rows, steps), columns = left.shape, right.shape[1]
-    random = mode is RoundingMode.STOCHASTIC
-    if rows * columns <= _FEW:
-        return _few_sums(left, right, fmt, round_products, mode, stream)
-    if columns < rows and (columns == 1 or not random):  # then the places of a column follow one another, too
-        return _matmul_by_fields(right.T, left.T, fmt, round_products, mode, stream).T
-    seed, first = stream
+    rows, columns = left.shape[0], right.shape[1]
     constants = sum_constants(fmt, mode)
+    name = f"add_{'rounded_' * round_products}products"
+    simpler = f"{name}_of_doubles{'_downward' * (mode is RoundingMode.TOWARD_NEGATIVE)}"
     result = np.empty((rows, columns), np.float32)
-    width, height = min(columns, _TILE), max(1, _TILE // columns)
-    for column in range(0, columns, width):
+    width, height = min(columns, _TILE), max(1, _TILE // max(columns, 1))
+    room = _aligned(width * height, np.float64)
+    for column in range(0, columns, max(width, 1)):
         panel = np.ascontiguousarray(right[:, column : column + width])
-        exact = _rows_of_doubles(left, panel, fmt, round_products)
         for row in range(0, rows, height):
-            tile = slice(row, row + height), slice(column, column + width)
-            sums = np.zeros(result[tile].shape)
-            name = f"add_{'rounded_' * round_products}products{'_of_doubles' * bool(exact[tile[0]].all())}"
-            place = np.array([seed, first + row * columns + column, rows * columns], np.uint64) if random else None
-            getattr(kernels, name)(sums, left[tile[0]], panel, constants, place)
-            result[tile] = sums
+            some = slice(row, row + height)
+            tile = result[some, column : column + width]
+            sums = room[: tile.size].reshape(tile.shape)
+            sums[:] = 0
+            place = None
+            if stream is not None:
+                seed, first = stream
+                place = np.array([seed, first + row * columns + column, rows * columns], np.uint64)
+            kernel = getattr(kernels, simpler if of_doubles[some].all() else name)
+            kernel(sums, left[some], panel, constants, place)
+            tile[:] = sums
     return result
 
 
 def _few_sums(
-    left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: tuple[int, int]
+    left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: _Stream
 ) -> Array:
     """Multiply where the result has few elements: each is a sum like those of `accumulate`."""
     kernels = load_kernels().sums
 
     constants = sum_constants(fmt, mode)
     result = np.zeros((left.shape[0], right.shape[1]))
-    seed, first = stream
     roundings = result.size * (2 if round_products else 1)  # a step
-    numbers = factors = None
+    factors = numbers = None
     for start in range(0, left.shape[1], _TERMS):
         part = slice(start, start + _TERMS)
         for place, (i, j) in enumerate(np.ndindex(result.shape)):
             with np.errstate(invalid="ignore"):
                 terms = np.multiply(left[i, part], right[part, j], dtype=np.float64)
-            if mode is RoundingMode.STOCHASTIC:
+            if stream is not None:
+                seed, first = stream
                 drawn = random_numbers(seed, first + start * roundings, terms.size * roundings)
-                factors = np.ascontiguousarray(drawn[place::roundings])
-                numbers = np.ascontiguousarray(drawn[roundings - result.size + place :: roundings])
+                of_sum = roundings - result.size + place  # what comes before is the product's
+                factors, numbers = drawn[place::roundings].copy(), drawn[of_sum::roundings].copy()
             if round_products:
                 kernels.round_values(terms, constants, factors)
             result[i, j] = kernels.add_terms(result[i, j], terms, constants, numbers)
     return result.astype(np.float32)
 
 
-def _rows_of_doubles(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> NDArray[np.bool_]:
-    """Return for which rows of `left` every sum is finite and a double, as it is and after it was lifted.
+class _Extents(NamedTuple):
+    """Of each row of a product, over its steps and all columns."""
 
-    Let g be a power of two that divides all products of the row. It divides the accumulators, too: rounding to a
-    spacing of at least g gives a multiple of that, and a multiple of g is left as it is by a smaller one. So all exact
-    sums are multiples of g, and doubles up to 2^53 g; those below the smallest normal N, plus N, are below 2 N.
-    """
+    steps: int
+    total: NDArray[np.float64]  # a bound of the sum of the magnitudes of products
+    high: NDArray[np.float64]  # one of the largest; infinities and NaN where there are any
+    low: NDArray[np.float64]  # a power of two that divides all products
+
+
+def _extents(left: Array, right: Array) -> _Extents:
     kernels = load_kernels().products
 
-    steps, rows = left.shape[1], left.shape[0]
-    largest, lowest, ones = np.empty(steps), np.empty(steps), np.ones(right.shape[1])
-    kernels.product_extents(right, ones, ones, np.empty(steps), largest, lowest)
-    total, high, low = np.empty(rows), np.empty(rows), np.empty(rows)
-    kernels.product_extents(left, largest, lowest, total, high, low)
-    # every rounding adds at most a spacing: 2 u of what it rounds, or the smallest subnormal
+    rows, steps = left.shape
+    largest, lowest = np.empty(steps, np.float32), np.empty(steps, np.float32)
+    kernels.extents_of_rows(right, largest, lowest)
+    extents = _Extents(steps, *(np.empty(rows) for _ in range(3)))
+    kernels.extents_of_products(left, largest, lowest, *extents[1:])
+    return extents
+
+
+def _rows_of_doubles(extents: _Extents, fmt: FloatFormat) -> NDArray[np.bool_]:
+    """Return for which rows every sum is finite and a double, as it is and after it was lifted (kernels/sums.py).
+
+    Let g be the power of two that divides all products of the row. It divides the accumulators, too, and the rounded
+    products: rounding to a spacing of at least g gives a multiple of that, rounding to a smaller one leaves a multiple
+    of g as it is. So all exact sums are multiples of g, which are doubles up to 2^53 g. Those below the smallest normal
+    N are lifted by N, to less than 2 N.
+
+    A rounding adds at most a spacing: 2 u of what it rounds, or the smallest subnormal. From |s| <= (1 + 2 u) (|s'| +
+    |x|) + smallest follows, over n steps, the bound below.
+    """
+    steps = extents.steps
     growth = math.exp(min(2 * fmt.unit_roundoff * (steps + 1), 700))
-    bound = growth * (total + 2 * steps * fmt.smallest_subnormal) * 1.001
-    bound_of_lifted = 2 * fmt.smallest_normal
-    return (bound <= fmt.max) & (np.maximum(bound, bound_of_lifted) <= 2.0**53 * low)
+    bound = growth * (extents.total + 2 * steps * fmt.smallest_subnormal) * 1.001
+    fits = np.maximum(bound, 2 * fmt.smallest_normal) <= 2.0**53 * extents.low
+    rows: NDArray[np.bool_] = fits & (bound <= fmt.max) & (fmt.mantissa_bits > 0)
+    return rows
 
 
-def _rows_by_addition(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> NDArray[np.bool_]:
+def _rows_by_addition(
+    left: Array, right: Array, extents: _Extents, fmt: FloatFormat, round_products: bool
+) -> NDArray[np.bool_]:
     """Return for which rows of `left` every sum may be rounded twice: to even in the carrier, then into the format.
 
     Let P be the significand bits of a product, p those of the format, w the carrier's (float64: 53, float32: 24), S a
@@ -267,18 +312,13 @@ def _rows_by_addition(left: Array, right: Array, fmt: FloatFormat, round_product
 
     With rounded products both summands have p bits: the first item holds for 2 p + 2 <= w, and is the only one.
     """
-    kernels = load_kernels().products
-
-    steps, rows = left.shape[1], left.shape[0]
+    rows, steps = left.shape
     precision = _precision(left) + _precision(right)
     width = 24 if round_products else 53
     fits = precision <= 24 and 2 * fmt.precision + 2 <= 24 if round_products else precision + fmt.precision <= 50
     if not fits or not fmt.has_negative_zero:  # the loops keep the sign of what underflows
         return np.zeros(rows, np.bool_)
-    largest, lowest, ones = np.empty(steps), np.empty(steps), np.ones(right.shape[1])
-    kernels.product_extents(right, ones, ones, np.empty(steps), largest, lowest)
-    total, high, low = np.empty(rows), np.empty(rows), np.empty(rows)
-    kernels.product_extents(left, largest, lowest, total, high, low)
+    total, high, low = extents.total, extents.high, extents.low
     # Rump 2012: n terms that sum up to S in magnitude leave sums of at most (1 + n u) S; each underflow adds to S
     u, smallest = fmt.unit_roundoff, fmt.smallest_subnormal
     # infinities and NaN fail the comparisons

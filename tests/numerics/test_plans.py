@@ -26,8 +26,9 @@ OF_BITS = [
     kernels.codes.SharedDecoding,
     kernels.optimizers.EvenFields,
     kernels.weights.Spacing,
+    kernels.sums.Accumulator,
 ]
-OF_DOUBLES = [kernels.sums.Accumulator, kernels.sums.InTurn]
+OF_DOUBLES = [kernels.sums.InTurn]
 
 
 class Mixed(NamedTuple):

@@ -46,10 +46,11 @@ def test_matrix_products_are_the_reference(fmt: FloatFormat, mode: str, round_pr
 
 def by_both(a: Array, b: Array, fmt: FloatFormat, round_products: bool) -> tuple[Array, Array, Array]:
     """The rows that may be rounded by addition, as they come out so, and as they come out of rounding to odd."""
-    rows = products._rows_by_addition(a, b, fmt, round_products)
+    extents = products._extents(a, b)
+    rows = products._rows_by_addition(a, b, extents, fmt, round_products)
     fast = products._matmul_by_addition(a[rows], b, fmt, round_products)
-    even = RoundingMode.TIES_TO_EVEN
-    return rows, fast, products._matmul_by_fields(a[rows], b, fmt, round_products, even, (0, 0))
+    even, never = RoundingMode.TIES_TO_EVEN, np.zeros(int(rows.sum()), np.bool_)
+    return rows, fast, products._matmul_by_fields(a[rows], b, fmt, round_products, even, None, never)
 
 
 WIDE_AND_NARROW = [
@@ -87,7 +88,8 @@ def test_the_fast_way_is_taken_where_it_matters() -> None:
     for name in ("fp16", "bf16"):
         a, b = (np.asarray(round_to(rng.standard_normal((512, 512)).astype(np.float32), name)) for _ in range(2))
         for round_products in (False, True):
-            assert products._rows_by_addition(a, b, get_format(name), round_products).all()
+            extents = products._extents(a, b)
+            assert products._rows_by_addition(a, b, extents, get_format(name), round_products).all()
 
 
 @settings(max_examples=300)

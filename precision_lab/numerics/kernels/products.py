@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import INFINITY, SIGN, U32, U64, named, reinterpret
+from precision_lab.numerics.kernels.bits import INFINITY, MAGNITUDE, SIGN, U32, U64, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.stochastic import random_words
 from precision_lab.numerics.kernels.sums import (
     Accumulator,
-    add_anything,
     by_fields,
     lift_of,
     number_at,
@@ -41,7 +40,7 @@ def _fill(words, first, seed):
     random_words(words[before:], U32(0), U32(high + U64(1)), key0, key1)
 
 
-@compiled()
+@compiled(forceinline=True)
 def _numbers_of(stream, words, rounding):
     """Return the random numbers of a rounding of all sums, where there are any; they lie in `words`."""
     if stream is None:
@@ -52,23 +51,40 @@ def _numbers_of(stream, words, rounding):
     return words.view(np.uint16)[np.int64(place & U64(3)) :]
 
 
-@compiled()
+@compiled(forceinline=True)
 def _add(a, b, number, k):
-    """Round a + b."""
+    """Round a + b, which does not overflow in float64."""
     s, error = two_sum(a, b)
-    return add_anything(s, error, a, b, number, k)
+    return rounded(signed_zero(s, a, b, k), error, number, k)
 
 
-@compiled()
-def _add_doubles(a, b, number, k):
-    """Round a + b where it is a double, when it is lifted too, and does not overflow."""
-    s = signed_zero(a + b, a, b, k)
+@compiled(forceinline=True)
+def _round(x, number, k):
+    """Round a double."""
+    return rounded(x, 0.0, number, k)
+
+
+@compiled(forceinline=True)
+def _round_double(s, number, k):
+    """Round what is a double when it is lifted, too, to a finite value of a format of more than one significand bit."""
     lift = lift_of(s, k)
-    return by_fields(reinterpret(s + lift), lift, number, k)
+    return by_fields(reinterpret(s + lift), lift, k.dither, number, k)
 
 
-def _make_rounded(add: Any, round_products: bool) -> Any:
-    """Build the loop of matrix products in any mode; `add` rounds a sum."""
+@compiled(forceinline=True)
+def _add_doubles(a, b, number, k):
+    """Round a + b under the same conditions, in every mode but ``toward_negative``."""
+    return _round_double(a + b, number, k)
+
+
+@compiled(forceinline=True)
+def _add_doubles_downward(a, b, number, k):
+    """Round a + b under the same conditions."""
+    return _round_double(signed_zero(a + b, a, b, k), number, k)
+
+
+def _make_rounded(add: Any, round_product: Any = None) -> Any:
+    """Build the loop of matrix products in any mode, of two functions that round a sum and a product."""
 
     @compiled()
     def rounded_products(sums, left, right, c, stream):
@@ -82,27 +98,27 @@ def _make_rounded(add: Any, round_products: bool) -> Any:
         words = np.empty(2 * (sums.size // 4 + 2), np.uint32)
         of_products = words.copy()
         for step in range(left.shape[1]):
-            if round_products:
+            if round_product is None:
+                factors = numbers = _numbers_of(stream, words, step)
+            else:
                 factors = _numbers_of(stream, of_products, 2 * step)
                 numbers = _numbers_of(stream, words, 2 * step + 1)
-            else:
-                factors = numbers = _numbers_of(stream, words, step)
             for i in range(rows):
                 a, b, line, first = np.float64(left[i, step]), right[step], sums[i], i * columns
                 for j in range(columns):
                     p = a * np.float64(b[j])
-                    if round_products:
-                        p = rounded(p, 0.0, number_at(factors, first + j), k)
+                    if round_product is not None:
+                        p = round_product(p, number_at(factors, first + j), k)
                     line[j] = add(line[j], p, number_at(numbers, first + j), k)
 
     return rounded_products
 
 
-add_products, add_rounded_products = _make_rounded(_add, False), _make_rounded(_add, True)
-add_products_of_doubles, add_rounded_products_of_doubles = (
-    _make_rounded(_add_doubles, False),
-    _make_rounded(_add_doubles, True),
-)
+add_products, add_rounded_products = _make_rounded(_add), _make_rounded(_add, _round)
+add_products_of_doubles = _make_rounded(_add_doubles)
+add_rounded_products_of_doubles = _make_rounded(_add_doubles, _round_double)
+add_products_of_doubles_downward = _make_rounded(_add_doubles_downward)
+add_rounded_products_of_doubles_downward = _make_rounded(_add_doubles_downward, _round_double)
 
 
 # Sums that need no rounding to odd, ties to even (when, is in accumulation.py): the sum in the carrier is rounded by
@@ -159,27 +175,40 @@ def rounded_even(sums, left, right, smallest_normal, c):
 
 
 @compiled()
-def _lowest_bit(a):
-    """Return the value of the lowest set bit of a normal double that is not negative; infinite for 0."""
-    bits = reinterpret(a)
-    rest = reinterpret(U64(bits & U64(bits - U64(1)))) if U64(bits & U64(0xFFFFFFFFFFFFF)) != U64(0) else 0.0
-    return a - rest if a > 0.0 else np.inf
-
-
-@compiled()
-def product_extents(left, largest, lowest, total, high, low):
-    """Write of each row the sum and the maximum of |a| * largest and the minimum of (lowest bit of a) * lowest.
+def extents_of_rows(x, largest, lowest):
+    """Write of each row the largest magnitude and the value of the lowest bit of all; infinite where all are 0.
 
     Magnitudes are compared as integers, which the compiler may do in any order; NaN is the largest.
+    """
+    for i in range(x.shape[0]):
+        row = x[i]
+        high, low = U32(0), INFINITY
+        for j in range(row.size):
+            a = U32(reinterpret(row[j]) & MAGNITUDE)
+            rest = U32(a & U32(a - U32(1))) if U32(a & U32(0x7FFFFF)) != U32(0) else U32(0)  # without its lowest bit
+            bit = reinterpret(np.float32(reinterpret(a) - reinterpret(rest)))
+            bit = bit if a != U32(0) else INFINITY
+            high, low = U32(max(high, a)), U32(min(low, bit))
+        largest[i], lowest[i] = reinterpret(high), reinterpret(low)
+
+
+@compiled(fastmath={"reassoc"})
+def extents_of_products(left, largest, lowest, total, high, low):
+    """Write of each row the sum and the maximum of |a| * largest and the minimum of (lowest bit of a) * lowest.
+
+    The sum is added in any order: it is a bound, and none of its terms is negative.
     """
     for i in range(left.shape[0]):
         row = left[i]
         s = 0.0
         for step in range(row.size):
             s += abs(np.float64(row[step])) * largest[step]
-        h, g = U64(0), ~U64(0)
+        h, g = U64(0), reinterpret(np.inf)
         for step in range(row.size):
-            a = abs(np.float64(row[step]))
-            h = U64(max(h, reinterpret(a * largest[step])))
-            g = U64(min(g, reinterpret(_lowest_bit(a) * lowest[step])))
+            a = U32(reinterpret(row[step]) & MAGNITUDE)
+            rest = U32(a & U32(a - U32(1))) if U32(a & U32(0x7FFFFF)) != U32(0) else U32(0)
+            bit = np.float64(reinterpret(a)) - np.float64(reinterpret(rest))
+            bit = bit if a != U32(0) else np.inf
+            h = U64(max(h, reinterpret(np.float64(reinterpret(a)) * largest[step])))
+            g = U64(min(g, reinterpret(bit * lowest[step])))
         total[i], high[i], low[i] = s, reinterpret(h), reinterpret(g)

@@ -32,8 +32,8 @@ class Accumulator(NamedTuple):
     low: int  # those bits
     dither: int  # what is added to them before they are cleared
     dither_below: int  # the same below the smallest normal
-    by_sign: int  # added to it where the sum is negative,
-    by_odd: int  # and where the last bit that stays is set
+    deciding: int  # the place of the bit
+    by_bit: int  # where this is added, too: the sign, or the last one that stays
     number_shift: int  # random numbers are added, moved up so far
     undecided: int  # a sum that is no double rounds as the double beside it, but perhaps where these bits of it
     undecided_at: int  # are these
@@ -48,7 +48,7 @@ class Accumulator(NamedTuple):
     nan: float
 
 
-@compiled()
+@compiled(forceinline=True)
 def two_sum(a, b):
     """Return a + b as a double and what that lacks of the exact sum: NaN where it overflows (Knuth's TwoSum)."""
     s = a + b
@@ -56,7 +56,7 @@ def two_sum(a, b):
     return s, (a - (s - part)) + (b - part)
 
 
-@compiled()
+@compiled(forceinline=True)
 def to_odd(s, error):
     """Return the bits of s if nothing is lacking, else those of the odd one of the doubles around s + error."""
     bits = reinterpret(s)
@@ -65,7 +65,7 @@ def to_odd(s, error):
     return odd if abs(error) > 0.0 else bits
 
 
-@compiled()
+@compiled(forceinline=True)
 def lift_of(s, k):
     """Return what is added to sums below the smallest normal N: N, with the sign of s.
 
@@ -74,19 +74,17 @@ def lift_of(s, k):
     return np.copysign(k.smallest_normal, s) if abs(s) < k.smallest_normal else 0.0
 
 
-@compiled()
-def by_fields(bits, lift, number, k):
+@compiled(forceinline=True)
+def by_fields(bits, lift, dither, number, k):
     """Round a double with those bits that was lifted; it is no NaN, and nothing is beyond the largest value."""
-    of_sign = U64(U64(k.by_sign) & U64(U64(0) - U64(bits >> U64(63))))
-    of_odd = U64(U64(k.by_odd) & U64(U64(0) - U64(U64(bits >> U64(k.discarded)) & U64(1))))
-    of_number = U64(U64(number) << U64(k.number_shift))
-    dither = U64(U64(k.dither) if lift == 0.0 else U64(k.dither_below))
-    dither = U64(U64(dither + of_number) + U64(of_sign + of_odd))
-    r = reinterpret(U64(U64(bits + dither) & U64(~U64(k.low)))) - lift
+    of_bit = k.by_bit if U64(bits & U64(U64(1) << k.deciding)) != U64(0) else U64(0)
+    of_number = U64(U64(number) << k.number_shift)
+    dithered = U64(bits + U64(U64(dither + of_number) + of_bit))
+    r = reinterpret(U64(dithered & U64(~k.low))) - lift
     return reinterpret(U64(reinterpret(r) | U64(bits & reinterpret(k.negative_zero))))
 
 
-@compiled()
+@compiled(forceinline=True)
 def rounded(s, error, number, k):
     """Round s + error once, two doubles of which the second is at most half a spacing of the first; no branches.
 
@@ -99,25 +97,28 @@ def rounded(s, error, number, k):
     """
     lift = lift_of(s, k)
     z = s + lift
-    r = by_fields(to_odd(z, (s - (z - lift)) + error), lift, number, k)
-    negative = s < 0.0
-    r = (k.beyond_negative if negative else k.beyond) if abs(r) > k.largest else r
-    r = (k.negative_infinity if negative else k.infinity) if abs(s) == np.inf else r
+    dither = k.dither if lift == 0.0 else k.dither_below
+    r = by_fields(to_odd(z, (s - (z - lift)) + error), lift, dither, number, k)
+    beyond = k.beyond_negative if s < 0.0 else k.beyond  # one choice a line: nested ones become branches
+    infinity = k.negative_infinity if s < 0.0 else k.infinity
+    r = beyond if abs(r) > k.largest else r
+    r = infinity if abs(s) == np.inf else r
     return r if s == s else k.nan
 
 
-@compiled()
+@compiled(forceinline=True)
 def signed_zero(s, a, b, k):
     """Return s, the sum of a and b, with the sign of the mode if it is zero."""
     sign = U64(U64(reinterpret(a) | reinterpret(b)) & reinterpret(k.cancelled))
     return reinterpret(U64(reinterpret(s) | (sign if s == 0.0 else U64(0))))
 
 
-@compiled()
+@compiled(forceinline=True)
 def add_anything(s, error, a, b, number, k):
     """Round the sum of a and b, of which s and error are known; no branches."""
-    overflows = (abs(s) == np.inf) & (abs(a) < np.inf) & (abs(b) < np.inf)
-    s = np.copysign(LARGEST_64, s) if overflows else s
+    finite = np.copysign(LARGEST_64, s) if abs(s) == np.inf else s  # the sum of two that are finite
+    finite = finite if abs(a) < np.inf else s
+    s = finite if abs(b) < np.inf else s
     return rounded(signed_zero(s, a, b, k), error, number, k)
 
 
@@ -152,12 +153,10 @@ def _in_vector(build: Callable[..., Any]) -> Any:
 
 
 @_in_vector
-def _by_fields(b: Any, bits: Any, dither: Any, by_sign: Any, by_odd: Any, discarded: Any, keep: Any) -> Any:
+def _by_fields(b: Any, bits: Any, dither: Any, deciding: Any, by_bit: Any, keep: Any) -> Any:
     """Add the dither to a double and clear what the format has not."""
-    zero, one, sign = (bits.type(value) for value in ([0, 0], [1, 1], [63, 63]))
-    of_sign = b.and_(by_sign, b.sub(zero, b.lshr(bits, sign)))
-    of_odd = b.and_(by_odd, b.sub(zero, b.and_(b.lshr(bits, discarded), one)))
-    return b.and_(b.add(b.add(bits, dither), b.add(of_sign, of_odd)), keep)
+    is_set = b.sub(bits.type([0, 0]), b.and_(b.lshr(bits, deciding), bits.type([1, 1])))  # all bits, or none
+    return b.and_(b.add(b.add(bits, dither), b.and_(by_bit, is_set)), keep)
 
 
 @intrinsic
@@ -175,22 +174,39 @@ def _likely(typing_context: Any, condition: Any) -> Any:
 
 
 @compiled()
+def _add_slowly(s, error, a, b, number, k):
+    return add_anything(s, error, a, b, number, k)
+
+
+@compiled(forceinline=True)
+def _is_undecided(s, error, k):
+    """Whether s + error may be rounded in another way than s: error is less than a spacing, and s at a decision."""
+    return (abs(error) > 0.0) & (U64(reinterpret(s) & k.undecided) == k.undecided_at)
+
+
+@compiled(forceinline=True)
 def add(a, b, number, k):
     """Add and round once."""
     s, error = two_sum(a, b)
-    dither = U64(U64(k.dither) + U64(U64(number) << U64(k.number_shift)))
-    r = _by_fields(s, (dither, U64(k.by_sign), U64(k.by_odd), U64(k.discarded), U64(~U64(k.low))))
+    of_number = U64(U64(number) << k.number_shift)
+    keep = U64(~k.low)
+    r = _by_fields(s, (U64(k.dither + of_number), k.deciding, k.by_bit, keep))
     # The result is normal, and finite. A sum below the smallest normal, which is rounded to half the spacing here, goes
     # up to it only if it does so with the right one.
     smallest = reinterpret(k.smallest_normal)
     usual = U64(U64(reinterpret(r) & _MAGNITUDE) - smallest) <= U64(reinterpret(k.largest) - smallest)
-    undecided = (abs(error) > 0.0) & (U64(reinterpret(s) & U64(k.undecided)) == U64(k.undecided_at))
-    if _likely(usual & (not undecided)):
+    if _likely(usual & (not _is_undecided(s, error, k))):
         return r
-    return add_anything(s, error, a, b, number, k)
+    if (abs(s) < k.smallest_normal) & (s != 0.0):
+        lift = np.copysign(k.smallest_normal, s)
+        z = s + lift
+        r = _by_fields(z, (U64(k.dither_below + of_number), k.deciding, k.by_bit, keep)) - lift
+        if not _is_undecided(z, (s - (z - lift)) + error, k):
+            return reinterpret(U64(reinterpret(r) | U64(reinterpret(s) & reinterpret(k.negative_zero))))
+    return _add_slowly(s, error, a, b, number, k)
 
 
-@compiled()
+@compiled(forceinline=True)
 def number_at(numbers, i):
     """Return the i-th random number where there are any."""
     return 0 if numbers is None else numbers[i]

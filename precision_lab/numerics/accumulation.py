@@ -45,7 +45,6 @@ from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import (
     RandomSource,
     as_carrier,
-    is_representable,
     random_numbers,
     random_stream,
     round_to,
@@ -257,7 +256,7 @@ def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     if terms.size < _FEW:
         ratios = [t.as_integer_ratio() for t in terms.tolist()]
         units = [a << 1075 - b.bit_length() for a, b in ratios]  # of 2^-1074, b being a power of two
-        return Fraction(sum(units), 1 << 1074), Fraction(sum(map(abs, units)), 1 << 1074)
+        return _of_units(sum(units)), _of_units(sum(map(abs, units)))
     cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
     kernels.sum_exactly(terms, cells)
     sums = [0, 0]
@@ -265,7 +264,13 @@ def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
         # field f means 2^(f - 1075) times the significand as an integer, 0 what 1 does
         sums[sign] += n << max(field - 1, 0) + (0 if half else 26)
     positive, negative = sums
-    return Fraction(positive - negative, 1 << 1074), Fraction(positive + negative, 1 << 1074)
+    return _of_units(positive - negative), _of_units(positive + negative)
+
+
+def _of_units(count: int) -> Fraction:
+    """Return count * 2^-1074, in numbers that are as short as may be: those are reduced to lowest terms sooner."""
+    zeros = min((count & -count).bit_length() - 1, 1074) if count else 1074
+    return Fraction(count >> zeros, 1 << (1074 - zeros))
 
 
 class Terms:
@@ -286,11 +291,26 @@ class Terms:
     def known(self, fmt: FloatFormat) -> tuple[bool, bool]:
         """Return whether the first term is a value of the format, and all are multiples of its smallest subnormal."""
         if fmt not in self._known:
-            first = self.array.size > 0 and bool(is_representable(self.array[:1], fmt)[0])
-            with np.errstate(over="ignore", invalid="ignore"):
-                in_units = self.array / fmt.smallest_subnormal  # exact, or so large that it is an integer anyway
-            self._known[fmt] = first, bool((in_units == np.floor(in_units)).all())
+            self._known[fmt] = self._first_is_value(fmt), self._in_units(fmt.smallest_subnormal)
         return self._known[fmt]
+
+    def _first_is_value(self, fmt: FloatFormat) -> bool:
+        if not self.array.size:
+            return False
+        first = float(self.array[0])
+        rounded = _rounded(first, sum_constants(fmt, RoundingMode.TIES_TO_EVEN), None)
+        return (
+            fmt.has_nan if first != first else rounded == first and math.copysign(1, rounded) == math.copysign(1, first)
+        )
+
+    def _in_units(self, unit: float) -> bool:
+        """Whether all are multiples of a power of two: the quotient is exact, or so large that it is one anyway."""
+        if self.array.size < _FEW:
+            quotients = [t / unit for t in self.array.tolist()]
+            return all(math.isinf(q) or q.is_integer() for q in quotients)
+        with np.errstate(over="ignore", invalid="ignore"):
+            quotient = self.array / unit
+        return bool((quotient == np.floor(quotient)).all())
 
 
 @lru_cache(maxsize=256)
@@ -401,6 +421,7 @@ def accumulate(
     n = given.array.size
     exact, magnitudes = given.sums
     is_given, in_units = given.known(settings.accumulator)
+    numerator, denominator = settings.accumulator.smallest_subnormal.as_integer_ratio()
     return AccumulationTrace(
         result=added.result,
         exact=exact,
@@ -416,7 +437,7 @@ def accumulate(
             "pairwise": max((n - 1).bit_length(), 1 - is_given) if n else 0,  # the additions above a leaf of the tree
             "blocked": min(block, n) - (-n // block),
         }.get(method, n - is_given),
-        underflow=_NOTHING if in_units else added.steps * Fraction(settings.accumulator.smallest_subnormal),
+        underflow=_NOTHING if in_units else Fraction(added.steps * numerator, denominator),
     )
 
 

@@ -182,10 +182,11 @@ def _sums(
         return _matmul_by_fields(left, right, fmt, round_products, mode, stream, _rows_of_doubles(extents, fmt))
     by_addition = _rows_by_addition(left, right, extents, fmt, round_products)
     if by_addition.all():
-        return _matmul_by_addition(left, right, fmt, round_products)
+        return _matmul_by_addition(left, right, fmt, round_products, extents.low)
     sums = np.empty((left.shape[0], right.shape[1]), np.float32)
     if by_addition.any():  # else there may be signalling NaNs, about which a cast within warns
-        sums[by_addition] = _matmul_by_addition(left[by_addition], right, fmt, round_products)
+        low = extents.low[by_addition]
+        sums[by_addition] = _matmul_by_addition(left[by_addition], right, fmt, round_products, low)
     rest, of_doubles = ~by_addition, _rows_of_doubles(extents, fmt)
     sums[rest] = _matmul_by_fields(left[rest], right, fmt, round_products, mode, stream, of_doubles[rest])
     return sums
@@ -345,12 +346,31 @@ def _aligned(count: int, real: Any) -> Array:
     return room[start : start + size].view(real)
 
 
-def _matmul_by_addition(left: Array, right: Array, fmt: FloatFormat, round_products: bool) -> Array:
-    """Multiply where `_rows_by_addition` allows it."""
+def _matmul_by_addition(
+    left: Array, right: Array, fmt: FloatFormat, round_products: bool, low: NDArray[np.float64]
+) -> Array:
+    """Multiply where `_rows_by_addition` allows it; `low` is that of the extents.
+
+    Where the smallest subnormal divides all products, it divides all sums, and those below the smallest normal are
+    values of the format: rounding to the smaller spacing that goes with their exponent leaves them as they are. Nothing
+    underflows, and from +0 on no sum becomes -0. Elsewhere the sign of a zero matters only where a sum ends as one.
+    """
+    if (low >= fmt.smallest_subnormal).all():
+        return _by_addition(left, right, fmt, round_products, "_in_units")
+    result = _by_addition(left, right, fmt, round_products, "_unsigned")
+    zero = result == 0
+    if zero.any():
+        rows, columns = zero.any(axis=1), zero.any(axis=0)
+        result[np.ix_(rows, columns)] = _by_addition(left[rows], right[:, columns], fmt, round_products, "")
+    return result
+
+
+def _by_addition(left: Array, right: Array, fmt: FloatFormat, round_products: bool, variant: str) -> Array:
+    """Multiply, panel by panel, in the loop of that name."""
     kernels = load_kernels().products
 
     real, bits = (np.float32, 23) if round_products else (np.float64, 52)
-    kernel = kernels.rounded_even if round_products else kernels.fused_even
+    kernel = getattr(kernels, ("rounded_even" if round_products else "fused_even") + variant)
     constants = real(fmt.smallest_normal), real(1.5 * 2.0 ** (bits - fmt.mantissa_bits))
     (rows, steps), all_columns = left.shape, right.shape[1]
     result = np.empty((rows, all_columns), np.float32)

@@ -161,6 +161,23 @@ def test_rounded_once() -> None:
         assert dot([-size, -7], [1, 37], inputs="bf16", accumulator="bf16") == -260
 
 
+@pytest.mark.parametrize("fmt", [*REGISTERED, *map(get_format, ("e8m0", "e6m0", "e6m9", "e5m14", "e8m23"))], ids=str)
+def test_a_little_beside_every_kind_of_place(fmt: FloatFormat) -> None:
+    """Sums that are no doubles, beside values, midpoints and 2^-16ths, also where exponents change."""
+    unit, top = fmt.smallest_subnormal, 2.0**fmt.mantissa_bits
+    values = [k * unit for k in (0.0, 1.0, 2.0, 3.0, top - 1, top, top + 1, 2 * top)] + [1.0, fmt.max / 2, fmt.max]
+    places = []
+    for v in (v for v in values if v <= fmt.max and reference.round_to(v, fmt) == v):
+        spacing = 2.0 ** (max(math.frexp(v)[1] - 1, fmt.emin) - fmt.mantissa_bits) if v else unit
+        places += [sign * (v + part * spacing) for part in (0.0, 0.5, -0.25, 2.0**-16) for sign in (1, -1)]
+    for mode in ALL_MODES:
+        for terms in ([place, tiny] for place in places for tiny in (2.0**-1074, -unit * 2.0**-60)):
+            together = accumulate(terms, fmt, method="pairwise", mode=mode, rng=3)
+            assert_same(together.partial_sums, reference.pairwise_sums(terms, fmt, mode, uniforms(mode, 3)))
+            in_turn = accumulate(terms, fmt, mode=mode, rng=3)
+            assert_same(in_turn.partial_sums, reference.sequential_sums(terms, fmt, mode, uniforms(mode, 3)))
+
+
 def test_zeros_have_signs() -> None:
     def signs(terms: list[float], mode: str, fmt: str = "fp16") -> list[bool]:
         return [bool(s) for s in np.signbit(accumulate(terms, fmt, mode=mode).partial_sums)]

@@ -48,7 +48,7 @@ def by_both(a: Array, b: Array, fmt: FloatFormat, round_products: bool) -> tuple
     """The rows that may be rounded by addition, as they come out so, and as they come out of rounding to odd."""
     extents = products._extents(a, b)
     rows = products._rows_by_addition(a, b, extents, fmt, round_products)
-    fast = products._matmul_by_addition(a[rows], b, fmt, round_products)
+    fast = products._matmul_by_addition(a[rows], b, fmt, round_products, extents.low[rows])
     even, never = RoundingMode.TIES_TO_EVEN, np.zeros(int(rows.sum()), np.bool_)
     return rows, fast, products._matmul_by_fields(a[rows], b, fmt, round_products, even, None, never)
 

@@ -67,7 +67,7 @@ def _round(x, number, k):
 @compiled(forceinline=True)
 def _round_double(s, number, k):
     """Round what is a double when it is lifted, too, to a finite value of a format of more than one significand bit."""
-    lift = lift_of(s, k)
+    lift = lift_of(s, abs(s) < k.smallest_normal, k)
     return by_fields(reinterpret(s + lift), lift, k.dither, number, k)
 
 
@@ -140,38 +140,80 @@ def _muladd(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, x, x), codegen
 
 
-@compiled()
-def _even_sum(s, k, U):
+@compiled(forceinline=True)
+def _even_in_units(s, k, U):
+    """Round a finite s that does not overflow and is a multiple of the smallest subnormal; zero loses its sign."""
+    exponent, _, _, c = k
+    q = reinterpret(U(reinterpret(s) & exponent))
+    return _muladd(q, -c, _muladd(q, c, s))
+
+
+@compiled(forceinline=True)
+def _even_unsigned(s, k, U):
+    """Round a finite s that does not overflow; zero loses its sign."""
+    exponent, _, smallest_normal, c = k
+    q = reinterpret(U(reinterpret(s) & exponent))
+    q = q if q > smallest_normal else smallest_normal  # of floats, for which AVX2 has an instruction
+    return _muladd(q, -c, _muladd(q, c, s))
+
+
+@compiled(forceinline=True)
+def _even(s, k, U):
     """Round a finite s that does not overflow."""
-    exponent, sign, emin, c = k
-    bits = reinterpret(s)
-    q = reinterpret(U(max(U(bits & exponent), emin)))
-    r = _muladd(q, -c, _muladd(q, c, s))
-    return reinterpret(U(reinterpret(r) | U(bits & sign)))
+    sign = k[1]
+    return reinterpret(U(reinterpret(_even_unsigned(s, k, U)) | U(reinterpret(s) & sign)))
 
 
-@compiled()
-def fused_even(sums, left, right, smallest_normal, c):
-    """Add left @ right to `sums` in float64: k ascending, each product exact, each sum rounded."""
-    k = (U64(0x7FF0000000000000), U64(0x8000000000000000), reinterpret(smallest_normal), c)
-    for i in range(left.shape[0]):
-        acc = sums[i]
-        for step in range(left.shape[1]):
-            a, b = np.float64(left[i, step]), right[step]
-            for j in range(b.size):
-                acc[j] = _even_sum(_muladd(a, b[j], acc[j]), k, U64)
+def _make_fused(even: Any) -> Any:
+    """Build the loop for exact products, of the function that rounds a sum."""
+
+    @compiled(forceinline=True)
+    def added(s, a, b, k):
+        return even(_muladd(a, b, s), k, U64)
+
+    @compiled()
+    def fused(sums, left, right, smallest_normal, c):
+        """Add left @ right to `sums` in float64: k ascending, each product exact, each sum rounded."""
+        k = (U64(0x7FF0000000000000), U64(0x8000000000000000), smallest_normal, c)
+        steps = left.shape[1]
+        fours = steps - steps % 4
+        for i in range(left.shape[0]):
+            acc = sums[i]
+            for step in range(0, fours, 4):  # so that sums are read and written once in four steps
+                a0, a1 = np.float64(left[i, step]), np.float64(left[i, step + 1])
+                a2, a3 = np.float64(left[i, step + 2]), np.float64(left[i, step + 3])
+                b0, b1, b2, b3 = right[step], right[step + 1], right[step + 2], right[step + 3]
+                for j in range(acc.size):
+                    s = added(added(acc[j], a0, b0[j], k), a1, b1[j], k)
+                    acc[j] = added(added(s, a2, b2[j], k), a3, b3[j], k)
+            for step in range(fours, steps):
+                a, b = np.float64(left[i, step]), right[step]
+                for j in range(acc.size):
+                    acc[j] = added(acc[j], a, b[j], k)
+
+    return fused
 
 
-@compiled()
-def rounded_even(sums, left, right, smallest_normal, c):
-    """Add left @ right to `sums` in float32: k ascending, each product and each sum rounded."""
-    k = (INFINITY, SIGN, reinterpret(smallest_normal), c)
-    for i in range(left.shape[0]):
-        acc = sums[i]
-        for step in range(left.shape[1]):
-            a, b = left[i, step], right[step]
-            for j in range(b.size):
-                acc[j] = _even_sum(np.float32(acc[j] + _even_sum(np.float32(a * b[j]), k, U32)), k, U32)
+def _make_rounded_even(even: Any) -> Any:
+    """Build the loop for rounded products, of the function that rounds both."""
+
+    @compiled()
+    def rounded_even(sums, left, right, smallest_normal, c):
+        """Add left @ right to `sums` in float32: k ascending, each product and each sum rounded."""
+        k = (INFINITY, SIGN, smallest_normal, c)
+        for i in range(left.shape[0]):
+            acc = sums[i]
+            for step in range(left.shape[1]):
+                a, b = left[i, step], right[step]
+                for j in range(acc.size):
+                    acc[j] = even(np.float32(acc[j] + even(np.float32(a * b[j]), k, U32)), k, U32)
+
+    return rounded_even
+
+
+fused_even, rounded_even = _make_fused(_even), _make_rounded_even(_even)
+fused_even_unsigned, rounded_even_unsigned = _make_fused(_even_unsigned), _make_rounded_even(_even_unsigned)
+fused_even_in_units, rounded_even_in_units = _make_fused(_even_in_units), _make_rounded_even(_even_in_units)
 
 
 @compiled()

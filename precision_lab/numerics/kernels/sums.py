@@ -20,6 +20,7 @@ from precision_lab.numerics.kernels.compiled import compiled
 
 LARGEST_64 = np.finfo(np.float64).max
 _MAGNITUDE = U64(0x7FFFFFFFFFFFFFFF)
+_SIGN = U64(0x8000000000000000)
 
 
 class Accumulator(NamedTuple):
@@ -66,12 +67,12 @@ def to_odd(s, error):
 
 
 @compiled(forceinline=True)
-def lift_of(s, k):
+def lift_of(s, below, k):
     """Return what is added to sums below the smallest normal N: N, with the sign of s.
 
     All of them then have the exponent of N, and the last bit of the format is in its place. Subtracting it is exact.
     """
-    return np.copysign(k.smallest_normal, s) if abs(s) < k.smallest_normal else 0.0
+    return np.copysign(k.smallest_normal, s) if below else 0.0
 
 
 @compiled(forceinline=True)
@@ -88,6 +89,8 @@ def by_fields(bits, lift, dither, number, k):
 def rounded(s, error, number, k):
     """Round s + error once, two doubles of which the second is at most half a spacing of the first; no branches.
 
+    Whether the exact sum is below the smallest normal, is told by s alone unless s is that: then its error decides.
+
     Lifted, s may lose a second time; both errors together are less than a spacing of the new sum z. The first is
     smaller than the unit of the second unless that is zero: their sum has the right sign, and is zero where both are.
 
@@ -95,7 +98,8 @@ def rounded(s, error, number, k):
     2008). Format and random numbers have at most 24 + 16 bits, so that the values, the midpoints and the 2^-16ths of a
     spacing all are even as doubles: the odd one lies between the same two of them as the sum.
     """
-    lift = lift_of(s, k)
+    outward = reinterpret(U64(reinterpret(error) ^ U64(reinterpret(s) & _SIGN)))  # an error that adds to the magnitude
+    lift = lift_of(s, (abs(s) - k.smallest_normal) + outward < 0.0, k)
     z = s + lift
     dither = k.dither if lift == 0.0 else k.dither_below
     r = by_fields(to_odd(z, (s - (z - lift)) + error), lift, dither, number, k)

@@ -1,6 +1,6 @@
 """The compiled inner loops; only this folder imports numba.
 
-Which rounding serves whom, that is, why there are nine:
+Which rounding serves whom, that is, why there are twelve:
 
 ===================================  ======================================================================
 `rounding.mask_even_plain`           arrays, ties to even, formats with float32's exponents (bf16, tf32)
@@ -9,10 +9,12 @@ Which rounding serves whom, that is, why there are nine:
 `stochastic.random_*`, ``seeded_*``  arrays, stochastic, with given numbers or those of a seed
 `optimizers._even`                   one float32, ties to even, every format: between other operations
 `optimizers.round_even`              the same of arrays: after an operation, in the call that has made it
-`sums._round_one`                    one float64, every mode: each step of a sum depends on the one before
+`sums.add`                           one sum of two float64, every mode: each depends on the one before
+`sums.rounded`                       the same without branches: many at a time, and what `add` leaves aside
+`products._round_double`             the same where sums are doubles and none overflows
 `sums.add_in_turn`                   one positive float64, every mode: endless sums, as fast as may be
 `codes.encode_*`                     arrays of float32 straight to codes, ties to even
-`products._even_sum`                 the sums of a matrix product, ties to even, where no sum overflows
+`products._even_*`                   the sums of a matrix product, ties to even, where no sum overflows
 ===================================  ======================================================================
 """
 

@@ -7,6 +7,7 @@ rounded once; special cases are those of `accumulation`.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -211,10 +212,11 @@ def _matmul_by_fields(
     result = np.empty((rows, columns), np.float32)
     width, height = min(columns, _TILE), max(1, _TILE // max(columns, 1))
     room = _aligned(width * height, np.float64)
+    starts = sorted({*range(0, rows, height), *(np.flatnonzero(np.diff(of_doubles)) + 1).tolist()})
     for column in range(0, columns, max(width, 1)):
         panel = np.ascontiguousarray(right[:, column : column + width])
-        for row in range(0, rows, height):
-            some = slice(row, row + height)
+        for row, end in pairwise([*starts, rows]):
+            some = slice(row, end)
             tile = result[some, column : column + width]
             sums = room[: tile.size].reshape(tile.shape)
             sums[:] = 0
@@ -222,7 +224,7 @@ def _matmul_by_fields(
             if stream is not None:
                 seed, first = stream
                 place = np.array([seed, first + row * columns + column, rows * columns], np.uint64)
-            kernel = getattr(kernels, simpler if of_doubles[some].all() else name)
+            kernel = getattr(kernels, simpler if of_doubles[row] else name)
             kernel(sums, left[some], panel, constants, place)
             tile[:] = sums
     return result

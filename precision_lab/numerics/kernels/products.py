@@ -83,8 +83,8 @@ def _add_doubles_downward(a, b, number, k):
     return _round_double(signed_zero(a + b, a, b, k), number, k)
 
 
-def _make_rounded(add: Any, round_product: Any = None) -> Any:
-    """Build the loop of matrix products in any mode, of two functions that round a sum and a product."""
+def _make_rounded(add: Any, round_product: Any, round_products: bool) -> Any:
+    """Build the loop of matrix products in any mode, of functions that round a sum and, if it is to be, a product."""
 
     @compiled()
     def rounded_products(sums, left, right, c, stream):
@@ -98,27 +98,29 @@ def _make_rounded(add: Any, round_product: Any = None) -> Any:
         words = np.empty(2 * (sums.size // 4 + 2), np.uint32)
         of_products = words.copy()
         for step in range(left.shape[1]):
-            if round_product is None:
-                factors = numbers = _numbers_of(stream, words, step)
-            else:
+            if round_products:
                 factors = _numbers_of(stream, of_products, 2 * step)
                 numbers = _numbers_of(stream, words, 2 * step + 1)
+            else:
+                factors = numbers = _numbers_of(stream, words, step)
             for i in range(rows):
                 a, b, line, first = np.float64(left[i, step]), right[step], sums[i], i * columns
                 for j in range(columns):
                     p = a * np.float64(b[j])
-                    if round_product is not None:
+                    if round_products:
                         p = round_product(p, number_at(factors, first + j), k)
                     line[j] = add(line[j], p, number_at(numbers, first + j), k)
 
     return rounded_products
 
 
-add_products, add_rounded_products = _make_rounded(_add), _make_rounded(_add, _round)
-add_products_of_doubles = _make_rounded(_add_doubles)
-add_rounded_products_of_doubles = _make_rounded(_add_doubles, _round_double)
-add_products_of_doubles_downward = _make_rounded(_add_doubles_downward)
-add_rounded_products_of_doubles_downward = _make_rounded(_add_doubles_downward, _round_double)
+add_products, add_rounded_products = (_make_rounded(_add, _round, rounds) for rounds in (False, True))
+add_products_of_doubles, add_rounded_products_of_doubles = (
+    _make_rounded(_add_doubles, _round_double, rounds) for rounds in (False, True)
+)
+add_products_of_doubles_downward, add_rounded_products_of_doubles_downward = (
+    _make_rounded(_add_doubles_downward, _round_double, rounds) for rounds in (False, True)
+)
 
 
 # Sums that need no rounding to odd, ties to even (when, is in accumulation.py): the sum in the carrier is rounded by

@@ -83,7 +83,7 @@ def small_products(rng: np.random.Generator, seconds: float) -> Table:
     for mode in ("ties_to_even", "toward_zero", "stochastic"):
         functions: dict[str, Function] = {}
         for m, k, n in shapes:
-            a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((m, k), (k, n)))
+            a, b = (rng.standard_normal(shape).astype(np.float16).astype(np.float32) for shape in ((m, k), (k, n)))
             functions[str((m, k, n))] = functools.partial(matmul, a, b, accumulator="fp16", mode=mode, rng=0)
         medians = interleaved(functions, seconds)
         each = [median / np.prod(shape) * 1e9 for median, shape in zip(medians.values(), shapes, strict=True)]
@@ -93,7 +93,7 @@ def small_products(rng: np.random.Generator, seconds: float) -> Table:
 
 def sums(rng: np.random.Generator, seconds: float) -> Table:
     """Of sums and dot products: each term waits for the one before."""
-    terms, factors = rng.standard_normal((2, 100_000)).astype(np.float16)
+    terms, factors = rng.standard_normal((2, 100_000)).astype(np.float16).astype(np.float32)
     rows: dict[str, tuple[float | None, float, Function]] = {}  # at most, what the seconds are divided by, function
     for mode in RoundingMode:
         limit = {RoundingMode.TIES_TO_EVEN: 6.0, RoundingMode.STOCHASTIC: 10.0}.get(mode, 8.0)

@@ -207,6 +207,10 @@ def add(a, b, number, k):
         r = _by_fields(z, (U64(k.dither_below + of_number), k.deciding, k.by_bit, keep)) - lift
         if not _is_undecided(z, (s - (z - lift)) + error, k):
             return reinterpret(U64(reinterpret(r) | U64(reinterpret(s) & reinterpret(k.negative_zero))))
+    if s != s:
+        return k.nan
+    if abs(a) == np.inf:  # a sum that has overflowed stays infinite
+        return k.negative_infinity if s < 0.0 else k.infinity
     return _add_slowly(s, error, a, b, number, k)
 
 

@@ -21,10 +21,19 @@ import precision_lab as lab
 from precision_lab.analysis.recording import Recording, read_recording
 from precision_lab.analysis.updates import update_outcomes
 from precision_lab.numerics import fixed, layers
-from precision_lab.numerics.accumulation import _constants, rounded_sum
+from precision_lab.numerics.accumulation import rounded_sum, sum_constants
 from precision_lab.numerics.codec import Codec, codec, largest_magnitude
 from precision_lab.numerics.environment import load_fixed_kernels, load_kernels, load_layer_kernels
-from precision_lab.numerics.plans import decode_table, encode_plan, plan_of
+from precision_lab.numerics.plans import (
+    by_fields,
+    decode_plan,
+    decode_table,
+    encode_plan,
+    even_encode_plan,
+    plan_of,
+    stored_plan,
+)
+from precision_lab.numerics.rounding import _chosen
 from precision_lab.numerics.verification import verify_against_ml_dtypes, verify_against_reference
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.files import write_json
@@ -209,7 +218,8 @@ def fresh_answers() -> list[Any]:
 
 
 def test_no_cache_remembers_what_was_refused() -> None:
-    caches = (plan_of, encode_plan, decode_table, _constants, codec)
+    of_formats = (plan_of, by_fields, encode_plan, even_encode_plan, decode_plan, stored_plan, decode_table, codec)
+    caches = (*of_formats, _chosen, sum_constants)
     for cache in caches:
         cache.cache_clear()
     expected = in_a_thread(fresh_answers)

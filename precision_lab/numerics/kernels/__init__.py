@@ -3,9 +3,9 @@
 Which rounding serves whom, that is, why there are twelve:
 
 ===================================  ======================================================================
-`rounding.mask_even_plain`           arrays, ties to even, formats with float32's exponents (bf16, tf32)
-`rounding.add_even_*` (``plain``)    arrays, ties to even, where C of the addition is in range
-`rounding.directed_*`                arrays, every deterministic mode, every format
+`rounding.mask_*`                    arrays, deterministic modes, formats with float32's exponents (bf16, tf32)
+`rounding.ADD`                       arrays, deterministic modes, where C of the addition is in range
+`rounding.directed_*`                arrays, deterministic modes, every format, the slowest
 `stochastic.random_*`, ``seeded_*``  arrays, stochastic, with given numbers or those of a seed
 `optimizers._even`                   one float32, ties to even, every format: between other operations
 `optimizers.round_even`              the same of arrays: after an operation, in the call that has made it

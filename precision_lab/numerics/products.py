@@ -285,10 +285,12 @@ def _rows_of_doubles(extents: _Extents, fmt: FloatFormat) -> NDArray[np.bool_]:
     N are lifted by N, to less than 2 N.
 
     A rounding adds at most a spacing: 2 u of what it rounds, or the smallest subnormal. From |s| <= (1 + 2 u) (|s'| +
-    |x|) + smallest follows, over n steps, the bound below.
+    |x|) + smallest follows, over n steps, the bound below: the sums grow by (1 + 2 u)^(n + 1) at most, which is below
+    1 / (1 - x) and below 2^(1.5 x) for x = 2 u (n + 1).
     """
     steps = extents.steps
-    growth = math.exp(min(2 * fmt.unit_roundoff * (steps + 1), 700))
+    x = 2 * fmt.unit_roundoff * (steps + 1)
+    growth = 1 / (1 - x) if x < 0.5 else math.ldexp(1.0, min(math.ceil(1.5 * x), 1000))
     bound = growth * (extents.total + 2 * steps * fmt.smallest_subnormal) * 1.001
     fits = np.maximum(bound, 2 * fmt.smallest_normal) <= 2.0**53 * extents.low
     rows: NDArray[np.bool_] = fits & (bound <= fmt.max) & (fmt.mantissa_bits > 0)

@@ -91,7 +91,7 @@ def test_beyond_the_limit_nothing_is_read(tmp_path: Path, monkeypatch: pytest.Mo
         yield np.ones(4, np.float32)
         raise AssertionError("a third chunk was asked for")
 
-    monkeypatch.setattr(walk, "read_tensors", lambda *_, **__: [(info, chunks())])
+    monkeypatch.setattr(walk, "stream_of", lambda *_, **__: [(info, chunks())])
     for limit in (5, 8):
         (tensor,) = sum_tensors(tmp_path / "a.npy", "fp32", limit=limit).tensors
         assert tensor.terms == tensor.sums["pairwise"].result == limit

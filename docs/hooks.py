@@ -28,6 +28,7 @@ OPTIONAL = {  # written by the lab itself, or of what it measured
     "peers.md": "Other people's casts",
     "machines.md": "The same on every machine",
     "versions.md": "Versions and systems",
+    "performance.md": "What things cost",
     "scaling.md": "Past one machine",
     "mutants.md": "What the tests see",
 }

@@ -46,6 +46,25 @@ def _first_block(out, past_caches):
     return 0, min((ALIGNMENT - beyond) % ALIGNMENT // out.itemsize, out.size), True
 
 
+def _in_blocks(layout: Any, one: Any, unusual: Any, block: Any) -> Any:
+    """Build the loop that does blocks with `block`, and with `one` the elements of an unusual block and of the ends."""
+
+    @compiled()
+    def loop(x, out, c, past_caches):
+        k = named(layout, c)
+        start, stop, past = _first_block(out, past_caches)
+        while start < x.size:
+            for i in range(start, stop):
+                out[i] = one(x[i], k)
+            start = stop
+            while start + BLOCK <= x.size and not unusual(x, start, k):
+                block(x, out, start, k, past)
+                start += BLOCK
+            stop = min(start + BLOCK, x.size)
+
+    return loop
+
+
 # --- from values of the format ---------------------------------------------------------------------------------------
 
 
@@ -152,19 +171,8 @@ def _has_nan(x: Lanes, k: SimpleNamespace) -> Any:
     return lower.either_nan(upper)
 
 
-@compiled()
-def encode_even(x, out, c, past_caches):
-    """Round to codes of at most 16 bits."""
-    k = named(EvenEncoding, c)
-    start, stop, past = _first_block(out, past_caches)
-    while start < x.size:
-        for i in range(start, stop):
-            out[i] = _even_code(x[i], k)
-        start = stop
-        while start + BLOCK <= x.size and not _has_nan(x, start, k):
-            _even_block(x, out, start, k, past)
-            start += BLOCK
-        stop = min(start + BLOCK, x.size)
+encode_even = _in_blocks(EvenEncoding, _even_code, _has_nan, _even_block)
+"""Round to codes of at most 16 bits."""
 
 
 @on_blocks
@@ -172,19 +180,8 @@ def _half_block(x: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
     return x.as_float32().to_half()
 
 
-@compiled()
-def encode_half(x, out, c, past_caches):
-    """Round to codes of fp16, where the processor does it."""
-    k = named(EvenEncoding, c)
-    start, stop, past = _first_block(out, past_caches)
-    while start < x.size:
-        for i in range(start, stop):
-            out[i] = _even_code(x[i], k)
-        start = stop
-        while start + BLOCK <= x.size and not _has_nan(x, start, k):
-            _half_block(x, out, start, k, past)
-            start += BLOCK
-        stop = min(start + BLOCK, x.size)
+encode_half = _in_blocks(EvenEncoding, _even_code, _has_nan, _half_block)
+"""Round to codes of fp16, where the processor does it."""
 
 
 class SharedEncoding(NamedTuple):
@@ -210,19 +207,8 @@ def _shared_block(x: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
     return result
 
 
-@compiled()
-def encode_shared(x, out, c, past_caches):
-    """Round to codes of a format with float32's exponents, infinities and NaN: to float32's highest bits."""
-    k = named(SharedEncoding, c)
-    start, stop, past = _first_block(out, past_caches)
-    while start < x.size:
-        for i in range(start, stop):
-            out[i] = _shared_code(x[i], k)
-        start = stop
-        while start + BLOCK <= x.size and not _has_nan(x, start, k):
-            _shared_block(x, out, start, k, past)
-            start += BLOCK
-        stop = min(start + BLOCK, x.size)
+encode_shared = _in_blocks(SharedEncoding, _shared_code, _has_nan, _shared_block)
+"""Round to codes of a format with float32's exponents, infinities and NaN: to float32's highest bits."""
 
 
 # --- to float32 ------------------------------------------------------------------------------------------------------
@@ -249,7 +235,8 @@ class Decoding(NamedTuple):
 
 
 @compiled()
-def _value(code, k):
+def _value(element, k):
+    code = U32(element)
     a = U32(code & U32(shift_up(U32(1), k.sign_shift) - U32(1)))
     # subnormals as a difference: a multiplication of what would be subnormal in float32, too, takes some 100 cycles
     subnormal = reinterpret(np.float32(reinterpret(U32(a | k.unit)) - reinterpret(k.unit)))
@@ -264,7 +251,7 @@ def decode(codes, out, c, past_caches):
     """Turn codes into their values."""
     k = named(Decoding, c)
     for i in range(codes.size):
-        out[i] = _value(U32(codes[i]), k)
+        out[i] = _value(codes[i], k)
 
 
 @of_blocks
@@ -282,19 +269,8 @@ def _block_by_half(codes: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
     return result
 
 
-@compiled()
-def decode_by_half(codes, out, c, past_caches):
-    """Turn codes into their values, where the processor converts fp16."""
-    k = named(Decoding, c)
-    start, stop, past = _first_block(out, past_caches)
-    while start < codes.size:
-        for i in range(start, stop):
-            out[i] = _value(U32(codes[i]), k)
-        start = stop
-        while start + BLOCK <= codes.size and not _is_special(codes, start, k):
-            _block_by_half(codes, out, start, k, past)
-            start += BLOCK
-        stop = min(start + BLOCK, codes.size)
+decode_by_half = _in_blocks(Decoding, _value, _is_special, _block_by_half)
+"""Turn codes into their values, where the processor converts fp16."""
 
 
 class SharedDecoding(NamedTuple):
@@ -310,7 +286,7 @@ class SharedDecoding(NamedTuple):
 
 @compiled()
 def _shared_value(code, k):
-    b = shift_up(code, k.shift)
+    b = shift_up(U32(code), k.shift)
     b = U32(U32(b & k.nan_keep) | k.nan_set) if U32(b & MAGNITUDE) > INFINITY else b
     return reinterpret(b)
 
@@ -322,19 +298,8 @@ def _shared_value_block(codes: Lanes, k: SimpleNamespace, bits: int) -> Lanes:
     return result
 
 
-@compiled()
-def decode_shared(codes, out, c, past_caches):
-    """Turn codes of a format with float32's exponents, infinities and NaN into their values."""
-    k = named(SharedDecoding, c)
-    start, stop, past = _first_block(out, past_caches)
-    while start < codes.size:
-        for i in range(start, stop):
-            out[i] = _shared_value(U32(codes[i]), k)
-        start = stop
-        while start + BLOCK <= codes.size and not _is_special(codes, start, k):
-            _shared_value_block(codes, out, start, k, past)
-            start += BLOCK
-        stop = min(start + BLOCK, codes.size)
+decode_shared = _in_blocks(SharedDecoding, _shared_value, _is_special, _shared_value_block)
+"""Turn codes of a format with float32's exponents, infinities and NaN into their values."""
 
 
 @compiled()

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 from numba import config, njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
 
 from precision_lab.numerics.errors import CompilerDisabledError
 
@@ -87,7 +89,7 @@ def _identity(function: Any) -> tuple[Any, ...]:
     Raises
     ------
     TypeError
-        It closes over something else than numbers, types, texts, other loops, and tuples of them.
+        It closes over something else than numbers, types, texts, functions, other loops, and tuples of them.
 
     """
     cells = tuple(_written(cell.cell_contents) for cell in function.__closure__ or ())
@@ -97,6 +99,10 @@ def _identity(function: Any) -> tuple[Any, ...]:
 def _written(value: Any) -> Any:
     if isinstance(value, Dispatcher):
         return _identity(value.py_func)
+    if isinstance(value, _Intrinsic):
+        return _identity(value._defn)
+    if isinstance(value, FunctionType):
+        return _identity(value)
     if isinstance(value, tuple):
         return type(value).__qualname__, *map(_written, value)
     if isinstance(value, bool | int | float | str | np.generic | type):

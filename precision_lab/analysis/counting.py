@@ -13,14 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.support.threads import LEAST, in_threads, thread_count
+from precision_lab.support.threads import LEAST, SLICE, in_threads, thread_count
 
 Result = TypeVar("Result")
 
 MOST = 1 << 31  # elements that are counted in 32-bit cells
 BLOCK = 1 << 15  # elements that stay in the second-level cache with all that is made from them
 
-SLICE = 1 << 18  # elements that a thread takes at a time
 
 _kept = threading.local()
 

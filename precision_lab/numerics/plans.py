@@ -79,13 +79,13 @@ class Plan(NamedTuple):
 def plan_of(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: bool, wide: bool) -> Plan:
     """Choose the loop and make its constants for a carrier (`wide`: float64)."""
     options = fmt, mode, subnormals, saturate, wide
-    carrier, discarded = _CARRIERS[wide], _discarded(fmt, wide)
     if mode is RoundingMode.STOCHASTIC:
         return _by_chance(*options)
     if _same_exponents(fmt, wide):
         fits = _is_plain(fmt, subnormals) and not wide and fmt.mantissa_bits
         return _by_mask(fmt, mode, saturate) if fits else by_fields(*options)
-    fits = discarded >= 2 and fmt.emax + discarded < carrier.bias
+    discarded = _discarded(fmt, wide)
+    fits = discarded >= 2 and fmt.emax + discarded < _CARRIERS[wide].bias
     return _by_addition(*options) if fits else by_fields(*options)
 
 

@@ -28,7 +28,8 @@ Result = TypeVar("Result")
 
 LEAST = 10**6
 """Elements from which on an array is cut into slices."""
-_SLICE = 1 << 18  # elements: long enough to hide what a slice costs, short enough to answer Ctrl-C at once
+SLICE = 1 << 18
+"""Elements of a slice: enough to hide what it costs, and few enough to answer Ctrl-C at once."""
 _MOST = 1024
 
 _chosen: int | None = None
@@ -167,6 +168,6 @@ def in_slices(run: Callable[[int, int], Any], size: int) -> None:
 
     def work(starts: Iterator[int]) -> None:
         for start in starts:
-            run(start, min(start + _SLICE, size))
+            run(start, min(start + SLICE, size))
 
-    in_threads(work, range(0, size, _SLICE))
+    in_threads(work, range(0, size, SLICE))

@@ -341,7 +341,7 @@ def test_threads_change_nothing(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> 
         return [*reports, update_outcomes(weights, updates, "fp16").tobytes(), WeightGaps.of(weights, "fp8_e5m2")]
 
     expected = found()
-    for module, name in ((counting, "SLICE"), (threads_module, "_SLICE")):
+    for module, name in ((counting, "SLICE"), (threads_module, "SLICE")):
         monkeypatch.setattr(module, "LEAST", 1)
         monkeypatch.setattr(module, name, 9_999)
     for count in (1, 2, 7):

@@ -291,15 +291,52 @@ print([int(loop(3)) for loop in loops], [sum(loop.stats.cache_hits.values()) for
 
 def test_loops_that_close_over_others_are_kept_apart_and_found_again(tmp_path: Path) -> None:
     (tmp_path / "factory.py").write_text(FACTORY)
-    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    said = [output(start(program=(str(tmp_path / "factory.py"),), environment=environment)) for _ in range(2)]
+    said = [of_program(tmp_path, FACTORY) for _ in range(2)]
     assert said == [f"[103, 106, 106, 104, 107] {[hits] * 5}\n" for hits in (0, 1)]
+
+
+LONG = f"""
+import sys
+import numpy as np
+from precision_lab.numerics.kernels.compiled import compiled
+
+def make(number):
+    @compiled()
+    def inner(x):  # too long to become part of its caller
+        total = 0.0
+        for i in range(x.size):
+            {"".join(f"x[i] = np.sin(x[i]) + {digit}; " for digit in range(40))}
+            total += number
+        return total
+
+    @compiled()
+    def outer(x):
+        return inner(x) + inner(x)
+
+    return outer
+
+print([make(float(number))(np.zeros(3)) for number in sys.argv[1]])
+"""
+
+
+def test_loops_that_different_processes_kept_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    """Each is the first that its process compiles, so that numba gives both the same number."""
+    said = [of_program(tmp_path, LONG, numbers) for numbers in ("1", "2", "12", "21")]
+    assert said == ["[6.0]\n", "[12.0]\n", "[6.0, 12.0]\n", "[12.0, 6.0]\n"]
+
+
+def of_program(folder: Path, text: str, *arguments: str) -> str:
+    """Return what a program says that keeps its loops in a folder."""
+    (folder / "program.py").write_text(text)
+    environment = {"NUMBA_CACHE_DIR": str(folder / "cache")}
+    return output(start(program=(str(folder / "program.py"), *arguments), environment=environment))
 
 
 def test_a_loop_closes_over_what_has_a_name() -> None:
     def closes_over(value: object) -> Callable[[], object]:
         return lambda: value
 
-    assert compiled._identity(closes_over((np.uint32(1), "a"))) != compiled._identity(closes_over((np.uint64(1), "a")))
+    names = {compiled._unique_name(closes_over((number, "a"))) for number in (np.uint32(1), np.uint64(1), np.uint64(2))}
+    assert len(names) == 3
     with pytest.raises(TypeError, match="cannot close over <object"):
-        compiled._identity(closes_over(object()))
+        compiled._unique_name(closes_over(object()))

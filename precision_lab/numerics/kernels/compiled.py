@@ -47,6 +47,7 @@ def compiled(*, signatures: Sequence[Any] = (), **options: Any) -> Callable[[Any
     """
 
     def decorate(function: Any) -> Any:
+        function.__qualname__ = _unique_name(function)
         dispatcher = njit(nogil=True, **options)(function)
         with suppress(RuntimeError, OSError):  # no place can be written to
             dispatcher._cache = _Cache(function)
@@ -69,8 +70,8 @@ class _Cache(FunctionCache):
         self._cache_file = _Files(self._cache_path, impl.filename_base, stamp)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        # numba pickles what a function closes over, and another loop differently in each process
-        return sig, codegen.magic_tuple(), _DIGEST(repr(_identity(self._py_func)).encode()).hexdigest()
+        # numba adds a pickle of what a function closes over, which differs in each process; the name has it already
+        return sig, codegen.magic_tuple()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -83,8 +84,12 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
 
 
-def _identity(function: Any) -> tuple[Any, ...]:
-    """Return what tells a loop from the others of its factory: what it closes over; for the sources there is a digest.
+def _unique_name(function: Any) -> str:
+    """Return a qualified name that no other loop of the same factory has: with a digest of what it closes over.
+
+    By their names machine code from the cache is linked. numba tells the loops of a factory apart by a number, in the
+    order in which a process compiles them: two loops from two processes may have the same one, and the code of one of
+    them is then taken for both.
 
     Raises
     ------
@@ -92,17 +97,18 @@ def _identity(function: Any) -> tuple[Any, ...]:
         It closes over something else than numbers, types, texts, functions, other loops, and tuples of them.
 
     """
-    cells = tuple(_written(cell.cell_contents) for cell in function.__closure__ or ())
-    return function.__module__, function.__qualname__, function.__code__.co_firstlineno, cells
+    name: str = function.__qualname__
+    cells = [_written(cell.cell_contents) for cell in function.__closure__ or ()]
+    return f"{name}.{_DIGEST(repr(cells).encode()).hexdigest()[:16]}" if cells else name
 
 
 def _written(value: Any) -> Any:
     if isinstance(value, Dispatcher):
-        return _identity(value.py_func)
+        return value.py_func.__module__, value.py_func.__qualname__
     if isinstance(value, _Intrinsic):
-        return _identity(value._defn)
+        return _written(value._defn)
     if isinstance(value, FunctionType):
-        return _identity(value)
+        return value.__module__, _unique_name(value)
     if isinstance(value, tuple):
         return type(value).__qualname__, *map(_written, value)
     if isinstance(value, bool | int | float | str | np.generic | type):

@@ -29,6 +29,7 @@ good, but in the formats without NaN (fp6, fp4) it becomes -0. A Kahan sum that 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -40,7 +41,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import converted, is_number
+from precision_lab.numerics.inputs import is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import (
     RandomSource,
@@ -58,7 +59,6 @@ Array: TypeAlias = NDArray[Any]
 METHODS = ("sequential", "pairwise", "blocked", "kahan", "neumaier")
 """The orders in which `accumulate` adds."""
 
-_FEW = 32  # terms that are added before the cells of many are made
 _NOTHING = Fraction(0)
 
 
@@ -235,10 +235,10 @@ def exact_sum(terms: ArrayLike) -> Fraction:
         As `round_to`.
 
     """
-    array = converted(as_carrier(terms), np.float64).reshape(-1)
-    if not np.isfinite(array).all():
+    total, _ = Terms(as_carrier(terms).reshape(-1)).sums
+    if total is None:
         raise ValueError("the exact sum needs finite terms: some are infinite or NaN")
-    return _exact_sums(array)[0]
+    return total
 
 
 def nonzero_cells(cells: NDArray[np.int64]) -> Iterator[tuple[list[int], int]]:
@@ -251,14 +251,8 @@ def nonzero_cells(cells: NDArray[np.int64]) -> Iterator[tuple[list[int], int]]:
 
 def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
     """Return the exact sum of finite doubles and that of their magnitudes."""
-    kernels = load_kernels().sums
-
-    if terms.size < _FEW:
-        ratios = [t.as_integer_ratio() for t in terms.tolist()]
-        units = [a << 1075 - b.bit_length() for a, b in ratios]  # of 2^-1074, b being a power of two
-        return _of_units(sum(units)), _of_units(sum(map(abs, units)))
     cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
-    kernels.sum_exactly(terms, cells)
+    load_kernels().sums.sum_exactly(terms, cells)
     sums = [0, 0]
     for (sign, field, half), n in nonzero_cells(cells):
         # field f means 2^(f - 1075) times the significand as an integer, 0 what 1 does
@@ -277,21 +271,30 @@ class Terms:
     """What is added, and what is known about it in whatever way it is added: for callers that add it in several."""
 
     def __init__(self, terms: ArrayLike) -> None:
-        array = as_carrier(terms)
-        if array.ndim != 1:
-            raise ValueError(f"terms must have one dimension, got {array.ndim}")
-        self.array = converted(array, np.float64)
+        given = as_carrier(terms)
+        if given.ndim != 1:
+            raise ValueError(f"terms must have one dimension, got {given.ndim}")
+        wide = given.dtype == np.float64
+        self.array = np.ascontiguousarray(given) if wide else np.empty(given.shape)
+        extents = load_kernels().sums.extents
+        self.largest, self.lowest, *self._totals = extents(self.array if wide else given, None if wide else self.array)
         self._known: dict[FloatFormat, tuple[bool, bool]] = {}
 
     @cached_property
     def sums(self) -> tuple[Fraction, Fraction] | tuple[None, None]:
         """The exact sum and that of the magnitudes; None where a term is infinite or NaN."""
-        return _exact_sums(self.array) if np.isfinite(self.array).all() else (None, None)
+        if not self.largest < math.inf:
+            return None, None
+        if self.array.size * self.largest < min(2.0**53 * self.lowest, sys.float_info.max):
+            total, magnitudes = map(Fraction.from_float, self._totals)
+            return total, magnitudes
+        return _exact_sums(self.array)
 
     def known(self, fmt: FloatFormat) -> tuple[bool, bool]:
         """Return whether the first term is a value of the format, and all are multiples of its smallest subnormal."""
         if fmt not in self._known:
-            self._known[fmt] = self._first_is_value(fmt), self._in_units(fmt.smallest_subnormal)
+            in_units = not math.isnan(self.largest) and self.lowest >= fmt.smallest_subnormal
+            self._known[fmt] = self._first_is_value(fmt), in_units
         return self._known[fmt]
 
     def _first_is_value(self, fmt: FloatFormat) -> bool:
@@ -302,15 +305,6 @@ class Terms:
         return (
             fmt.has_nan if first != first else rounded == first and math.copysign(1, rounded) == math.copysign(1, first)
         )
-
-    def _in_units(self, unit: float) -> bool:
-        """Whether all are multiples of a power of two: the quotient is exact, or so large that it is one anyway."""
-        if self.array.size < _FEW:
-            quotients = [t / unit for t in self.array.tolist()]
-            return all(math.isinf(q) or q.is_integer() for q in quotients)
-        with np.errstate(over="ignore", invalid="ignore"):
-            quotient = self.array / unit
-        return bool((quotient == np.floor(quotient)).all())
 
 
 @lru_cache(maxsize=256)
@@ -417,7 +411,7 @@ def accumulate(
     """
     settings = _settings(fmt, method, mode, accumulator, block)
     given = terms if isinstance(terms, Terms) else Terms(terms)
-    added = _added(given.array, settings, rng)
+    added = _added(given, settings, rng)
     n = given.array.size
     exact, magnitudes = given.sums
     is_given, in_units = given.known(settings.accumulator)
@@ -457,7 +451,7 @@ def rounded_sum(
     """
     settings = _settings(fmt, method, mode, accumulator, block)
     given = terms if isinstance(terms, Terms) else Terms(terms)
-    return RoundedSum(_added(given.array, settings, rng).result, given.sums[0])
+    return RoundedSum(_added(given, settings, rng).result, given.sums[0])
 
 
 class _Settings(NamedTuple):
@@ -488,11 +482,12 @@ class _Added(NamedTuple):
     steps: int
 
 
-def _added(array: Array, settings: _Settings, rng: RandomSource) -> _Added:
-    """Add up doubles."""
+def _added(terms: Terms, settings: _Settings, rng: RandomSource) -> _Added:
+    """Add up."""
     kernels = load_kernels().sums
 
     fmt, wide, method, mode, block = settings
+    array = terms.array
     n = array.size
     steps = kept = n
     if method == "pairwise":
@@ -518,7 +513,7 @@ def _added(array: Array, settings: _Settings, rng: RandomSource) -> _Added:
         kernels.sum_blocks(array, totals, constants, numbers, block)
         kernels.sum_sequential(totals, sums, constants, None if numbers is None else numbers[n:])
     elif method == "pairwise" and n > 1:
-        last = float(kernels.sum_pairs(array, sums, constants, numbers))
+        last = float(kernels.sum_pairs(array, sums, constants, numbers, terms.largest, terms.lowest))
     elif method == "pairwise":
         last = _rounded(float(array[0]), constants, numbers) if n else 0.0
     elif method == "kahan":

@@ -237,22 +237,20 @@ def _few_sums(
     kernels = load_kernels().sums
 
     constants = sum_constants(fmt, mode)
-    result = np.zeros((left.shape[0], right.shape[1]))
+    columns = np.ascontiguousarray(right.T)
+    result = np.zeros((len(left), len(columns)))
     roundings = result.size * (2 if round_products else 1)  # a step
     factors = numbers = None
     for start in range(0, left.shape[1], _TERMS):
         part = slice(start, start + _TERMS)
         for place, (i, j) in enumerate(np.ndindex(result.shape)):
-            with np.errstate(invalid="ignore"):
-                terms = np.multiply(left[i, part], right[part, j], dtype=np.float64)
+            x, y = left[i, part], columns[j, part]
             if stream is not None:
                 seed, first = stream
-                drawn = random_numbers(seed, first + start * roundings, terms.size * roundings)
+                drawn = random_numbers(seed, first + start * roundings, x.size * roundings)
                 of_sum = roundings - result.size + place  # what comes before is the product's
                 factors, numbers = drawn[place::roundings].copy(), drawn[of_sum::roundings].copy()
-            if round_products:
-                kernels.round_values(terms, constants, factors)
-            result[i, j] = kernels.add_terms(result[i, j], terms, constants, numbers)
+            result[i, j] = kernels.add_dot(result[i, j], x, y, constants, round_products, factors, numbers)
     return result.astype(np.float32)
 
 

@@ -230,9 +230,77 @@ def test_nothing_sums_to_zero() -> None:
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=20))
 def test_the_exact_sum(terms: list[float]) -> None:
     assert exact_sum(terms) == sum(map(Fraction, terms))
-    # of few terms Python's integers make the sum, of many a compiled loop
     assert exact_sum(terms * 33) == 33 * sum(map(Fraction, terms))
     assert accumulate(terms * 33, "bf16").magnitudes == 33 * sum(map(abs, map(Fraction, terms)))
+
+
+@pytest.mark.parametrize("spread", [0, 1, 42, 43, 44, 52, 84, 85, 86, 87, 200, 2097])
+@pytest.mark.parametrize("top", [-1022, -1000, 0, 998, 999, 1000, 1011, 1013, 1023])
+def test_the_exact_sum_at_the_edges_of_each_way(spread: int, top: int) -> None:
+    """Terms that reach from 2^top, nearly twice that or below, down to a bit `spread` below it: 43, 85 and 2^1000."""
+    rng = np.random.default_rng(spread)
+    lowest = max(top - spread, -1074)
+    for size in (1, 2, 3, 1023, 1024, 1025, 2100):
+        exponents = rng.integers(lowest, top, size, endpoint=True)
+        places = np.minimum(exponents - lowest, 52)  # of the lowest bit, below the first
+        terms = np.ldexp(np.floor(np.ldexp(rng.uniform(1, 2, size), places)), exponents - places)
+        terms[0] = 2.0**lowest
+        terms[-1] = np.ldexp(2.0 - 2.0 ** -rng.integers(0, min(top - lowest, 52), endpoint=True), top)
+        terms *= rng.choice((-1.0, 1.0), size)
+        exact, magnitudes = sum(map(Fraction, terms.tolist())), sum(abs(Fraction(x)) for x in terms.tolist())
+        trace = accumulate(terms, "bf16")
+        assert (exact_sum(terms), trace.exact, trace.magnitudes) == (exact, exact, magnitudes)
+
+
+@pytest.mark.parametrize("spread", [42, 43, 44, 83, 84, 85, 86, 87])
+def test_the_exact_sum_of_a_crowd(spread: int) -> None:
+    """1023 terms as large as they may be, or with rests as large as they may be, and a lowest bit."""
+    lowest = 2.0**-spread
+    for large in (1.0, 2.0 - 2.0**-41, 2.0 - 2.0**-42 - 2.0**-52, 1.0 + 2.0**-42 - 2.0**-52):
+        for last in (lowest, -lowest):
+            terms = [large] * 1023 + [last]
+            assert exact_sum(terms) == 1023 * Fraction(large) + Fraction(last)
+
+
+@pytest.mark.parametrize(
+    "terms", [[2.0**53, 1, 1], [2.0**53 - 1, 1, 1, 1], [2.0**52] * 2 + [1], [2.0**52, -(2.0**52), 1]]
+)
+def test_the_exact_sum_where_sums_end_to_be_doubles(terms: list[float]) -> None:
+    for scale in (-1074, -30, 0, 900, 970):
+        scaled = [math.ldexp(x, scale) for x in terms]
+        assert exact_sum(scaled) == sum(map(Fraction, scaled))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "fmt", [*REGISTERED, FloatFormat.ieee(5, 0), FloatFormat.ieee(3, 1), FloatFormat.ieee(8, 23)], ids=str
+)
+def test_pairs_near_a_tie(fmt: FloatFormat, mode: str) -> None:
+    """A midpoint and so little that the sum is a double, or just none; also where it has to be lifted."""
+    half, tiny, normal = 2.0**-fmt.precision, fmt.smallest_subnormal, fmt.smallest_normal
+    for middle, unit in ((1 + half, 1.0), (1 + 3 * half, 1.0), (tiny / 2, normal), (1.5 * tiny, normal), (0.0, normal)):
+        for spread in range(49, 57):
+            for little in (unit * 2.0**-spread, -unit * 2.0**-spread, 0.0):
+                for terms in ([middle, little], [-middle, little], [middle, little, -unit * 2.0**-spread, middle]):
+                    trace = accumulate(terms, fmt, method="pairwise", mode=mode)
+                    partial = reference.pairwise_sums(terms, fmt, mode, None)
+                    assert_same(unsigned_nan(trace.partial_sums), unsigned_nan(partial))
+
+
+@settings(max_examples=300)
+@given(FORMAT, st.sampled_from(ALL_MODES), st.integers(0, 2**32 - 1), st.integers(2, 70), st.data())
+def test_sums_of_pairs_that_are_doubles(
+    fmt: FloatFormat, mode: str, seed: int, count: int, data: st.DataObject
+) -> None:
+    """Terms in units, whose largest is near the ends of what makes every sum a double, and of the format."""
+    near = data.draw(st.sampled_from([fmt.max, fmt.smallest_normal, fmt.smallest_subnormal, fmt.max / count]))
+    bits = data.draw(st.sampled_from([1, 3, 20, 47, 50, 51, 52, 53]))
+    rng = np.random.default_rng(seed)
+    units = np.floor(rng.uniform(-(2.0**bits), 2.0**bits, count))
+    terms = np.ldexp(units, math.frexp(near)[1] - bits + data.draw(st.integers(-3, 1)))
+    trace = accumulate(terms, fmt, method="pairwise", mode=mode, rng=(seed, 7))
+    partial = reference.pairwise_sums(terms.tolist(), fmt, mode, uniforms(mode, seed, 7))
+    assert_same(unsigned_nan(trace.partial_sums), unsigned_nan(partial))
 
 
 def test_the_exact_sum_of_the_extremes() -> None:

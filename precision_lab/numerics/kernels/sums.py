@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import U64, named, reinterpret
+from precision_lab.numerics.kernels.bits import TILE, U64, any_order, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 
 LARGEST_64 = np.finfo(np.float64).max
 _MAGNITUDE = U64(0x7FFFFFFFFFFFFFFF)
 _SIGN = U64(0x8000000000000000)
+_FRACTION = U64(0xFFFFFFFFFFFFF)
 
 
 class Accumulator(NamedTuple):
@@ -229,11 +230,14 @@ def round_values(x, c, numbers):
 
 
 @compiled()
-def add_terms(s, terms, c, numbers):
-    """Return the sum of s and the terms, one after the other."""
+def add_dot(s, x, y, c, round_products, factors, numbers):
+    """Return the sum of s and the products of x and y, one after the other; each product is rounded if it is to be."""
     k = named(Accumulator, c)
-    for i in range(terms.size):
-        s = add(s, terms[i], number_at(numbers, i), k)
+    for i in range(x.size):
+        p = np.float64(x[i]) * np.float64(y[i])
+        if round_products:
+            p = rounded(p, 0.0, number_at(factors, i), k)
+        s = add(s, p, number_at(numbers, i), k)
     return s
 
 
@@ -265,23 +269,41 @@ def sum_blocks(terms, sums, c, numbers, block):
 
 
 @compiled()
-def _add_neighbours(level, sums, k, numbers, first):
+def _add_neighbours(level, sums, k, numbers, first, of_doubles):
     """Add 2 i and 2 i + 1, all i; with the random numbers from the first on."""
-    for i in range(sums.size):
-        a, b = level[2 * i], level[2 * i + 1]
-        s, error = two_sum(a, b)
-        sums[i] = add_anything(s, error, a, b, number_at(numbers, first + i), k)
+    if of_doubles:
+        for i in range(sums.size):
+            a, b = level[2 * i], level[2 * i + 1]
+            s = signed_zero(a + b, a, b, k)
+            lift = lift_of(s, abs(s) < k.smallest_normal, k)
+            sums[i] = by_fields(reinterpret(s + lift), lift, k.dither, number_at(numbers, first + i), k)
+    else:
+        for i in range(sums.size):
+            a, b = level[2 * i], level[2 * i + 1]
+            s, error = two_sum(a, b)
+            sums[i] = add_anything(s, error, a, b, number_at(numbers, first + i), k)
 
 
 @compiled()
-def sum_pairs(terms, sums, c, numbers):
-    """Add at least two terms, neighbours, level by level; every sum goes to `sums`, the last is returned."""
+def sum_pairs(terms, sums, c, numbers, largest, lowest):
+    """Add at least two terms, neighbours, level by level; every sum goes to `sums`, the last is returned.
+
+    `largest` and `lowest` are what `extents` says of the terms. Where a power of two B, at least the smallest normal,
+    bounds the magnitudes of a level, 2 B bounds the sums, rounded ones too as long as it is a value of the format. All
+    are multiples of `lowest`, since rounding to a smaller spacing leaves such a multiple as it is: up to 2^53 times
+    that they are doubles, also when those below the smallest normal are lifted by that.
+    """
     k = named(Accumulator, c)
     level, done = terms, 0
     waiting, moved_up = False, 0.0
+    bound = reinterpret(U64(U64(reinterpret(largest) + _FRACTION) & U64(~_FRACTION))) if largest < np.inf else np.inf
+    bound = max(bound, k.smallest_normal)
     while level.size + waiting > 1:
         here = sums[done : done + (level.size + waiting) // 2]
-        _add_neighbours(level, here[: level.size // 2], k, numbers, done)
+        bound *= 2.0
+        of_doubles = bound <= k.largest and bound <= 2.0**53 * lowest
+        of_doubles = of_doubles and k.discarded < 52  # with one significand bit ties to even are another matter
+        _add_neighbours(level, here[: level.size // 2], k, numbers, done, of_doubles)
         if level.size % 2:
             if waiting:
                 here[-1] = add(level[-1], moved_up, number_at(numbers, done + here.size - 1), k)
@@ -322,15 +344,76 @@ def sum_neumaier(terms, sums, c, numbers):
 
 
 @compiled()
+def extents(terms, doubles):
+    """Return four numbers: the largest magnitude, the lowest bit of all, the sum and the sum of the magnitudes.
+
+    NaN is the largest; where all are zero the lowest bit is infinite. The sums are taken in any order: they are exact
+    up to 2^53 times the lowest bit. The terms are written to `doubles` unless that is None.
+    """
+    high, low = np.int64(0), np.int64(reinterpret(np.inf))  # magnitudes as signed integers, whose order is theirs
+    total = magnitudes = 0.0
+    for i in range(terms.size):
+        x = np.float64(terms[i])
+        if doubles is not None:
+            doubles[i] = x
+        a = U64(reinterpret(x) & _MAGNITUDE)
+        # what its lowest bit leaves of it; of a power of two that is a subnormal number which is nothing beside it
+        rest = U64(a & U64(a - U64(1)))
+        rest = rest if U64(a & _FRACTION) != U64(0) else U64(0)
+        bit = np.int64(reinterpret(reinterpret(a) - reinterpret(rest)))
+        bit = bit if a != U64(0) else np.int64(reinterpret(np.inf))
+        high, low = max(high, np.int64(a)), min(low, bit)
+        total = any_order(total, x)
+        magnitudes = any_order(magnitudes, reinterpret(a))
+    return reinterpret(U64(high)), reinterpret(U64(low)), total, magnitudes
+
+
+@compiled()
+def _count(cells, x):
+    """Add the significand of x to its cell, by exponent field, in two halves of 27 and 26 bits."""
+    bits = U64(reinterpret(x) & _MAGNITUDE)
+    field = U64(bits >> U64(52))
+    significand = np.int64(U64(bits & _FRACTION) | U64(min(field, U64(1)) << U64(52)))
+    sign = np.int64(-1) if x < 0.0 else np.int64(1)
+    cell = cells[np.int64(field)]
+    cell[0] += sign * (significand >> 26)
+    cell[1] += sign * (significand & 0x3FFFFFF)
+
+
+@compiled()
 def sum_exactly(terms, cells):
-    """Add the significands of finite terms to `cells`, by sign and exponent field, in two halves of 27 and 26 bits."""
-    for t in terms:
-        bits = reinterpret(t)
-        field = U64(U64(bits >> U64(52)) & U64(0x7FF))
-        significand = np.int64(U64(bits & U64(0xFFFFFFFFFFFFF)) | U64(min(field, U64(1)) << U64(52)))
-        cell = cells[np.int64(bits >> U64(63)), np.int64(field)]
-        cell[0] += significand >> 26
-        cell[1] += significand & 0x3FFFFFF
+    """Add finite terms to `cells`, positive ones to the first half and the magnitudes of the others to the second.
+
+    A tile, of which the largest is below 2^(e + 1) and the lowest bit is g, adds up exactly in any order where that is
+    at most 2^43 g. Else let h = 2^(e - 41): adding and subtracting 1.5 * 2^52 h splits a term into a multiple of h, of
+    which 1024 come to at most 2^52 h, and a rest of at most h / 2, of which they come to at most 2^53 g if 2^e is at
+    most 2^85 g. What is wider, or so large that it might overflow, is added one by one.
+    """
+    positive, negative = cells[0], cells[1]
+    for start in range(0, terms.size, TILE):
+        tile = terms[start : start + TILE]
+        largest, lowest, _, _ = extents(tile, None)
+        p = m = p_rest = m_rest = 0.0
+        if largest >= 2.0**1000 or largest > 2.0**85 * lowest:
+            for x in tile:
+                _count(positive if x > 0.0 else negative, abs(x))
+        elif largest <= 2.0**43 * lowest:
+            for x in tile:
+                over = max(x, 0.0)
+                p, m = any_order(p, over), any_order(m, over - x)
+        else:
+            power = reinterpret(U64(reinterpret(largest) & U64(~_FRACTION)))
+            shift = 1.5 * 2.0**11 * power
+            for x in tile:
+                over = max(x, 0.0)
+                under = over - x
+                p_part, m_part = (over + shift) - shift, (under + shift) - shift
+                p, m = any_order(p, p_part), any_order(m, m_part)
+                p_rest, m_rest = any_order(p_rest, over - p_part), any_order(m_rest, under - m_part)
+        _count(positive, p)
+        _count(negative, m)
+        _count(positive, p_rest)
+        _count(negative, m_rest)
 
 
 class InTurn(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from precision_lab.numerics.kernels.bits import TILE, U64, any_order, named, reinterpret
@@ -127,41 +128,37 @@ def add_anything(s, error, a, b, number, k):
     return rounded(signed_zero(s, a, b, k), error, number, k)
 
 
-def _in_vector(build: Callable[..., Any]) -> Any:
-    """Make an intrinsic of 64-bit words that lie in vector registers, whatever LLVM thinks of it.
+@intrinsic
+def _by_fields(typing_context: Any, x: Any, constants: Any) -> Any:
+    """Add the dither to a double and clear what the format has not, all in vector registers.
 
-    `build` gets LLVM's builder and a vector for each argument. Left to itself LLVM moves a double to a general register
-    to add integers to its bits, and back: each takes as long as an addition.
+    Left to itself LLVM moves a double to a general register to work on its bits, and back, or makes a choice of a
+    bit: each takes as long as an addition. What comes out of a fence it takes as it is.
     """
 
-    @intrinsic
-    def function(typing_context: Any, x: Any, constants: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         import llvmlite.ir as ir
 
-        two = ir.VectorType(ir.IntType(64), 2)
-        lane = ir.IntType(32)
+        lane, word = ir.Constant(ir.IntType(32), 0), ir.IntType(64)
+        reals, words = (ir.VectorType(kind, 2) for kind in (ir.DoubleType(), word))
+        fence = get_or_insert_function(
+            builder.module, ir.FunctionType(reals, [reals]), "llvm.arithmetic.fence.v2f64"
+        )
 
-        def vector(builder: Any, word: Any) -> Any:
-            word = builder.bitcast(word, ir.IntType(64))
-            first = builder.insert_element(ir.Constant(two, ir.Undefined), word, ir.Constant(lane, 0))
-            return builder.insert_element(first, word, ir.Constant(lane, 1))
+        def in_vector(x: Any) -> Any:
+            return builder.insert_element(ir.Constant(words, ir.Undefined), builder.bitcast(x, word), lane)
 
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            words = [args[0], *(builder.extract_value(args[1], i) for i in range(len(constants)))]
-            result = build(builder, *(vector(builder, word) for word in words))
-            real = builder.bitcast(result, ir.VectorType(ir.DoubleType(), 2))
-            return builder.extract_element(real, ir.Constant(lane, 0))
+        def fenced(x: Any) -> Any:
+            return builder.bitcast(builder.call(fence, [builder.bitcast(x, reals)]), words)
 
-        return x(x, constants), codegen
+        dither, deciding, by_bit, keep = (in_vector(builder.extract_value(args[1], i)) for i in range(len(constants)))
+        bits = fenced(in_vector(args[0]))
+        bit = fenced(builder.and_(builder.lshr(bits, deciding), words([1, 1])))
+        is_set = builder.sub(words([0, 0]), bit)  # all bits, or none
+        result = builder.and_(builder.add(builder.add(bits, dither), builder.and_(by_bit, is_set)), keep)
+        return builder.extract_element(builder.bitcast(fenced(result), reals), lane)
 
-    return function
-
-
-@_in_vector
-def _by_fields(b: Any, bits: Any, dither: Any, deciding: Any, by_bit: Any, keep: Any) -> Any:
-    """Add the dither to a double and clear what the format has not."""
-    is_set = b.sub(bits.type([0, 0]), b.and_(b.lshr(bits, deciding), bits.type([1, 1])))  # all bits, or none
-    return b.and_(b.add(b.add(bits, dither), b.and_(by_bit, is_set)), keep)
+    return x(x, constants), codegen
 
 
 @intrinsic
@@ -242,19 +239,30 @@ def add_dot(s, x, y, c, round_products, factors, numbers):
 
 
 @compiled()
+def _same(x, y):
+    return x == y or (x != x and y != y)
+
+
+@compiled()
 def sum_sequential(terms, sums, c, numbers):
     """Leave the running sums in `sums` and return after how many terms none changed it any more.
 
     -1 if the last that is not zero did, or where there are random numbers.
     """
     k = named(Accumulator, c)
-    s, after, last = 0.0, 0, 0
+    s = 0.0
     for i in range(terms.size):
-        before, s = s, add(s, terms[i], number_at(numbers, i), k)
+        s = add(s, terms[i], number_at(numbers, i), k)
         sums[i] = s
-        last = i + 1 if terms[i] != 0.0 else last
-        after = i + 1 if before != s and (before == before or s == s) else after
-    return after if after < last and numbers is None else -1
+    if numbers is not None:
+        return -1
+    last = terms.size
+    while last > 0 and terms[last - 1] == 0.0:
+        last -= 1
+    after = terms.size
+    while after > 0 and _same(sums[after - 1], sums[after - 2] if after > 1 else 0.0):
+        after -= 1
+    return after if after < last else -1
 
 
 @compiled()

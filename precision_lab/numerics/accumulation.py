@@ -249,18 +249,6 @@ def nonzero_cells(cells: NDArray[np.int64]) -> Iterator[tuple[list[int], int]]:
     return zip(places.tolist(), flat[touched].tolist(), strict=True)
 
 
-def _exact_sums(terms: Array) -> tuple[Fraction, Fraction]:
-    """Return the exact sum of finite doubles and that of their magnitudes."""
-    cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
-    load_kernels().sums.sum_exactly(terms, cells)
-    sums = [0, 0]
-    for (sign, field, half), n in nonzero_cells(cells):
-        # field f means 2^(f - 1075) times the significand as an integer, 0 what 1 does
-        sums[sign] += n << max(field - 1, 0) + (0 if half else 26)
-    positive, negative = sums
-    return _of_units(positive - negative), _of_units(positive + negative)
-
-
 def _of_units(count: int) -> Fraction:
     """Return count * 2^-1074, in numbers that are as short as may be: those are reduced to lowest terms sooner."""
     zeros = min((count & -count).bit_length() - 1, 1074) if count else 1074
@@ -288,7 +276,17 @@ class Terms:
         if self.array.size * self.largest < min(2.0**53 * self.lowest, sys.float_info.max):
             total, magnitudes = map(Fraction.from_float, self._totals)
             return total, magnitudes
-        return _exact_sums(self.array)
+        return self._exact_sums()
+
+    def _exact_sums(self) -> tuple[Fraction, Fraction]:
+        cells = np.zeros((2, 2047, 2), np.int64)  # halves of significands do not overflow it below 2^36 terms
+        load_kernels().sums.sum_exactly(self.array, self.largest, self.lowest, cells)
+        sums = [0, 0]
+        for (sign, field, half), n in nonzero_cells(cells):
+            # field f means 2^(f - 1075) times the significand as an integer, 0 what 1 does
+            sums[sign] += n << max(field - 1, 0) + (0 if half else 26)
+        positive, negative = sums
+        return _of_units(positive - negative), _of_units(positive + negative)
 
     def known(self, fmt: FloatFormat) -> tuple[bool, bool]:
         """Return whether the first term is a value of the format, and all are multiples of its smallest subnormal."""

@@ -389,8 +389,10 @@ def _count(cells, x):
 
 
 @compiled()
-def sum_exactly(terms, cells):
+def sum_exactly(terms, largest, lowest, cells):
     """Add finite terms to `cells`, positive ones to the first half and the magnitudes of the others to the second.
+
+    `largest` and `lowest` are what `extents` says of them; what a tile has is asked only where that is not enough.
 
     A tile, of which the largest is below 2^(e + 1) and the lowest bit is g, adds up exactly in any order where that is
     at most 2^43 g. Else let h = 2^(e - 41): adding and subtracting 1.5 * 2^52 h splits a term into a multiple of h, of
@@ -398,9 +400,11 @@ def sum_exactly(terms, cells):
     most 2^85 g. What is wider, or so large that it might overflow, is added one by one.
     """
     positive, negative = cells[0], cells[1]
+    near = largest <= min(2.0**43 * lowest, 2.0**999)
     for start in range(0, terms.size, TILE):
         tile = terms[start : start + TILE]
-        largest, lowest, _, _ = extents(tile, None)
+        if not near:
+            largest, lowest, _, _ = extents(tile, None)
         p = m = p_rest = m_rest = 0.0
         if largest >= 2.0**1000 or largest > 2.0**85 * lowest:
             for x in tile:

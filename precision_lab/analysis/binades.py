@@ -36,6 +36,7 @@ class Counts(NamedTuple):
     max_abs: float | None
     first_exponent: int
     table: NDArray[np.int64]
+    nonzero: int
 
 
 def slices(array: Array) -> Iterator[Array]:
@@ -57,7 +58,7 @@ def count_array(array: Array) -> Counts:
         As `as_carrier`.
 
     """
-    carrier = np.ascontiguousarray(as_carrier(array, to_odd=True)).reshape(-1)
+    carrier = _flat(as_carrier(array, to_odd=True))
     if _plainly(carrier.size):
         return count_plainly(carrier)
     tally = _Tally.taken(carrier.dtype)
@@ -74,7 +75,7 @@ def count_arrays(arrays: Iterable[Array]) -> list[Counts]:
     tallies: dict[np.dtype[Any], _Tally] = {}
     for array in arrays:
         for part in slices(array):
-            carrier = np.ascontiguousarray(as_carrier(part, to_odd=True)).reshape(-1)
+            carrier = _flat(as_carrier(part, to_odd=True))
             if _plainly(carrier.size):
                 counts.append(count_plainly(carrier))
                 continue
@@ -82,6 +83,10 @@ def count_arrays(arrays: Iterable[Array]) -> list[Counts]:
                 tallies[carrier.dtype] = _Tally.taken(carrier.dtype)
             tallies[carrier.dtype].add(carrier)
     return counts + [tally.end() for tally in tallies.values()]
+
+
+def _flat(array: Array) -> Array:
+    return array if array.ndim == 1 and array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
 
 
 def compile_for(elements: int) -> None:
@@ -111,7 +116,9 @@ class _Tally:
         rows = self._origin + bias + 2
         self._cells = np.zeros(rows * loops.COLUMNS * loops.LANES, np.uint32)
         self._table = np.zeros((rows, loops.COLUMNS), np.int64)
+        self._keys = self._table.reshape(-1)  # the same counts, by key
         self._facts = _NO_FACTS.copy()
+        self._elements = 0
 
     @classmethod
     def taken(cls, dtype: np.dtype[Any]) -> _Tally:
@@ -121,19 +128,23 @@ class _Tally:
 
     def add(self, array: Array) -> None:
         """Count an array of at most 2^31 elements."""
-        self._count(array, self._cells, self._table.reshape(-1), self._facts)
+        self._elements += array.size
+        self._count(array, self._cells, self._keys, self._facts)
 
     def end(self) -> Counts:
         """Return the counts, and be kept for others."""
         zero, nonfinite, least, largest = self._facts.tolist()
-        self._facts[:] = _NO_FACTS
+        self._facts = _NO_FACTS.copy()
+        elements, self._elements = self._elements, 0
         if largest:
             first, last = math.frexp(least)[1] - 1, math.frexp(largest)[1] - 1
             touched = self._table[first + self._origin : last + self._origin + 1]
-            counts = Counts(int(zero), int(nonfinite), least, largest, first, _kept_table(touched[:, :CLASSES]))
-            touched[:] = 0
+            table = _kept_table(touched[:, :CLASSES])
+            nonzero = elements - int(zero) - int(nonfinite)
+            counts = Counts(int(zero), int(nonfinite), least, largest, first, table, nonzero)
+            touched.fill(0)
         else:
-            counts = Counts(int(zero), int(nonfinite), None, 0.0 if zero else None, 0, _NO_TABLE)
+            counts = Counts(int(zero), int(nonfinite), None, 0.0 if zero else None, 0, _NO_TABLE, 0)
         setattr(_kept, self._dtype.char, self)
         return counts
 
@@ -162,7 +173,7 @@ def count_plainly(x: Array) -> Counts:
     nonfinite = x.size - int(np.count_nonzero(finite))
     zero = x.size - nonfinite - counted.size
     if not counted.size:
-        return Counts(zero, nonfinite, None, 0.0 if zero else None, 0, _NO_TABLE)
+        return Counts(zero, nonfinite, None, 0.0 if zero else None, 0, _NO_TABLE, 0)
     significands, exponents = np.frexp(counted)
     first = int(exponents.min())
     fractions = significands * 2 - 1
@@ -172,4 +183,4 @@ def count_plainly(x: Array) -> Counts:
     keys = (exponents - first) * CLASSES + classes
     table = np.bincount(keys, minlength=(int(exponents.max()) - first + 1) * CLASSES)
     least, largest = float(counted.min()), float(counted.max())
-    return Counts(zero, nonfinite, least, largest, first - 1, _kept_table(table.reshape(-1, CLASSES)))
+    return Counts(zero, nonfinite, least, largest, first - 1, _kept_table(table.reshape(-1, CLASSES)), counted.size)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from fractions import Fraction
 from functools import cache
 from typing import Any, Self
@@ -137,10 +137,13 @@ class ExponentHistogram(PlainData, Shown):
     first_exponent: int
     table: NDArray[np.int64]
     nonzero: int = field(init=False, repr=False)
+    counted: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
-        """Count the elements once."""
-        object.__setattr__(self, "nonzero", int(np.add.reduce(self.table.reshape(-1))))
+    def __post_init__(self, counted: int | None) -> None:
+        """Count the elements once, unless who counted them says how many there were."""
+        if counted is None:
+            counted = int(np.add.reduce(self.table.reshape(-1)))
+        object.__setattr__(self, "nonzero", counted)
 
     @classmethod
     def empty(cls) -> Self:

@@ -9,7 +9,6 @@ and leaves all else, which the processor foresees, to `rounded`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,9 +140,7 @@ def _by_fields(typing_context: Any, x: Any, constants: Any) -> Any:
 
         lane, word = ir.Constant(ir.IntType(32), 0), ir.IntType(64)
         reals, words = (ir.VectorType(kind, 2) for kind in (ir.DoubleType(), word))
-        fence = get_or_insert_function(
-            builder.module, ir.FunctionType(reals, [reals]), "llvm.arithmetic.fence.v2f64"
-        )
+        fence = get_or_insert_function(builder.module, ir.FunctionType(reals, [reals]), "llvm.arithmetic.fence.v2f64")
 
         def in_vector(x: Any) -> Any:
             return builder.insert_element(ir.Constant(words, ir.Undefined), builder.bitcast(x, word), lane)

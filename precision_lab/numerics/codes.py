@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.plans import decode_plan, encode_plan, even_encode_plan, past_caches, widen
+from precision_lab.numerics.plans import Kernel, decode_plan, encode_plan, even_encode_plan, past_caches, widen
 from precision_lab.numerics.rounding import (
     _PIECE,
     Array,
@@ -24,10 +25,32 @@ from precision_lab.numerics.rounding import (
     round_to,
 )
 from precision_lab.support.environment import require_gradual_underflow
-from precision_lab.support.threads import alone, in_slices
+from precision_lab.support.threads import LEAST, alone, in_slices
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _STRAIGHT = {_FLOAT32, FORMATS["bf16"].dtype}  # what the loops from numbers to codes take
+
+
+class _Way(NamedTuple):
+    """What arguments come to, as they are given: to look at them again and again takes longer than a small array."""
+
+    format: FloatFormat
+    codes: np.dtype[Any]
+    mode: RoundingMode
+    straight: tuple[Kernel, Array] | None  # from `_STRAIGHT` to codes at once
+
+
+@lru_cache(maxsize=1024)
+def _way(fmt: FormatLike, mode: str, subnormals: bool, saturate: bool) -> _Way:
+    chosen, rounding_mode = get_format(fmt), get_mode(mode)
+    even = rounding_mode is RoundingMode.TIES_TO_EVEN and subnormals
+    return _Way(chosen, code_dtype(chosen), rounding_mode, even_encode_plan(chosen, saturate) if even else None)
+
+
+@lru_cache(maxsize=1024)
+def _way_back(fmt: FormatLike) -> tuple[FloatFormat, np.dtype[Any], Kernel, Array]:
+    chosen = get_format(fmt)
+    return chosen, code_dtype(chosen), *decode_plan(chosen)
 
 
 def code_dtype(fmt: FormatLike) -> np.dtype[Any]:
@@ -75,8 +98,7 @@ def encode(
     ['0x3c00', '0xc000']
 
     """
-    fmt = get_format(fmt)
-    return _encoded(x, fmt, get_mode(mode), subnormals, saturate, rng, code_dtype(fmt), out)
+    return _encoded(x, fmt, mode, subnormals, saturate, rng, out, as_codes=True)
 
 
 def cast(
@@ -118,10 +140,7 @@ def cast(
     array([0.100098, 3], dtype=bfloat16)
 
     """
-    fmt = get_format(fmt)
-    if fmt.dtype is None:
-        raise ValueError(f"{fmt} has no NumPy or ml_dtypes dtype; use round_to for values or encode for codes")
-    return _encoded(x, fmt, get_mode(mode), subnormals, saturate, rng, fmt.dtype, out)
+    return _encoded(x, fmt, mode, subnormals, saturate, rng, out, as_codes=False)
 
 
 def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = None, *, out: Array | None = None) -> Array:
@@ -157,18 +176,26 @@ def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = None, *, out: Array |
 
     """
     require_gradual_underflow()
-    fmt = get_format(fmt)
+    try:
+        fmt, dtype_of_codes, kernel, constants = _way_back(fmt)
+    except TypeError:  # not hashable, and therefore none
+        get_format(fmt)
+        raise
     if dtype is None:
         wanted = _FLOAT64 if isinstance(out, np.ndarray) and out.dtype == _FLOAT64 else _FLOAT32
     elif dtype in (np.float32, np.float64, "float32", "float64"):
         wanted = np.dtype(dtype)
     else:
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    array = _as_codes(codes, fmt)
+    array = codes if type(codes) is np.ndarray and codes.flags.c_contiguous else None
+    if array is None or array.dtype != dtype_of_codes or array.itemsize * 8 != fmt.bits:
+        array = _as_codes(codes, fmt)
     result = np.empty(array.shape, wanted) if out is None else _room(out, codes, array, wanted)
     source, values = _flat(array), _flat(result)
-    kernel, constants = decode_plan(fmt)
     past = past_caches(result)
+    if wanted == _FLOAT32 and source.size < LEAST:
+        kernel(source, values, constants, past)
+        return _given(out, result)
 
     def run(start: int, stop: int) -> None:
         if wanted == _FLOAT32:
@@ -200,15 +227,25 @@ def _as_codes(codes: ArrayLike, fmt: FloatFormat) -> Array:
 
 def _encoded(
     x: ArrayLike,
-    fmt: FloatFormat,
-    mode: RoundingMode,
+    fmt: FormatLike,
+    mode: str,
     subnormals: bool,
     saturate: bool,
     rng: RandomSource,
-    dtype: np.dtype[Any],
     out: Array | None,
+    *,
+    as_codes: bool,
 ) -> Array:
-    """Round to codes, in an array of a dtype of their width."""
+    """Round to codes, in an array of their dtype or of the format's own."""
+    try:
+        way = _way(fmt, mode, subnormals, saturate)
+    except TypeError:  # not hashable, and therefore none
+        get_format(fmt)
+        get_mode(mode)
+        raise
+    dtype = way.codes if as_codes else way.format.dtype
+    if dtype is None:
+        raise ValueError(f"{way.format} has no NumPy or ml_dtypes dtype; use round_to for values or encode for codes")
     array = as_array(x, to_odd=True)
     if array.dtype in _STRAIGHT:
         require_gradual_underflow()
@@ -216,17 +253,19 @@ def _encoded(
         carrier_of(array)  # refuses what is not a number, too
     result = np.empty(array.shape, dtype) if out is None else _room(out, x, array, dtype)
     codes = _flat(result)
-    if dtype.kind != "u":
-        codes = codes.view(code_dtype(fmt))
-    even = mode is RoundingMode.TIES_TO_EVEN and subnormals
-    straight, constants = (even_encode_plan(fmt, saturate) if even else None) or (None, None)
+    if not as_codes:
+        codes = codes.view(way.codes)
+    straight, constants = way.straight or (None, None)
     past = past_caches(result)
     if straight is not None and array.dtype in _STRAIGHT and array.flags.c_contiguous:
         source = _flat(array if array.dtype == _FLOAT32 else array.view(np.uint16))
-        in_slices(lambda start, stop: straight(source[start:stop], codes[start:stop], constants, past), source.size)
+        if source.size < LEAST:
+            straight(source, codes, constants, past)
+        else:
+            in_slices(lambda start, stop: straight(source[start:stop], codes[start:stop], constants, past), source.size)
         return _given(out, result)
     in_turn = isinstance(rng, np.random.Generator)
-    stream = random_stream(rng) if mode is RoundingMode.STOCHASTIC and not in_turn else None
+    stream = random_stream(rng) if way.mode is RoundingMode.STOCHASTIC and not in_turn else None
 
     def run(piece: Array, start: int) -> None:
         for first in range(0, piece.size, _PIECE):
@@ -236,8 +275,8 @@ def _encoded(
                 straight(source, target, constants, past)
                 continue
             drawn = rng if stream is None else (stream[0], (stream[1] + start + first) % 2**64)
-            rounded = round_to(source, fmt, mode, subnormals=subnormals, saturate=saturate, rng=drawn)
-            kernel, of_values = encode_plan(fmt, rounded.dtype == _FLOAT64)
+            rounded = round_to(source, way.format, way.mode, subnormals=subnormals, saturate=saturate, rng=drawn)
+            kernel, of_values = encode_plan(way.format, rounded.dtype == _FLOAT64)
             kernel(rounded, target, of_values)
 
     if in_turn:

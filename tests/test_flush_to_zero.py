@@ -23,6 +23,7 @@ from precision_lab.analysis.updates import update_outcomes
 from precision_lab.numerics import fixed, layers
 from precision_lab.numerics.accumulation import rounded_sum, sum_constants
 from precision_lab.numerics.codec import Codec, codec, largest_magnitude
+from precision_lab.numerics.codes import _way, _way_back
 from precision_lab.numerics.environment import load_fixed_kernels, load_kernels, load_layer_kernels
 from precision_lab.numerics.plans import (
     by_fields,
@@ -219,7 +220,7 @@ def fresh_answers() -> list[Any]:
 
 def test_no_cache_remembers_what_was_refused() -> None:
     of_formats = (plan_of, by_fields, encode_plan, even_encode_plan, decode_plan, stored_plan, decode_table, codec)
-    caches = (*of_formats, _chosen, sum_constants)
+    caches = (*of_formats, _chosen, _way, _way_back, sum_constants)
     for cache in caches:
         cache.cache_clear()
     expected = in_a_thread(fresh_answers)

@@ -61,10 +61,14 @@ def magnitude_bits(wide: bool, value: float) -> int:
 
 
 def packed(constants: Any, wide: bool) -> Array:
-    """Return a NamedTuple of a loop's constants as the bit patterns that `kernels.bits.named` reads."""
+    """Return a NamedTuple of a loop's constants as the bit patterns that `kernels.bits.named` reads.
+
+    Of an integer, which may be negative, that is its last bits.
+    """
     kinds = get_type_hints(type(constants)).values()
+    carrier = _CARRIERS[wide]
     bits = [magnitude_bits(wide, x) if kind is float else x for x, kind in zip(constants, kinds, strict=True)]
-    return np.array(bits, _CARRIERS[wide].unsigned)
+    return np.array([x % 2**carrier.bits for x in bits], carrier.unsigned)
 
 
 class Plan(NamedTuple):
@@ -179,23 +183,35 @@ def _by_chance(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate:
     kernels = load_kernels()
 
     smallest_normal, quantum, scale = _units(fmt, wide)
-    width, discarded = _CARRIERS[wide].bits, _discarded(fmt, wide)
-    origin = magnitude_bits(wide, smallest_normal if subnormals else fmt.smallest_normal)
+    width, discarded, signed_zero = _CARRIERS[wide].bits, _discarded(fmt, wide), fmt.has_negative_zero
+    bits = partial(magnitude_bits, wide)
+    largest, overflow, nan = bits(fmt.max), bits(_overflows(fmt, mode, saturate)[-1]), _zero_and_nan(fmt, wide)
+    if overflow > bits(np.inf):
+        overflow = nan["nan_flip"]
+    if _is_plain(fmt, subnormals):
+        nan |= {"nan_keep": -1, "nan_flip": 0}  # the payload, too
+    # from `first` on one addition does; of zero, too, where it keeps its sign: only subnormals are as far away
+    gradual = smallest_normal if signed_zero or smallest_normal else fmt.smallest_subnormal
+    first = bits(gradual if subnormals else fmt.smallest_normal)
+    reach = largest if not first else -first if signed_zero else largest - first
+    lowest = -1 << (width - 1)
     constants = kernels.stochastic.ByChance(
-        keep=2**width - (1 << discarded),
-        smallest_normal=smallest_normal,
-        largest=fmt.max,
-        overflow=_overflows(fmt, mode, saturate)[-1],
+        keep=-1 << discarded,
+        shift=width - discarded,
+        origin=first - lowest,
+        reach=reach + lowest,
+        largest=largest,
+        gradual=largest if subnormals and signed_zero else -1,
+        subnormal=bits(smallest_normal) - 1,
         scale=scale * 2**16,
         quantum=quantum,
-        shift=width - 1 - discarded,
-        origin=origin,
-        span=magnitude_bits(wide, fmt.max) - origin,
-        **_ends(fmt, subnormals, wide),
+        overflow=overflow,
+        flushed=-int(signed_zero) if subnormals else bits(fmt.smallest_normal) - 1,
+        zero_keep=-int(signed_zero),
+        nan_keep=nan["nan_keep"],
+        nan_flip=nan["nan_flip"],
     )
-    suffix = f"{'plain_' if _is_plain(fmt, subnormals) else ''}{width}"
-    kernel, seeded = (getattr(kernels.stochastic, f"{name}_{suffix}") for name in ("random", "seeded"))
-    return Plan(kernel, packed(constants, wide), seeded)
+    return Plan(kernels.stochastic.random, packed(constants, wide), kernels.stochastic.seeded)
 
 
 @lru_cache(maxsize=256)

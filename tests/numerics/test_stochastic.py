@@ -22,7 +22,7 @@ from tests.numerics.helpers import CARRIERS, REGISTERED, Array, DType, Oracle, a
 
 carriers = pytest.mark.parametrize("dtype", CARRIERS, ids=str)
 SEED = 0x9E3779B97F4A7C15
-TILE = 1024  # the stream is made in tiles of so many numbers
+BLOCK = kernels.stochastic.BLOCK  # the stream is made in blocks of so many numbers
 ALL_NUMBERS = np.arange(2**16, dtype=np.uint16)
 STEP = 2.0**-16
 
@@ -31,6 +31,7 @@ CUSTOM = [
     *(FloatFormat.ieee(e, m) for e, m in ((8, 0), (5, 0), (2, 1), (6, 9), (5, 14), (5, 15), (8, 15), (5, 16), (7, 20))),
     FloatFormat("ieee_small_subnormals", 6, 5, 106, "ieee"),
     FloatFormat("ieee_at_the_top", 3, 2, -1, "ieee"),
+    FloatFormat("fnuz_with_exponents_of_float32", 7, 3, 127, "fnuz"),
 ]
 
 
@@ -58,7 +59,7 @@ def numbers_of(seed: int, first: int, size: int) -> Array:
 
 
 @pytest.mark.parametrize(
-    "first", [0, 1, 3, TILE - 3, TILE, 7 * TILE - 1, 2**32 - 5, 2**32 + 2, 2**34 - 700, 2**40 + 11, 2**64 - 2**13]
+    "first", [0, 1, 3, BLOCK - 3, BLOCK, 7 * BLOCK - 1, 2**32 - 5, 2**32 + 2, 2**34 - 700, 2**40 + 11, 2**64 - 2**13]
 )
 @pytest.mark.parametrize("seed", [0, SEED, 2**64 - 1])
 def test_the_stream_is_the_reference(seed: int, first: int) -> None:
@@ -74,6 +75,16 @@ def test_random_words(high: int) -> None:
     kernels.stochastic.random_words(words, np.uint32(low), np.uint32(high), np.uint32(key[0]), np.uint32(key[1]))
     expected = [word for i in range(32) for word in reference.threefry_2x32((low + i, high), key)]
     assert words.tolist() == expected
+
+
+def test_random_words_of_every_size() -> None:
+    key, end = (0x01234567, 0x89ABCDEF), 2**32
+    expected = [word for low in range(end - 100, end) for word in reference.threefry_2x32((low, 7), key)]
+    for size in range(0, 202, 2):
+        words = np.zeros(size + 2, np.uint32)
+        low = (end - size // 2) % end
+        kernels.stochastic.random_words(words[1:-1], np.uint32(low), np.uint32(7), *map(np.uint32, key))
+        assert words.tolist() == [0, *expected[200 - size :], 0]
 
 
 def test_a_seed_is_short_for_its_beginning() -> None:
@@ -132,6 +143,31 @@ def test_hard_values_by_the_tables(name: str, dtype: DType) -> None:
         for saturate in (True, False):
             actual = round_to(x, fmt, "sr", subnormals=subnormals, saturate=saturate, rng=(SEED, 5))
             assert_same(actual, oracle.round("stochastic", subnormals, saturate, numbers), x)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "fp8_e4m3fn", "fp8_e4m3fnuz", "fp4_e2m1fn"])
+@carriers
+def test_one_element_decides_about_its_block(name: str, dtype: DType) -> None:
+    """Each hard value in a block of normal ones, and in one with zeros and subnormals, at every place in turn."""
+    fmt = FORMATS[name]
+    rng = np.random.default_rng(63)
+    hard = hard_values(fmt, dtype)
+    hard = np.concatenate([hard[np.isnan(hard)][:4], rng.choice(hard[~np.isnan(hard)], 296)])
+    x = (rng.choice([-1, 1], (600, BLOCK)) * 2.0 ** rng.uniform(fmt.emin, min(fmt.emax, 126), (600, BLOCK))).astype(
+        dtype
+    )
+    x[300:, ::5], x[300:, 1::5] = fmt.smallest_subnormal * 0.625, -0.0
+    x[np.arange(600), np.arange(600) % BLOCK] = np.tile(hard, 2)
+    x = x.reshape(-1)
+    oracle, numbers = Oracle(x, fmt), numbers_of(SEED, 0, x.size)
+    for subnormals, saturate in itertools.product((True, False), repeat=2):
+        expected = oracle.round("stochastic", subnormals, saturate, numbers)
+        actual = round_to(x, fmt, "sr", subnormals=subnormals, saturate=saturate, rng=SEED)
+        assert_same(actual, expected, x)
+        plan = plan_of(fmt, RoundingMode.STOCHASTIC, subnormals, saturate, dtype.itemsize == 8)
+        itself = x.copy()
+        plan.kernel(itself, itself, plan.constants, numbers.astype(np.uint16))
+        assert_same(itself, actual, x)
 
 
 @pytest.mark.parametrize("fmt", REGISTERED, ids=str)
@@ -200,21 +236,24 @@ def test_the_probability_is_exact(name: str, dtype: DType) -> None:
             assert (p * 2**16).denominator == 1  # nothing is lost to the 16 bits
 
 
-@pytest.mark.parametrize("name", ["random_plain_32", "random_32", "random_plain_64", "random_64"])
-def test_the_loops_take_all_numbers(name: str) -> None:
-    """A quarter of the way up goes up for the last quarter of the numbers, in both ranges, by every loop."""
-    wide = name.endswith("64")
-    dtype = CARRIERS[wide]
-    plan = plan_of(FORMATS["fp16"], RoundingMode.STOCHASTIC, True, False, wide)
+@pytest.mark.parametrize("beside", [1.0, 2.0**-24, np.inf], ids=["normal", "subnormal", "infinite"])
+@carriers
+def test_all_numbers_are_taken(dtype: DType, beside: float) -> None:
+    """A quarter of the way up goes up for the last quarter of the numbers, whatever else is in the block."""
+    plan = plan_of(FORMATS["fp16"], RoundingMode.STOCHASTIC, True, False, dtype.itemsize == 8)
+    numbers = np.repeat(ALL_NUMBERS, 2)
     for low, spacing in ((1.0, 2.0**-10), (3 * 2.0**-24, 2.0**-24)):
-        out = np.empty(2**16, dtype)
-        getattr(kernels.stochastic, name)(np.full(2**16, low + spacing / 4, dtype), out, plan.constants, ALL_NUMBERS)
-        np.testing.assert_array_equal(out, np.where(ALL_NUMBERS >= 3 << 14, low + spacing, low))
+        x = np.full(2**17, low + spacing / 4, dtype)
+        x[1::2] = beside
+        out = np.empty_like(x)
+        plan.kernel(x, out, plan.constants, numbers)
+        np.testing.assert_array_equal(out[::2], np.where(ALL_NUMBERS >= 3 << 14, low + spacing, low))
+        assert (out[1::2] == beside).all()
 
 
 # --- chunks, threads, shapes -----------------------------------------------------------------------------------------
 
-WHOLE = np.random.default_rng(55).standard_normal(5 * TILE + 17) * 2.0**-10
+WHOLE = np.random.default_rng(55).standard_normal(5000) * 2.0**-10
 ROUNDED = {dtype: round_to(WHOLE.astype(dtype), "fp16", "sr", rng=(SEED, 2**32 - 3000)) for dtype in CARRIERS}
 
 
@@ -228,6 +267,27 @@ def test_any_split(dtype: DType, cuts: Sequence[int], backwards: bool) -> None:
         x = WHOLE[start:stop].astype(dtype)
         out[start:stop] = round_to(x, "fp16", "sr", rng=(SEED, 2**32 - 3000 + start))
     assert_same(out, ROUNDED[dtype])
+
+
+@carriers
+def test_every_size_and_beginning_of_a_part(dtype: DType) -> None:
+    whole = WHOLE.astype(dtype)
+    memory = np.empty(whole.nbytes + 1, np.uint8)
+    unaligned = memory[1:].view(dtype)
+    numbers = numbers_of(SEED, 2**32 - 3000, whole.size).astype(np.uint16)
+    plan = plan_of(FORMATS["fp16"], RoundingMode.STOCHASTIC, True, False, dtype.itemsize == 8)
+    for size in range(2 * BLOCK + 3):
+        start = 3000 - size if size % 2 else 2999 + size % 7  # 3000 is the first of a block
+        part = slice(start, start + size)
+        for room in (whole.copy(), unaligned):
+            room[:] = whole
+            round_to(room[part], "fp16", "sr", rng=(SEED, 2**32 - 3000 + start), out=room[part])
+            assert_same(room[part], ROUNDED[dtype][part])
+            room[part] = whole[part]
+            plan.kernel(room[part], room[part], plan.constants, numbers[part])
+            assert_same(room[part], ROUNDED[dtype][part])
+            room[part] = whole[part]
+            assert_same(room, whole)  # nothing else was written to
 
 
 @carriers
@@ -350,7 +410,7 @@ def test_uniform(seed: int) -> None:
 def test_neighbours_are_independent(seed: int) -> None:
     numbers = words_of(seed, 1 << 20)
     centred = numbers.astype(np.float64) - (2**16 - 1) / 2
-    for lag in (1, 2, 3, 4, TILE, 4 * TILE):
+    for lag in (1, 2, 3, 4, 16, BLOCK, 8 * BLOCK):
         product = float((centred[lag:] * centred[:-lag]).mean() / (centred**2).mean())
         assert abs(product) < 5 / centred.size**0.5
         pairs = (numbers[lag:] >> 12).astype(np.int64) * 16 + (numbers[:-lag] >> 12)

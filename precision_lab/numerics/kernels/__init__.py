@@ -6,7 +6,7 @@ Which rounding serves whom, that is, why there are twelve:
 `rounding.mask_*`                    arrays, deterministic modes, formats with float32's exponents (bf16, tf32)
 `rounding.ADD`                       arrays, deterministic modes, where C of the addition is in range
 `rounding.directed_*`                arrays, deterministic modes, every format, the slowest
-`stochastic.random_*`, ``seeded_*``  arrays, stochastic, with given numbers or those of a seed
+`stochastic.random`, ``seeded``      arrays, stochastic, with given numbers or those of a seed
 `optimizers._even`                   one float32, ties to even, every format: between other operations
 `optimizers.round_even`              the same of arrays: after an operation, in the call that has made it
 `sums.add`                           one sum of two float64, every mode: each depends on the one before

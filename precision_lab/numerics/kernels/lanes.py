@@ -32,6 +32,12 @@ class Lanes:
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder, self.value = builder, value
 
+    @property
+    def width(self) -> int:
+        """The bits of an integer."""
+        width: int = self.value.type.element.width
+        return width
+
     def _new(self, value: Any) -> Lanes:
         return Lanes(self.builder, value)
 
@@ -47,7 +53,7 @@ class Lanes:
         kind = self.value.type
         if isinstance(number, Lanes):
             return number
-        if isinstance(number, int):
+        if isinstance(number, int | float):
             return self._new(ir.Constant(kind, [number] * kind.count))
         if number.type != kind.element:  # constants are as wide as the carrier
             number = self.builder.trunc(number, kind.element)
@@ -65,6 +71,9 @@ class Lanes:
     def __or__(self, other: Any) -> Lanes:
         return self._with(self.builder.or_, other)
 
+    def __xor__(self, other: Any) -> Lanes:
+        return self._with(self.builder.xor, other)
+
     def __sub__(self, other: Any) -> Lanes:
         return self._with(self.builder.sub, other)
 
@@ -81,9 +90,17 @@ class Lanes:
         """Shift down, copies of the highest bit coming after it."""
         return self._with(self.builder.ashr, other)
 
+    def rotated(self, count: int) -> Lanes:
+        """Shift up, what is shifted out coming in from below."""
+        return self << count | self >> self.width - count
+
     def plus(self, other: Any) -> Lanes:
         """Add floats."""
         return self._with(self.builder.fadd, other)
+
+    def minus(self, other: Any) -> Lanes:
+        """Subtract floats."""
+        return self._with(self.builder.fsub, other)
 
     def times(self, other: Any) -> Lanes:
         """Multiply floats."""
@@ -97,6 +114,12 @@ class Lanes:
         """Return where the highest bit is set."""
         return self.builder.icmp_signed("<", self.value, self.same(0).value)
 
+    def exceeds(self, other: Any) -> Any:
+        """Return where signed integers, or floats, are larger than others."""
+        is_float = not hasattr(self.value.type.element, "width")
+        compare = self.builder.fcmp_ordered if is_float else self.builder.icmp_signed
+        return compare(">", self.value, self.same(other).value)
+
     def at_most(self, other: Any) -> Lanes:
         """Return the smaller of two integers."""
         other = self.same(other)
@@ -106,6 +129,11 @@ class Lanes:
         """Return the larger of two integers."""
         other = self.same(other)
         return select(self.builder.icmp_unsigned(">", self.value, other.value), self, other)
+
+    def or_larger(self, other: Any) -> Lanes:
+        """Return the larger of two signed integers."""
+        other = self.same(other)
+        return select(self.exceeds(other), self, other)
 
     def narrowed(self, bits: int) -> Lanes:
         """Keep the lowest bits of integers."""
@@ -127,16 +155,48 @@ class Lanes:
         return self if kind == self.value.type else self._new(self.builder.zext(self.value, kind))
 
     def as_bits(self) -> Lanes:
-        """Reinterpret float32 as its bits."""
-        import llvmlite.ir as ir
-
-        return self._new(self.builder.bitcast(self.value, self._vector(ir.IntType(32))))
+        """Reinterpret floats as their bits."""
+        return self._new(self.builder.bitcast(self.value, self._vector(_counterpart(self.value.type.element))))
 
     def as_float(self) -> Lanes:
-        """Reinterpret bits as float32."""
+        """Reinterpret bits as floats."""
+        return self._new(self.builder.bitcast(self.value, self._vector(_counterpart(self.value.type.element))))
+
+    def truncated(self) -> Lanes:
+        """Convert floats to signed integers of their width; what does not fit becomes anything."""
+        return self._new(self.builder.fptosi(self.value, self._vector(_counterpart(self.value.type.element))))
+
+    def converted(self) -> Lanes:
+        """Convert signed integers to floats of their width."""
+        return self._new(self.builder.sitofp(self.value, self._vector(_counterpart(self.value.type.element))))
+
+    def split(self) -> Lanes:
+        """Return each integer as two, the lower half first."""
         import llvmlite.ir as ir
 
-        return self._new(self.builder.bitcast(self.value, self._vector(ir.FloatType())))
+        kind = self._vector(ir.IntType(self.width // 2), 2 * self.value.type.count)
+        return self._new(self.builder.bitcast(self.value, kind))
+
+    def joined(self) -> Lanes:
+        """Return two integers after the other as one."""
+        import llvmlite.ir as ir
+
+        kind = self._vector(ir.IntType(2 * self.width), self.value.type.count // 2)
+        return self._new(self.builder.bitcast(self.value, kind))
+
+    def interleaved(self, other: Any) -> tuple[Lanes, Lanes]:
+        """Take lanes of both in turns, of every 128 bits: those of their lower and of their upper half."""
+        import llvmlite.ir as ir
+
+        count, part = self.value.type.count, 128 // self.width
+        other = self.same(other)
+
+        def half(first: int) -> Lanes:
+            pairs = ((start + i, count + start + i) for start in range(first, count, part) for i in range(part // 2))
+            places = ir.Constant(self._vector(ir.IntType(32)), [place for pair in pairs for place in pair])
+            return self._new(self.builder.shuffle_vector(self.value, other.value, places))
+
+        return half(0), half(part // 2)
 
     def as_float32(self) -> Lanes:
         """Return float32 of itself, or of the bits of bf16."""
@@ -173,6 +233,14 @@ class Lanes:
         return self._new(self.builder.fpext(half, self._vector(ir.FloatType())))
 
 
+def _counterpart(element: Any) -> Any:
+    """Return the integer type as wide as a float type, and the other way."""
+    import llvmlite.ir as ir
+
+    pairs = (ir.FloatType(), ir.IntType(32)), (ir.DoubleType(), ir.IntType(64))
+    return {real: bits for pair in pairs for real, bits in (pair, pair[::-1])}[element]
+
+
 def _short() -> Any:
     import llvmlite.ir as ir
 
@@ -195,15 +263,15 @@ def on_blocks(function: Callable[[Lanes, SimpleNamespace, int], Lanes]) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             import llvmlite.ir as ir
 
-            block = Lanes(builder, builder.load(_address(context, builder, args[0], x, args[2]), align=_alignment(x)))
-            result = function(block, _constants(builder, k, args[3]), out.dtype.bitwidth).value
-            address = _address(context, builder, args[1], out, args[2])
+            block = Place(context, builder, x, args[0], args[2]).load(0, BLOCK)
+            result = function(block, constants(builder, k, args[3]), out.dtype.bitwidth).value
+            target = Place(context, builder, out, args[1], args[2])
             with builder.if_else(args[4]) as (past, usual):
                 with past:
-                    store = builder.store(result, address, align=ALIGNMENT)
+                    store = builder.store(result, target.address(0, BLOCK), align=ALIGNMENT)
                     store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
                 with usual:
-                    builder.store(result, address, align=_alignment(out))
+                    target.store(0, Lanes(builder, result))
             return context.get_dummy_value()
 
         return types.none(x, out, start, k, past_caches), codegen
@@ -216,34 +284,51 @@ def of_blocks(function: Callable[[Lanes, SimpleNamespace], Any]) -> Any:
 
     def holds(typing_context: Any, x: Any, start: Any, k: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            import llvmlite.ir as ir
-
-            block = Lanes(builder, builder.load(_address(context, builder, args[0], x, args[1]), align=_alignment(x)))
-            condition = function(block, _constants(builder, k, args[2]))
-            mask = builder.bitcast(condition, ir.IntType(condition.type.count))
-            return builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))
+            block = Place(context, builder, x, args[0], args[1]).load(0, BLOCK)
+            return some(builder, function(block, constants(builder, k, args[2])))
 
         return types.boolean(x, start, k), codegen
 
     return intrinsic(holds)
 
 
-def _constants(builder: Any, kind: Any, value: Any) -> SimpleNamespace:
+def some(builder: Any, condition: Any) -> Any:
+    """Return whether a condition holds in some lane."""
+    import llvmlite.ir as ir
+
+    mask = builder.bitcast(condition, ir.IntType(condition.type.count))
+    return builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))
+
+
+def constants(builder: Any, kind: Any, value: Any) -> SimpleNamespace:
+    """Return the members of a NamedTuple, as `bits.named` makes it."""
     return SimpleNamespace(**dict(zip(kind.fields, unpack_tuple(builder, value), strict=True)))
 
 
-def _address(context: Any, builder: Any, array: Any, kind: Any, start: Any) -> Any:
-    import llvmlite.ir as ir
+class Place:
+    """An element of a contiguous array, from which lanes are read or written."""
 
-    if kind.layout != "C":
-        raise TypingError("blocks are of contiguous arrays")
-    data = context.make_array(kind)(context, builder, array).data
-    vector = ir.VectorType(context.get_value_type(kind.dtype), BLOCK)
-    return builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
+    def __init__(self, context: Any, builder: Any, kind: Any, array: Any, start: Any) -> None:
+        if kind.layout != "C":
+            raise TypingError("blocks are of contiguous arrays")
+        self.builder, self.element = builder, context.get_value_type(kind.dtype)
+        self.first = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
+        self.alignment = kind.dtype.bitwidth // 8 if kind.aligned else 1
 
+    def address(self, offset: int, count: int) -> Any:
+        """Return where so many lanes are, an offset of elements further."""
+        import llvmlite.ir as ir
 
-def _alignment(kind: Any) -> int:
-    return kind.dtype.bitwidth // 8 if kind.aligned else 1
+        first = self.builder.gep(self.first, [ir.Constant(ir.IntType(64), offset)])
+        return self.builder.bitcast(first, ir.VectorType(self.element, count).as_pointer())
+
+    def load(self, offset: int, count: int) -> Lanes:
+        """Read lanes."""
+        return Lanes(self.builder, self.builder.load(self.address(offset, count), align=self.alignment))
+
+    def store(self, offset: int, lanes: Lanes) -> None:
+        """Write lanes."""
+        self.builder.store(lanes.value, self.address(offset, lanes.value.type.count), align=self.alignment)
 
 
 @cache

@@ -1,174 +1,269 @@
-"""Stochastic rounding of arrays, and the random numbers that it compares with."""
+"""Stochastic rounding of arrays, and the random numbers that it compares with.
+
+Blocks of 128 elements (lanes.py) are made from the counter to the rounded values in registers, in one of three ways:
+
+- One addition an element (rounding.py), sign and all. With 2^d for the place of the format's last bit, the dither is
+  below 2^d: it leaves zero as it is, and raises a magnitude to the next multiple of 2^d at most. So no normal value
+  falls below the smallest normal, and none passes the largest, a multiple itself.
+- The same, and below the smallest normal in units of the smallest subnormal: none of these passes the smallest normal,
+  and where there are subnormals and -0.0, no more is to be done.
+- All that can be: also overflow, infinity, NaN, flush to zero, and one zero only.
+
+What a block is, two largest values tell: of the magnitudes, and of their distances from the first that an addition
+rounds, modulo 2^32 (2^64): what is below it has the longest, and zero the shortest of these. An incomplete block is
+done within a complete one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.core.cgutils import unpack_tuple
+from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import U32, U64, borrowed, named, reinterpret, shift_down, shift_up
+from precision_lab.numerics.kernels.bits import U32, U64, borrowed, named
 from precision_lab.numerics.kernels.compiled import compiled
-from precision_lab.numerics.kernels.rounding import finish
+from precision_lab.numerics.kernels.lanes import Lanes, Place, constants, select, some
 
-TILE = 512  # half of what others take: the processor fetches what is next while the numbers of a tile are made
+BLOCK = 128  # elements
+_COUNTERS = BLOCK // 4
+_LANES = 16
+_INFINITY = {32: 0x7F800000, 64: 0x7FF << 52}
+
+# --- random numbers --------------------------------------------------------------------------------------------------
+
+_TURNS = (13, 15, 26, 6, 17, 29, 16, 24)
 
 
-@compiled()
-def _mix(x, y, turn):
-    """One round of Threefry on two words."""
-    x = U32(x + y)
-    return x, U32(U32(U32(y << U32(turn)) | U32(y >> U32(32 - turn))) ^ x)
+def _threefry(builder: Any, counter: Sequence[Any], places: Sequence[Sequence[int]]) -> list[tuple[Lanes, Lanes]]:
+    """Return the two words of Threefry-2x32-13 (Salmon et al. 2011) of counters, for each row of places.
+
+    13 rounds are the fewest that the paper found to pass BigCrush. `counter` is the low and the high word of the first
+    counter, and two of the key. The low word does not carry. Rows are made side by side: they wait for each other less.
+    """
+    import llvmlite.ir as ir
+
+    rows = [ir.Constant(ir.VectorType(ir.IntType(32), len(row)), list(row)) for row in places]
+    low, high, key0, key1 = (Lanes(builder, rows[0]).same(word) for word in counter)
+    keys = key0, key1, key0 ^ key1 ^ 0x1BD11BDA
+    x = [Lanes(builder, row) + (low + key0) for row in rows]
+    y = [high + key1] * len(rows)
+    for turn in range(13):
+        x = [a + b for a, b in zip(x, y, strict=True)]
+        y = [b.rotated(_TURNS[turn % 8]) ^ a for a, b in zip(x, y, strict=True)]
+        step, within = divmod(turn + 1, 4)
+        if not within:
+            x = [a + keys[step % 3] for a in x]
+            y = [b + (keys[(step + 1) % 3] + step) for b in y]
+    return list(zip(x, y, strict=True))
+
+
+def _rows(order: Sequence[int]) -> list[list[int]]:
+    return [[first + place for place in order] for first in range(0, _COUNTERS, _LANES)]
+
+
+# so that interleaving the words brings them to their places, and what of them are numbers to their elements
+_OF_WORDS = _rows([0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15])
+_OF_ELEMENTS = _rows([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15])
+
+
+@intrinsic
+def _write_words(typing_context: Any, words: Any, start: Any, counter: Any) -> Any:
+    """Write those of a block."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target = Place(context, builder, words, args[0], args[1])
+        made = _threefry(builder, unpack_tuple(builder, args[2]), _OF_WORDS)
+        for i, part in enumerate(half for x, y in made for half in x.interleaved(y)):
+            target.store(_LANES * i, part)
+        return context.get_dummy_value()
+
+    return types.none(words, start, counter), codegen
 
 
 @compiled()
 def random_words(words, low, high, key0, key1):
-    """Fill `words` with Threefry-2x32-13 (Salmon et al. 2011): two words a counter, from (low, high) on.
+    """Fill `words` with random ones, two a counter, from (low, high) on; the low word must not wrap within the call."""
+    counters = words.size // 2
+    if counters < _COUNTERS:
+        room = np.empty(2 * _COUNTERS, np.uint32)
+        _write_words(room, 0, (low, high, key0, key1))
+        words[:] = room[: words.size]
+        return
+    for i in range(0, counters, _COUNTERS):
+        first = min(i, counters - _COUNTERS)
+        _write_words(words, 2 * first, (U32(low + U32(first)), high, key0, key1))
 
-    13 rounds are the fewest that the paper found to pass BigCrush. The low word must not wrap within the call.
-    """
-    key2 = U32(U32(key0 ^ key1) ^ U32(0x1BD11BDA))
-    for i in range(words.size // 2):
-        x, y = U32(U32(low + U32(i)) + key0), U32(high + key1)
-        x, y = _mix(x, y, 13)
-        x, y = _mix(x, y, 15)
-        x, y = _mix(x, y, 26)
-        x, y = _mix(x, y, 6)
-        x, y = U32(x + key1), U32(U32(y + key2) + U32(1))
-        x, y = _mix(x, y, 17)
-        x, y = _mix(x, y, 29)
-        x, y = _mix(x, y, 16)
-        x, y = _mix(x, y, 24)
-        x, y = U32(x + key2), U32(U32(y + key0) + U32(2))
-        x, y = _mix(x, y, 13)
-        x, y = _mix(x, y, 15)
-        x, y = _mix(x, y, 26)
-        x, y = _mix(x, y, 6)
-        x, y = U32(x + key0), U32(U32(y + key1) + U32(3))
-        x, y = _mix(x, y, 17)
-        words[2 * i] = x
-        words[2 * i + 1] = y
+
+def _numbers(words: Sequence[tuple[Lanes, Lanes]]) -> Iterator[Lanes]:
+    """Make of words the numbers of the elements in turn, each in the highest of 32 bits."""
+    for x, y in words:
+        for part in x.interleaved(y):
+            numbers = part.split()
+            for lanes in numbers.same(0).interleaved(numbers):
+                yield lanes.joined()
+
+
+# --- rounding --------------------------------------------------------------------------------------------------------
 
 
 class ByChance(NamedTuple):
-    """The constants of the stochastic loops."""
+    """The constants of the stochastic loops; magnitudes are compared as bit patterns, which are signed integers."""
 
     keep: int  # the bits that the format has
-    smallest_normal: float
-    largest: float
-    overflow: float  # what is beyond `largest` becomes this
+    shift: int  # from a number in the highest bits to the discarded ones
+    origin: int  # subtracted from a magnitude whose rounding is one addition, it leaves
+    reach: int  # at most this; and it is at most
+    largest: int  # the largest value
+    gradual: int  # up to here the addition and what is done with subnormals are all
+    subnormal: int  # the last magnitude below the smallest normal, -1 where the fields serve for all
     scale: float  # to units of 2^-16 smallest subnormals
     quantum: float  # the smallest subnormal
-    shift: int  # from a number in the highest bits to the discarded ones
-    origin: int  # of magnitudes whose rounding is one addition to their bits,
-    span: int  # and how far they reach from there
-    smallest: float  # these four as in `rounding.ByAddition`
-    lost_zero: int
-    nan_keep: int
+    overflow: int  # what is beyond `largest` becomes this
+    flushed: int  # the last result that becomes zero, and of which these bits of the sign stay
+    zero_keep: int
+    nan_keep: int  # as in `rounding.ByAddition`
     nan_flip: int
 
 
-def _make_random(U: Any, F: Any, Signed: Any, width: int, mantissa: int, plain: bool) -> tuple[Any, Any]:
-    """Build the stochastic loops; Signed holds 2^16 times the format's largest subnormal in units of the smallest."""
-    SIGN_BIT = U(1 << (width - 1))
-    ABS = U((1 << (width - 1)) - 1)
-    TO_TOP = U(width - 17)
-    LEAST = Signed(-(1 << (width - 1)))
-    WIDE = width == 64
-    INTEGERS = F(2.0**mantissa)  # from here on to its double, the last bit of a float is 1
-    INTEGER_BITS = U((1 << (width - 2)) - (1 << mantissa) + (mantissa << mantissa))  # of that
+def _whole_units(f: Lanes, number: Lanes, quantum: Any) -> Lanes:
+    """Return the integer part of (integer part of f + number) / 2^16, times the quantum."""
+    if number.width == 32:  # f is below 2^31
+        return (f.truncated() + number).shift_signed(16).converted().times(quantum)
+    # AVX2 converts no integers of 64 bits; f is below 2^40. From 2^52 to its double the last bit of a float is 1
+    integers, bits = 2.0**52, (1023 + 52) << 52
+    total = f.plus(integers)
+    up = total.minus(integers).exceeds(f)
+    whole = select(up, total.as_bits() - 1, total.as_bits()) - bits + number >> 16
+    return (whole | bits).as_float().minus(integers).times(quantum)
 
-    @compiled()
-    def units_of(f, number):
-        """Return the integer part of (integer part of f + number) / 2^16, as a float."""
-        if WIDE:  # AVX2 converts no integers of 64 bits; f is below 2^40
-            t = f + INTEGERS
-            t = U(reinterpret(t) - (U(1) if t - INTEGERS > f else U(0)))
-            whole = U(U(U(t - INTEGER_BITS) + number) >> U(16))
-            return reinterpret(U(whole + INTEGER_BITS)) - INTEGERS
-        return F(Signed(Signed(Signed(f) + Signed(number)) >> Signed(16)))
 
-    @compiled()
-    def gradual(x, out, k, numbers, ends):
-        """Round with one number of 16 bits an element; `ends`: there may be overflow, infinities and NaN."""
-        for i in range(x.size):
-            number = U(numbers[i])
-            b = reinterpret(x[i])
-            a = U(b & ABS)
-            v = reinterpret(a)
-            normal = reinterpret(U(U(a + shift_down(shift_up(number, TO_TOP), k.shift)) & k.keep))
-            f = F(F(v if v < k.smallest_normal else F(0)) * k.scale)
-            r = F(units_of(f, number) * k.quantum) if v < k.smallest_normal else normal
-            if ends:
-                r = k.overflow if r > k.largest else r
-                r = v if v != v else r
-            if plain:
-                out[i] = reinterpret(U(reinterpret(F(r)) | U(b & SIGN_BIT)))
-            else:
-                r = F(0) if r < k.smallest else r
-                out[i] = reinterpret(finish(r, b, SIGN_BIT, k, U, F))
+def _rounded(b: Lanes, number: Lanes, k: SimpleNamespace, *, gradual: bool, ends: bool) -> Lanes:
+    """Round lanes given as bits; `gradual`, `ends`: there may be subnormal results; overflow, infinities, NaN."""
+    number = number.widened(b.width)
+    r: Lanes = b + (number << b.width - 32 >> k.shift) & k.keep
+    if not gradual:
+        return r
+    sign = 1 << b.width - 1
+    a, negative = b & sign - 1, b & sign
+    # what is not subnormal may be out of range there: it is not chosen
+    units = _whole_units(a.as_float().times(k.scale), number >> 16, k.quantum)
+    r = select(a.exceeds(k.subnormal), r, units.as_bits() | negative)
+    if not ends:
+        return r
+    magnitude = r & sign - 1
+    r = select(magnitude.exceeds(k.largest), negative | k.overflow, r)
+    r = select(magnitude.exceeds(k.flushed), r, negative & k.zero_keep)
+    return select(a.exceeds(_INFINITY[b.width]), b & k.nan_keep ^ k.nan_flip, r)
 
-    @compiled()
-    def tile(x, out, k, numbers, room):
-        """Round a tile by way of `room`, since `out` may be x itself; normal values in one addition."""
-        part = room[: x.size]
-        farthest = largest = LEAST
-        for i in range(x.size):
-            part[i] = x[i]
-            a = U(reinterpret(x[i]) & ABS)
-            # as signed numbers, of which AVX2 has the larger one in 64 bits
-            largest = Signed(max(largest, Signed(a)))
-            farthest = Signed(max(farthest, Signed(U(U(a - k.origin) ^ SIGN_BIT))))
-        if U(U(farthest) ^ SIGN_BIT) <= k.span:
-            for i in range(x.size):
-                dither = shift_down(shift_up(U(numbers[i]), TO_TOP), k.shift)
-                out[i] = reinterpret(U(U(reinterpret(part[i]) + dither) & k.keep))
-        elif U(largest) <= U(k.origin + k.span):
-            gradual(part, out, k, numbers, False)
+
+@intrinsic
+def _round_block(typing_context: Any, x: Any, out: Any, start: Any, k: Any, source: Any) -> Any:
+    """Round the block that begins there; `source`: numbers, one an element, or the counter and key of the block."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        given = Place(context, builder, x, args[0], args[2])
+        target = Place(context, builder, out, args[1], args[2])
+        c = constants(builder, k, args[3])
+        offsets = range(0, BLOCK, _LANES)
+
+        if isinstance(source, types.Array):
+            chosen = Place(context, builder, source, args[4], args[2])
+
+            def numbers() -> Iterable[Lanes]:
+                return (chosen.load(i, _LANES).widened(32) << 16 for i in offsets)
+
         else:
-            gradual(part, out, k, numbers, True)
+            words = _threefry(builder, unpack_tuple(builder, args[4]), _OF_ELEMENTS)
 
-    # whoever makes the scratch calls a loop that borrows it, and holds it until then
-    @compiled()
-    def given_numbers(x, out, c, numbers, room):
-        x, out, numbers, room = borrowed(x), borrowed(out), borrowed(numbers), borrowed(room)
-        k = named(ByChance, c)
-        for start in range(0, x.size, TILE):
-            stop = min(x.size, start + TILE)
-            tile(x[start:stop], out[start:stop], k, numbers[start:stop], room)
+            def numbers() -> Iterable[Lanes]:
+                return _numbers(words)
 
-    @compiled()
-    def own_numbers(x, out, c, stream, room, words):
-        x, out, room, words = borrowed(x), borrowed(out), borrowed(room), borrowed(words)
-        k = named(ByChance, c)
-        numbers = words.view(np.uint16)
-        seed, first = stream[0], stream[1]
-        start = U64(0)
-        while start < U64(x.size):
-            # tiles lie at fixed places of the stream: it does not matter where x begins, and the low word never wraps
-            counter = U64((first + start) // U64(TILE)) * U64(TILE // 4)
-            skip = U64((first + start) % U64(TILE))
-            stop = min(U64(x.size), U64(start + U64(TILE)) - skip)
-            low, high = U32(counter & U64(0xFFFFFFFF)), U32(counter >> U64(32))
-            random_words(words, low, high, U32(seed & U64(0xFFFFFFFF)), U32(seed >> U64(32)))
-            tile(x[start:stop], out[start:stop], k, numbers[skip:], room)
-            start = stop
+        def write(*, gradual: bool, ends: bool) -> None:
+            for i, number in zip(offsets, numbers(), strict=True):
+                r = _rounded(given.load(i, _LANES).as_bits(), number, c, gradual=gradual, ends=ends)
+                target.store(i, r.as_float())
 
-    @compiled()
-    def random(x, out, c, numbers):
-        """Use given numbers, one an element."""
-        room = np.empty(TILE, x.dtype)
-        given_numbers(x, out, c, numbers, room)
+        def magnitude(i: int) -> Lanes:
+            b = given.load(i, _LANES).as_bits()
+            return b & (1 << b.width - 1) - 1
 
-    @compiled()
-    def seeded(x, out, c, stream):
-        """Use the numbers of a stream, [seed, index of the first element]."""
-        room, words = np.empty(TILE, x.dtype), np.empty(TILE // 2, np.uint32)
-        own_numbers(x, out, c, stream, room, words)
+        largest = magnitude(0)
+        farthest = largest - c.origin
+        for i in offsets[1:]:
+            a = magnitude(i)
+            largest, farthest = largest.or_larger(a), farthest.or_larger(a - c.origin)
+        unusual = builder.or_(farthest.exceeds(c.reach), largest.exceeds(c.largest))
+        with builder.if_else(some(builder, unusual)) as (rare, usual):
+            with usual:
+                write(gradual=False, ends=False)
+            with rare, builder.if_else(some(builder, largest.exceeds(c.gradual))) as (beyond, within):
+                with within:
+                    write(gradual=True, ends=False)
+                with beyond:
+                    write(gradual=True, ends=True)
+        return context.get_dummy_value()
 
-    return random, seeded
+    return types.none(x, out, start, k, source), codegen
 
 
-random_plain_32, seeded_plain_32 = _make_random(U32, np.float32, np.int32, 32, 23, True)
-random_32, seeded_32 = _make_random(U32, np.float32, np.int32, 32, 23, False)
-random_plain_64, seeded_plain_64 = _make_random(U64, np.float64, np.int64, 64, 52, True)
-random_64, seeded_64 = _make_random(U64, np.float64, np.int64, 64, 52, False)
+@compiled()
+def _round_part(x, out, start, stop, k, room, skip, source):
+    """Round what is less than a block, which begins at `skip` of one."""
+    room[:] = 0
+    for i in range(start, stop):
+        room[skip + i - start] = x[i]
+    _round_block(room, room, 0, k, source)
+    for i in range(start, stop):
+        out[i] = room[skip + i - start]
+
+
+# whoever makes the scratch calls a loop that borrows it, and holds it until then
+@compiled()
+def _with_numbers(x, out, c, numbers, room, rest):
+    x, out, numbers, room, rest = borrowed(x), borrowed(out), borrowed(numbers), borrowed(room), borrowed(rest)
+    k = named(ByChance, c)
+    whole = x.size // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
+        _round_block(x, out, start, k, numbers)
+    if whole < x.size:
+        for i in range(whole, x.size):
+            rest[i - whole] = numbers[i]
+        _round_part(x, out, whole, x.size, k, room, 0, rest)
+
+
+@compiled()
+def _with_stream(x, out, c, stream, room):
+    x, out, room = borrowed(x), borrowed(out), borrowed(room)
+    k = named(ByChance, c)
+    seed, first = stream[0], stream[1]
+    key0, key1 = U32(seed & U64(0xFFFFFFFF)), U32(seed >> U64(32))
+    start = 0
+    while start < x.size:
+        # blocks lie at fixed places of the stream: it does not matter where x begins, and the low word never carries
+        place = U64(first + U64(start))
+        skip = np.int64(place % U64(BLOCK))
+        counter = U64(place // U64(BLOCK)) * U64(_COUNTERS)
+        source = U32(counter & U64(0xFFFFFFFF)), U32(counter >> U64(32)), key0, key1
+        stop = min(x.size, start + BLOCK - skip)
+        if stop - start == BLOCK:
+            _round_block(x, out, start, k, source)
+        else:
+            _round_part(x, out, start, stop, k, room, skip, source)
+        start = stop
+
+
+@compiled()
+def random(x, out, c, numbers):
+    """Round with given numbers, one an element."""
+    _with_numbers(x, out, c, numbers, np.empty(BLOCK, x.dtype), np.empty(BLOCK, np.uint16))
+
+
+@compiled()
+def seeded(x, out, c, stream):
+    """Round with the numbers of a stream, [seed, index of the first element]."""
+    _with_stream(x, out, c, stream, np.empty(BLOCK, x.dtype))

@@ -28,7 +28,7 @@ from precision_lab.numerics.kernels.rounding import (
     directed_64,
     mask_even_plain,
 )
-from precision_lab.numerics.kernels.stochastic import seeded_64, seeded_plain_64
+from precision_lab.numerics.kernels.stochastic import seeded
 
 ROWS, COLUMNS = 2048, 4
 CELLS = ROWS * COLUMNS * LANES
@@ -164,7 +164,7 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
 
 
 ROUNDINGS_32 = (mask_even_plain, add_even_plain_32, add_even_32, directed_32)
-ROUNDINGS_64 = (add_even_plain_64, add_even_64, directed_64, seeded_plain_64, seeded_64)
+ROUNDINGS_64 = (add_even_plain_64, add_even_64, directed_64, seeded)
 
 
 @compiled()
@@ -187,10 +187,8 @@ def _round_64(kind, x, out, c, stream):
         add_even_64(x, out, c)
     elif kind == 2:
         directed_64(x, out, c)
-    elif kind == 3:
-        seeded_plain_64(x, out, c, stream)
     else:
-        seeded_64(x, out, c, stream)
+        seeded(x, out, c, stream)
 
 
 @compiled()

@@ -17,7 +17,7 @@ from precision_lab.numerics.codes import code_dtype
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.plans import Array, decode_plan, encode_plan, even_constants, plan_of
+from precision_lab.numerics.plans import Array, decode_plan, encode_plan, even_constants, even_encode_plan, plan_of
 from precision_lab.support.environment import require_gradual_underflow
 
 _FP32 = get_format("fp32")
@@ -33,7 +33,7 @@ class Codec(NamedTuple):
     round : callable
         float32 to the format's values in float32, ties to even. For fp32 this and the next two return their argument.
     encode : callable
-        float32 values of the format to an array of `stored_dtype`.
+        float32, rounded ties to even, to an array of `stored_dtype`.
     decode : callable
         An array of `stored_dtype` to float32.
     compute : callable
@@ -41,6 +41,8 @@ class Codec(NamedTuple):
         float32 numbers and then float32 arrays; the result is a float32 array.
     compute_pair : callable
         The same of the loops that have two results.
+    constants : array
+        What `compute` gives the loops beside their arguments.
 
     """
 
@@ -49,6 +51,7 @@ class Codec(NamedTuple):
     decode: Callable[[Array], Array]
     compute: Callable[..., Array]
     compute_pair: Callable[..., tuple[Array, Array]]
+    constants: Array
 
 
 def stored_dtype(fmt: FloatFormat) -> np.dtype[Any]:
@@ -61,7 +64,8 @@ def codec(fmt: FloatFormat) -> Codec:
     """Return the codec of a format."""
     kernels = load_kernels()
 
-    even, keeping_payloads = even_constants(fmt), even_constants(fmt, payloads=True)
+    keeping_payloads = even_constants(fmt, payloads=True)
+    even = keeping_payloads if fmt == _FP32 else even_constants(fmt)  # then nothing is left to be done
 
     def compute(loop: str, *arguments: Any) -> Array:
         require_gradual_underflow()
@@ -76,9 +80,9 @@ def codec(fmt: FloatFormat) -> Codec:
         return first, second
 
     if fmt == _FP32:
-        return Codec(_same, _same, _same, compute, compute_pair)
+        return Codec(_same, _same, _same, compute, compute_pair, even)
     plan = plan_of(fmt, RoundingMode.TIES_TO_EVEN, True, False, False)
-    to_codes, encode_constants = encode_plan(fmt, False)
+    straight, (to_codes, encode_constants) = even_encode_plan(fmt, False), encode_plan(fmt, False)
     from_codes, decode_constants = decode_plan(fmt)
     codes_in, stored_in = code_dtype(fmt), stored_dtype(fmt)
 
@@ -91,7 +95,10 @@ def codec(fmt: FloatFormat) -> Codec:
     def encode(x: Array) -> Array:
         require_gradual_underflow()
         codes = np.empty(x.size, codes_in)
-        to_codes(x, codes, encode_constants)
+        if straight is None:
+            to_codes(round_(x), codes, encode_constants)
+        else:
+            straight[0](x, codes, straight[1], False)
         return codes.view(stored_in)
 
     def decode(stored: Array) -> Array:
@@ -100,7 +107,19 @@ def codec(fmt: FloatFormat) -> Codec:
         from_codes(stored.view(codes_in), out, decode_constants, False)
         return out
 
-    return Codec(round_, encode, decode, compute, compute_pair)
+    return Codec(round_, encode, decode, compute, compute_pair, even)
+
+
+def adam(first: Codec, second: Codec, *arguments: Any) -> tuple[Array, Array, Array]:
+    """Return the moments of Adam, which the codecs are for, and its direction: `Codec.compute` of three loops at once.
+
+    The arguments are the numbers of ``lerp_32``, ``mean_square_32`` and ``adam_direction_32``, the moments as they were,
+    and the gradient.
+    """
+    kernels = load_kernels()
+    m, v, direction = np.empty((3, arguments[-1].size), np.float32)
+    kernels.optimizers.adam_32(*arguments, m, v, direction, first.constants, second.constants)
+    return m, v, direction
 
 
 def largest_magnitude(x: Array) -> float:

@@ -239,7 +239,7 @@ def power(base: float, exponent: int) -> float:
     if not 0 <= base < math.inf or exponent < 0:
         raise ValueError(f"base must be finite and at least 0, and exponent at least 0, got {base!r} and {exponent!r}")
     # of the steps of Adam, which ask for one exponent after the other, each costs one product
-    first, rest = (_pair(base, part) for part in (exponent & -_POWERS, exponent % _POWERS))
+    first, rest = _pair(base, exponent & -_POWERS), _pair(base, exponent % _POWERS)
     return math.ldexp(*_shortened(first[0] * rest[0], first[1] + rest[1]))
 
 

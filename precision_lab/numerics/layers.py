@@ -8,8 +8,9 @@ TypeError of the compiled loop. FloatingPointError as `precision_lab.round_to`.
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +102,60 @@ def cross_entropy(
     return (float(loss[0]), gradient) if fits else None
 
 
+def perceptron(
+    parameters: Array,
+    sizes: tuple[int, ...],
+    inputs: Array,
+    labels: NDArray[np.integer[Any]],
+    factor: float,
+    formats: PerceptronFormats,
+) -> tuple[float, Array, Array] | None:
+    """Return the mean loss of a perceptron with ReLU, and its gradients by parameters and activations times factor * m.
+
+    None where a label is out of range. `linear`, the ReLU, `cross_entropy`, and for each layer from the last
+    `linear_gradients`, `product` with the turned weight and `relu_gradient`. Parameters and both results are flat:
+    weight and bias of each layer, one after the other; preactivation and output of each but the last, logits.
+    """
+    kernels = load_layer_kernels()
+    rows, (widths, count, units) = len(inputs), _perceptron(sizes)
+    if parameters.shape != (count,) or inputs.shape != (rows, sizes[0]) or labels.shape != (rows,):
+        raise ValueError(
+            f"must have shapes {(count,)}, {(rows, sizes[0])} and {(rows,)}, got {parameters.shape}, {inputs.shape} and "
+            f"{labels.shape}"
+        )
+    loss, by_parameters = np.empty(1, np.float32), np.empty(count, np.float32)
+    by_activations = np.empty(rows * units, np.float32)
+    fits = kernels.perceptron(
+        _flat(parameters),
+        widths,
+        np.ascontiguousarray(inputs),
+        labels.astype(np.int64, copy=False),
+        factor,
+        loss,
+        by_parameters,
+        by_activations,
+        *_constants_of(formats),
+    )
+    return (float(loss[0]), by_parameters, by_activations) if fits else None
+
+
+@lru_cache(maxsize=256)
+def _perceptron(sizes: tuple[int, ...]) -> tuple[Array, int, int]:
+    """Return the widths of a perceptron as an array, the number of its parameters, and that of its activations."""
+    count = sum((wide + 1) * narrow for wide, narrow in itertools.pairwise(sizes))
+    return np.array(sizes, np.int64), count, 2 * sum(sizes[1:-1]) + sizes[-1]
+
+
+class PerceptronFormats(NamedTuple):
+    """Where `perceptron` rounds: `inside` and the last two as `cross_entropy` and `linear_gradients`."""
+
+    activations: FloatFormat
+    inside: FloatFormat
+    activation_gradients: FloatFormat
+    first: FloatFormat
+    gradients: FloatFormat
+
+
 def layer_norm(
     x: Array, weight: Array, bias: Array, epsilon: float, inside: FloatFormat, fmt: FloatFormat
 ) -> tuple[Array, Array, Array]:
@@ -184,6 +239,11 @@ def scaled_cast(x: Array, k: int, fmt: FloatFormat) -> Array:
 @lru_cache(maxsize=256)
 def _constants(fmt: FloatFormat) -> Array:
     return even_constants(fmt, payloads=True)
+
+
+@lru_cache(maxsize=256)
+def _constants_of(formats: tuple[FloatFormat, ...]) -> tuple[Array, ...]:
+    return tuple(map(_constants, formats))
 
 
 def _product_shape(a: Array, b: Array) -> tuple[int, int]:

@@ -51,10 +51,11 @@ from precision_lab.training.comparison import (
 )
 from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
+from precision_lab.training.flat import Views
 from precision_lab.training.loop import batches
 from precision_lab.training.models import MLP, Array
 from precision_lab.training.models.places import library_products
-from precision_lab.training.optimizer_state import unflatten, visible_weights
+from precision_lab.training.optimizer_state import visible_weights
 from precision_lab.training.optimizers import by_symbol
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import StorageConfig
@@ -150,12 +151,12 @@ def _values(
 ) -> StepValues:
     """Return what our side computed in a step."""
     storage, shapes = recipe.storage, recipe.shapes
-    weights = unflatten(visible_weights(before.optimizer, storage), shapes)
+    weights = Views(visible_weights(before.optimizer, storage), shapes)
     buffers: dict[str, Mapping[str, Array]] = {}
     if not record.skipped:
         for name, fmt in (("first_moment", storage.first_moment), ("second_moment", storage.second_moment)):
             if name in after.optimizer.buffers:
-                buffers[name] = unflatten(codec(fmt).decode(after.optimizer.buffers[name]), shapes)
+                buffers[name] = Views(codec(fmt).decode(after.optimizer.buffers[name]), shapes)
         buffers["weights"] = parameters_of(after, recipe)
     return StepValues(
         weights,

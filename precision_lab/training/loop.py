@@ -20,8 +20,9 @@ from precision_lab.numerics.codec import codec
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
+from precision_lab.training.flat import Views
 from precision_lab.training.models import Array, Model, Parameters
-from precision_lab.training.optimizer_state import OptimizerState, unflatten, updated_parameters
+from precision_lab.training.optimizer_state import OptimizerState, updated_parameters
 from precision_lab.training.result import STATISTICS, Snapshot, StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import StorageConfig
@@ -161,7 +162,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         if step in config.snapshot_steps:
             snapshots.append(_snapshot(step, before, record, recipe))
         if step in config.histogram_steps:
-            both = record.gradients.weights | record.gradients.activations
+            both = {**record.gradients.weights, **record.gradients.activations}
             histograms[step] = {name: ExponentHistogram.of(array) for name, array in both.items()}
         records.append((record.loss, record.loss_scale, record.skipped))
         if progress is not None:
@@ -186,7 +187,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         seconds=seconds,
         stopped=state.scaler.reason if len(records) < config.steps else "",
         snapshots=tuple(snapshots),
-        parameters=final,
+        parameters=dict(final),
     )
 
 
@@ -199,12 +200,13 @@ def loss_in_float64(model: Model, parameters: Parameters, data: Dataset) -> floa
 
 
 def _snapshot(step: int, before: TrainingState, record: StepRecord, recipe: Recipe) -> Snapshot:
-    parameters = parameters_of(before, recipe)
+    parameters = dict(parameters_of(before, recipe))
     if record.intended is None:
         updates: dict[str, Array] = {name: np.zeros_like(array) for name, array in parameters.items()}
     else:
-        updates = unflatten(record.intended, recipe.shapes)
-    return Snapshot(step, record.loss, record.gradients.weights, record.gradients.activations, parameters, updates)
+        updates = dict(Views(record.intended, recipe.shapes))
+    found = record.gradients
+    return Snapshot(step, record.loss, dict(found.weights), dict(found.activations), parameters, updates)
 
 
 def _shuffled_epochs(

@@ -6,17 +6,19 @@ The table in `optimizers` says what is computed; how the new weight is stored is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from precision_lab.numerics.codec import codec, stored_dtype
+from precision_lab.numerics.codec import Codec, codec, stored_dtype
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.optimizers import Optimizer, promoted
 from precision_lab.training.storage import StorageConfig
-from precision_lab.training.update_rules import UPDATE_RULES, Update, rounded
+from precision_lab.training.update_rules import UPDATE_RULES, Update, UpdateRule, rounded
 
 _FP32 = get_format("fp32")
 
@@ -57,6 +59,42 @@ def buffers(optimizer: Optimizer, storage: StorageConfig) -> dict[str, FloatForm
     formats |= {role: getattr(storage, role) for role in optimizer.moments}
     words = UPDATE_RULES[storage.update].words
     return formats | {word: formats[role] for word, role in words.items() if role in formats}
+
+
+class Kept(NamedTuple):
+    """What every step of a run looks up.
+
+    Attributes
+    ----------
+    optimizer, storage
+        Those of the run.
+    names : keys view
+        Those of `buffers`.
+    updated, gradients, weights : Codec
+        Of what is updated, of the gradients, and of the weights.
+    rule : UpdateRule
+        By which weights are stored,
+    beside : tuple of str
+        and the buffers that complete them then.
+
+    """
+
+    optimizer: Optimizer
+    storage: StorageConfig
+    names: KeysView[str]
+    updated: Codec
+    gradients: Codec
+    weights: Codec
+    rule: UpdateRule
+    beside: tuple[str, ...]
+
+
+@lru_cache(maxsize=256)
+def kept(optimizer: Optimizer, storage: StorageConfig) -> Kept:
+    """Look up what every step of a run needs."""
+    rule = UPDATE_RULES[storage.update]
+    codecs = map(codec, (storage.updated, storage.gradients, storage.weights))
+    return Kept(optimizer, storage, buffers(optimizer, storage).keys(), *codecs, rule, rule.words_of("weights"))
 
 
 def start(parameters: Array, optimizer: Optimizer, storage: StorageConfig) -> OptimizerState:
@@ -158,8 +196,7 @@ def update(
         return advance(
             state,
             g.copy() if g is gradient else g,
-            optimizer,
-            storage,
+            kept(optimizer, storage),
             learning_rate=learning_rate,
             unscale=unscale,
             seed=seed,
@@ -169,8 +206,7 @@ def update(
 def advance(
     state: OptimizerState,
     g: Array,
-    optimizer: Optimizer,
-    storage: StorageConfig,
+    run: Kept,
     *,
     learning_rate: float | None = None,
     unscale: float = 1.0,
@@ -180,11 +216,11 @@ def advance(
 
     Warnings of NumPy are the caller's to silence.
     """
-    held = state.buffers
-    if held.keys() != buffers(optimizer, storage).keys():
+    held, optimizer, storage, updated = state.buffers, run.optimizer, run.storage, run.updated
+    if held.keys() != run.names:
         raise ValueError(
             f"the state holds {', '.join(held)}, but this optimizer and storage need "
-            f"{', '.join(buffers(optimizer, storage))}: use what it was started with"
+            f"{', '.join(run.names)}: use what it was started with"
         )
     if g.size != held["gradients"].size:
         raise ValueError(f"gradient must have {held['gradients'].size} elements, as the parameters; got {g.size}")
@@ -192,12 +228,11 @@ def advance(
         learning_rate = optimizer.learning_rate
     elif not 0 <= learning_rate < math.inf:
         raise ValueError(f"learning_rate must be at least 0 and finite, got {learning_rate!r}")
-    updated = codec(storage.updated)
     new_buffers = dict(held)
-    new_buffers["gradients"] = codec(storage.gradients).encode(g)
+    new_buffers["gradients"] = run.gradients.encode(g)
     if unscale != 1:
         g = g * np.float32(unscale)
-    w = updated_parameters(state, storage)
+    w = updated.decode(held["weights" if storage.master is None else "master"])
     decay = 0.0
     if optimizer.decoupled:
         decay = learning_rate * optimizer.weight_decay
@@ -210,19 +245,16 @@ def advance(
     if decay:
         intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
 
-    rule = UPDATE_RULES[storage.update]
-    beside = rule.words_of("weights")
-    words = (w, *(updated.decode(held[word]) for word in beside))
+    words = (w, *(updated.decode(held[word]) for word in run.beside))
     stream = (seed, state.step * w.size)
-    w, *words_after = rule.add(words, Update(scale, direction, decay, intended), storage.updated, stream)
-    new_buffers |= {word: updated.encode(values) for word, values in zip(beside, words_after, strict=True)}
+    w, *words_after = run.rule.add(words, Update(scale, direction, decay, intended), storage.updated, stream)
+    new_buffers |= {word: updated.encode(values) for word, values in zip(run.beside, words_after, strict=True)}
     if storage.master is None:
         new_buffers["weights"] = updated.encode(w)
     else:
         new_buffers["master"] = updated.encode(w)
         if not storage.transient_weights:
-            weights = codec(storage.weights)
-            new_buffers["weights"] = weights.encode(weights.round(w if storage.weights is not _FP32 else w.copy()))
+            new_buffers["weights"] = run.weights.encode(w if storage.weights is not _FP32 else w.copy())
     return OptimizerState(state.step + 1, new_buffers), intended
 
 
@@ -231,27 +263,3 @@ def _flat(x: Array, name: str) -> Array:
         got = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise ValueError(f"{name} must be a contiguous float32 array of one dimension (see flatten), got {got}")
     return x
-
-
-def flatten(arrays: Mapping[str, Array]) -> Array:
-    """Return all elements in one new float32 array, in the order of the mapping."""
-    return np.concatenate([array.reshape(-1) for array in arrays.values()], dtype=np.float32)
-
-
-def unflatten(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Return views into a flat array, one of each shape: what `flatten` was given.
-
-    Raises
-    ------
-    ValueError
-        The shapes do not make up the array.
-
-    """
-    views, start = {}, 0
-    for name, shape in shapes.items():
-        end = start + math.prod(shape)
-        views[name] = flat[start:end].reshape(shape) if end <= flat.size else flat[:0]
-        start = end
-    if start != flat.size:
-        raise ValueError(f"shapes hold {start} elements, but the array has {flat.size}")
-    return views

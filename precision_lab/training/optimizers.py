@@ -42,12 +42,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from precision_lab.numerics import fixed
-from precision_lab.numerics.codec import codec
+from precision_lab.numerics.codec import adam, codec
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.storage import StorageConfig
@@ -276,12 +277,18 @@ class Adam(Optimizer):
     ) -> Direction:
         """Bring both moments up to date; the direction is the whole update."""
         first, second = codec(storage.first_moment), codec(storage.second_moment)
-        m = first.compute("lerp_32", np.float32(1 - self.beta1), first.decode(held["first_moment"]), g)
-        v, words = mean_square(held, g, self.beta2, storage.second_moment)
+        weight, beta, rest = np.float32(1 - self.beta1), np.float32(self.beta2), np.float32(1 - self.beta2)
         step_size = np.float32(-learning_rate / (1 - fixed.power(self.beta1, t)))
         correction = np.float32(math.sqrt(1 - fixed.power(self.beta2, t)))
-        epsilon = rounded(self.epsilon, storage.second_moment)
-        u = second.compute("adam_direction_32", step_size, correction, epsilon, m, v)
+        last = step_size, correction, rounded(self.epsilon, storage.second_moment)
+        m = first.decode(held["first_moment"])
+        if "second_moment_word" in held:
+            m = first.compute("lerp_32", weight, m, g)
+            v, words = mean_square(held, g, self.beta2, storage.second_moment)
+            u = second.compute("adam_direction_32", *last, m, v)
+        else:
+            m, v, u = adam(first, second, weight, beta, rest, *last, m, second.decode(held["second_moment"]), g)
+            words = {"second_moment": second.encode(v)}
         return Direction(np.float32(1), u, {"first_moment": first.encode(m)} | words)
 
 
@@ -347,6 +354,7 @@ def mean_square(held: Mapping[str, Array], g: Array, beta: float, fmt: FloatForm
     return v, {"second_moment": to.encode(v), "second_moment_word": to.encode(r)}
 
 
+@lru_cache(maxsize=256)
 def promoted(a: FloatFormat, b: FloatFormat) -> FloatFormat:
     """Return the format in which torch adds a tensor of each: the one that holds all values of both, else fp32."""
     for wide, narrow in ((a, b), (b, a)):

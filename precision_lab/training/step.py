@@ -12,18 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from precision_lab.analysis.loss_scalers import LossScale, NoLossScale
 from precision_lab.numerics.codec import codec, largest_magnitude
+from precision_lab.training.flat import Views, flatten
 from precision_lab.training.models import Array, Gradients, Model, Parameters
 from precision_lab.training.optimizer_state import (
+    Kept,
     OptimizerState,
     advance,
-    flatten,
+    kept,
     start,
-    unflatten,
     updated_parameters,
     visible_weights,
 )
@@ -55,6 +57,11 @@ class Recipe:
     storage: StorageConfig
     shapes: Mapping[str, tuple[int, ...]]
     seed: int = 0
+
+    @cached_property
+    def kept(self) -> Kept:
+        """What every step looks up."""
+        return kept(self.optimizer, self.storage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +161,7 @@ def training_step(
             f"micro_batches must be at least 1 and divide the batch of {len(inputs)}, got {micro_batches!r}"
         )
     storage, scale = recipe.storage, state.scaler.loss_scale
-    weights = unflatten(visible_weights(state.optimizer, storage), recipe.shapes)
+    weights = Views(visible_weights(state.optimizer, storage), recipe.shapes)
     size = len(inputs) // micro_batches
     total: Array | None = None
     losses = []
@@ -182,8 +189,7 @@ def training_step(
             optimizer, intended = advance(
                 optimizer,
                 total,
-                recipe.optimizer,
-                storage,
+                recipe.kept,
                 learning_rate=learning_rate,
                 unscale=unscale,
                 seed=recipe.seed,
@@ -192,6 +198,6 @@ def training_step(
     return after, StepRecord(math.fsum(losses) / micro_batches, scale, max_abs, skipped, gradients, intended)
 
 
-def parameters_of(state: TrainingState, recipe: Recipe) -> dict[str, Array]:
+def parameters_of(state: TrainingState, recipe: Recipe) -> Views:
     """Return the parameters that the optimizer updates, in float32: the master copy if there is one."""
-    return unflatten(updated_parameters(state.optimizer, recipe.storage), recipe.shapes)
+    return Views(updated_parameters(state.optimizer, recipe.storage), recipe.shapes)

@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 from precision_lab.numerics.codec import codec, stored_dtype
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.rounding import Array, round_to
+from precision_lab.training.flat import Views, flatten
 from precision_lab.training.optimizer_state import (
     OptimizerState,
     buffers,
-    flatten,
     start,
-    unflatten,
     update,
     visible_weights,
 )
@@ -494,15 +493,15 @@ def test_arguments_of_start_and_update() -> None:
             update(state, w, SGD(0.1), FP32, learning_rate=rate)
 
 
-def test_flatten_and_unflatten() -> None:
+def test_a_flat_array_and_its_views() -> None:
     arrays = {"w": numbers(6, 0).reshape(2, 3), "b": numbers(1, 1).reshape(()), "e": np.empty((0, 2), np.float32)}
     flat = flatten(arrays)
     assert flat.dtype == np.float32
     shapes = {name: array.shape for name, array in arrays.items()}
-    back = unflatten(flat, shapes)
+    back = Views(flat, shapes)
     assert list(back) == list(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array, strict=True)
         assert array.size == 0 or np.shares_memory(back[name], flat)
     with pytest.raises(ValueError, match="shapes hold 6 elements, but the array has 7"):
-        unflatten(flat, {"w": (2, 3)})
+        Views(flat, {"w": (2, 3)})

@@ -18,10 +18,11 @@ from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import is_representable, round_to
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.datasets import digits, split
+from precision_lab.training.flat import flatten
 from precision_lab.training.loop import batches, train
 from precision_lab.training.models import MLP, Array, LeastSquares
 from precision_lab.training.models.parts import softmax_cross_entropy
-from precision_lab.training.optimizer_state import buffers, flatten, start, update, visible_weights
+from precision_lab.training.optimizer_state import buffers, start, update, visible_weights
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
 from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
 from precision_lab.training.storage import CONFIGURATIONS, FP32, StorageConfig

@@ -172,6 +172,81 @@ def cross_entropy(logits, labels, factor, mean, gradient, c_inside, c_gradient):
     return True
 
 
+# --- perceptron ------------------------------------------------------------------------------------------------------
+
+
+@compiled(
+    signatures=[
+        types.boolean(
+            *[_read(1), _read(1, of=types.int64), _read(2), _LABELS, types.float32],
+            *[_VECTOR, _VECTOR, _VECTOR, *[_FORMAT] * 5],
+        )
+    ]
+)
+def perceptron(
+    parameters,
+    sizes,
+    inputs,
+    labels,
+    factor,
+    mean,
+    by_parameters,
+    by_activations,
+    c_activations,
+    c_inside,
+    c_gradients,
+    c_first,
+    c_kept,
+):
+    """Write mean loss and gradients of a perceptron with ReLU; return whether the labels are in range.
+
+    Weight and bias of each layer lie one after the other, and so do preactivation and output.
+    """
+    rows, depth = len(inputs), len(sizes) - 1
+    values = np.empty(rows * sizes[0] + by_activations.size, np.float32)
+    end, used = rows * sizes[0], 0
+    x = values[:end].reshape(rows, sizes[0])
+    x[:] = inputs
+    round_even(values[:end], named(EvenFields, c_activations))
+    for layer in range(depth):
+        wide, narrow = sizes[layer], sizes[layer + 1]
+        weight = parameters[used : used + wide * narrow].reshape(wide, narrow)
+        used += (wide + 1) * narrow
+        start, end = end, end + rows * narrow
+        linear(x, weight, parameters[used - narrow : used], values[start:end].reshape(rows, narrow), c_activations)
+        if layer < depth - 1:
+            start, end = end, end + rows * narrow
+            for i in range(start, end):
+                v = values[i - rows * narrow]
+                values[i] = np.float32(0) if v <= 0 else v
+            x = values[start:end].reshape(rows, narrow)
+    logits = values[start:end].reshape(rows, narrow)
+    gradient = by_activations[by_activations.size - logits.size :].reshape(rows, narrow)
+    if not cross_entropy(logits, labels, factor, mean, gradient, c_inside, c_gradients):
+        return False
+    below = end - logits.size  # where the output of the layer before ends, among the values
+    for layer in range(depth - 1, -1, -1):
+        wide, narrow = sizes[layer], sizes[layer + 1]
+        used -= (wide + 1) * narrow
+        x = values[below - rows * wide : below].reshape(rows, wide)
+        by_weight = by_parameters[used : used + wide * narrow].reshape(wide, narrow)
+        by_bias = by_parameters[used + wide * narrow : used + (wide + 1) * narrow]
+        linear_gradients(x.T, gradient, gradient, by_weight, by_bias, c_first, c_kept)
+        if layer:
+            end = below - rows * sizes[0]  # the same place among the gradients of activations
+            by_output, by_preactivation = end - rows * wide, end - 2 * rows * wide
+            weight = parameters[used : used + wide * narrow].reshape(wide, narrow)
+            product(gradient, weight.T, by_activations[by_output:end].reshape(rows, wide), c_gradients)
+            relu_gradient(
+                by_activations[by_output:end],
+                values[below - 2 * rows * wide : below - rows * wide],
+                by_activations[by_preactivation:by_output],
+            )
+            gradient = by_activations[by_preactivation:by_output].reshape(rows, wide)
+            below -= 2 * rows * wide
+    return True
+
+
 # --- layer norm ------------------------------------------------------------------------------------------------------
 
 

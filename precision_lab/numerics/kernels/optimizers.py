@@ -12,7 +12,17 @@ import numpy as np
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import INFINITY, MAGNITUDE, SIGN, U32, U64, named, reinterpret
+from precision_lab.numerics.kernels.bits import (
+    INFINITY,
+    MAGNITUDE,
+    SIGN,
+    TILE,
+    U32,
+    U64,
+    borrowed,
+    named,
+    reinterpret,
+)
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.rounding import finish
 
@@ -162,6 +172,18 @@ def adam_direction_32(scale, correction, epsilon, m, v, out, c):
     round_even(out, k)
     for i in range(out.size):
         out[i] = np.float32(scale * m[i]) / out[i]
+
+
+@compiled()
+def adam_32(weight, beta, rest, scale, correction, epsilon, m, v, g, new_m, new_v, out, c_first, c_second):
+    """Do `lerp_32`, `mean_square_32` and `adam_direction_32`, whose numbers these are, on one tile after the other."""
+    m, v, g, new_m, new_v, out = borrowed(m), borrowed(v), borrowed(g), borrowed(new_m), borrowed(new_v), borrowed(out)
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        first, second = new_m[start:stop], new_v[start:stop]
+        lerp_32(weight, m[start:stop], g[start:stop], first, c_first)
+        mean_square_32(beta, rest, v[start:stop], g[start:stop], second, c_second)
+        adam_direction_32(scale, correction, epsilon, first, second, out[start:stop], c_second)
 
 
 @compiled()

@@ -26,18 +26,18 @@ class Gradients:
     ----------
     loss : float
         Mean loss over the batch, without the loss scale.
-    weights : dict of str to array
+    weights : mapping of str to array
         Derivative of ``loss_scale * mean loss`` by each parameter, biases included; names, shapes and dtype are those
         of the parameters.
-    activations : dict of str to array
+    activations : mapping of str to array
         Derivative of ``loss_scale * mean loss`` by each activation, of its name and shape. The mean is part of it: the
         row of an example is 1/batch of the derivative of that example's own loss.
 
     """
 
     loss: float
-    weights: dict[str, Array]
-    activations: dict[str, Array]
+    weights: Parameters
+    activations: Mapping[str, Array]
 
 
 class Model(Protocol):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from precision_lab.numerics import fixed
+from precision_lab.numerics import fixed, layers
+from precision_lab.training.flat import Views
 from precision_lab.training.models.interface import (
     Array,
     Gradients,
@@ -21,8 +23,14 @@ from precision_lab.training.models.interface import (
     checked_loss_scale,
 )
 from precision_lab.training.models.parts import mean_cross_entropy, mean_loss, relu_gradient, softmax_cross_entropy
-from precision_lab.training.models.places import linear, linear_gradient, linear_weight_gradients, rounded
-from precision_lab.training.storage import StorageConfig
+from precision_lab.training.models.places import (
+    linear,
+    linear_gradient,
+    linear_weight_gradients,
+    rounded,
+    sums_in_one_call,
+)
+from precision_lab.training.storage import FP32, StorageConfig
 
 ACTIVATIONS = ("relu", "sigmoid")
 """The accepted values of `MLP.activation`."""
@@ -234,6 +242,10 @@ class MLP:
             If `loss_scale` is out of range, and as `forward` and `softmax_cross_entropy`.
 
         """
+        if isinstance(parameters, Views) and storage is not None:
+            found = self._in_one_call(parameters, inputs, targets, loss_scale, storage)
+            if found is not None:
+                return found
         dtype, places = arithmetic(parameters, storage)
         scale = checked_loss_scale(loss_scale, dtype)
         first = self._stored(inputs, dtype, places)
@@ -259,6 +271,39 @@ class MLP:
             loss,
             {name: weights[name] for name in parameters},
             {name: gradients[name] for name in activations},
+        )
+
+    def _in_one_call(
+        self, parameters: Views, inputs: Array, targets: Labels, loss_scale: float, storage: StorageConfig
+    ) -> Gradients | None:
+        """Return what `loss_and_gradients` does, from one compiled call; None where there is none, or errors to find."""
+        if (
+            self.activation != "relu"
+            or storage.operands is not None
+            or not sums_in_one_call(parameters.flat, storage)
+            or list(parameters.shapes.items()) != _parameter_shapes(self.sizes)
+            or inputs.shape != (*targets.shape, self.sizes[0])
+            or not inputs.size
+            or targets.dtype.kind not in "iu"
+        ):
+            return None
+        formats = layers.PerceptronFormats(
+            storage.activations,
+            storage.sensitive,
+            storage.activation_gradients,
+            storage.weights if storage.transient_weights else FP32.weights,
+            storage.gradients,
+        )
+        factor = checked_loss_scale(loss_scale, parameters.flat.dtype) / len(inputs)
+        inputs = inputs.astype(np.float32, copy=False)
+        found = layers.perceptron(parameters.flat, self.sizes, inputs, targets, factor, formats)
+        if found is None:
+            return None
+        loss, by_parameters, by_activations = found
+        return Gradients(
+            loss,
+            Views(by_parameters, parameters.shapes),
+            Views(by_activations, _activation_shapes(self.sizes, len(inputs))),
         )
 
     def accuracy(self, parameters: Parameters, inputs: Array, targets: Labels) -> float:
@@ -287,3 +332,19 @@ class MLP:
         if targets.shape != inputs.shape[:1]:
             raise ValueError(f"labels must have shape {inputs.shape[:1]}, one per example, got {targets.shape}")
         return float(np.mean(self.forward(parameters, inputs)["logits"].argmax(axis=1) == targets))
+
+
+@lru_cache(maxsize=256)
+def _parameter_shapes(sizes: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes), start=1):
+        shapes += [(f"layer{layer}.weight", (inputs, outputs)), (f"layer{layer}.bias", (outputs,))]
+    return shapes
+
+
+@lru_cache(maxsize=256)
+def _activation_shapes(sizes: tuple[int, ...], rows: int) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for layer, width in enumerate(sizes[1:-1], start=1):
+        shapes |= {f"layer{layer}.{name}": (rows, width) for name in ("preactivation", "output")}
+    return shapes | {"logits": (rows, sizes[-1])}

@@ -86,7 +86,7 @@ def product(a: Array, b: Array, storage: StorageConfig, *, gradient: Literal["a"
 
 def linear(x: Array, weight: Array, bias: Array | None, storage: StorageConfig) -> Array:
     """Return x @ weight + bias (see `product`), rounded once into ``storage.activations``."""
-    if _sums_in_one_call(x, storage):
+    if sums_in_one_call(x, storage):
         x, weight = _operands(x, weight, storage)
         if bias is None:
             return layers.product(x, weight, storage.activations)
@@ -99,7 +99,7 @@ def linear(x: Array, weight: Array, bias: Array | None, storage: StorageConfig) 
 
 def linear_gradient(gradient: Array, weight: Array, storage: StorageConfig) -> Array:
     """Return the derivative of `linear` by x, gradient @ weight.T, rounded into ``storage.activation_gradients``."""
-    if _sums_in_one_call(gradient, storage):
+    if sums_in_one_call(gradient, storage):
         gradient, turned = _operands(gradient, weight.T, storage, "a")
         return layers.product(gradient, turned, storage.activation_gradients)
     return rounded(product(gradient, weight.T, storage, gradient="a"), storage.activation_gradients)
@@ -110,7 +110,7 @@ def linear_weight_gradients(x: Array, gradient: Array, storage: StorageConfig) -
 
     x.T @ gradient, and the sum of the gradient over its rows, which is float32, in order, whatever the accumulator is.
     """
-    if _sums_in_one_call(x, storage):
+    if sums_in_one_call(x, storage):
         first = storage.weights if storage.transient_weights else _FP32
         turned, factor = _operands(x.T, gradient, storage, "b")
         return layers.linear_gradients(turned, factor, gradient, first, storage.gradients)
@@ -139,7 +139,8 @@ def in_one_call(x: Array) -> bool:
     return x.dtype.char == "f" and not _separately.get()
 
 
-def _sums_in_one_call(x: Array, storage: StorageConfig) -> bool:
+def sums_in_one_call(x: Array, storage: StorageConfig) -> bool:
+    """Whether a product and what is done to it is one compiled call."""
     return in_one_call(x) and storage.accumulator is _FP32 and not _by_library.get()
 
 

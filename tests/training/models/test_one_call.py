@@ -218,7 +218,7 @@ def test_a_training_is_the_same_both_ways(model: str, name: str) -> None:
             state, found = begin(parameters, recipe), []
             for _ in range(3):
                 state, record = training_step(state, recipe, inputs, targets, micro_batches=2)
-                arrays = record.gradients.weights | record.gradients.activations | dict(state.optimizer.buffers)
+                arrays = {**record.gradients.weights, **record.gradients.activations, **state.optimizer.buffers}
                 found.append((record.loss, record.max_abs, {key: a.tobytes() for key, a in arrays.items()}))
             return found
 

@@ -113,8 +113,8 @@ def codec(fmt: FloatFormat) -> Codec:
 def adam(first: Codec, second: Codec, *arguments: Any) -> tuple[Array, Array, Array]:
     """Return the moments of Adam, which the codecs are for, and its direction: `Codec.compute` of three loops at once.
 
-    The arguments are the numbers of ``lerp_32``, ``mean_square_32`` and ``adam_direction_32``, the moments as they were,
-    and the gradient.
+    The arguments are the numbers of ``lerp_32``, ``mean_square_32`` and ``adam_direction_32``, the moments as they
+    were, and the gradient.
     """
     kernels = load_kernels()
     m, v, direction = np.empty((3, arguments[-1].size), np.float32)

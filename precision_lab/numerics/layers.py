@@ -120,16 +120,16 @@ def perceptron(
     rows, (widths, count, units) = len(inputs), _perceptron(sizes)
     if parameters.shape != (count,) or inputs.shape != (rows, sizes[0]) or labels.shape != (rows,):
         raise ValueError(
-            f"must have shapes {(count,)}, {(rows, sizes[0])} and {(rows,)}, got {parameters.shape}, {inputs.shape} and "
-            f"{labels.shape}"
+            f"must have shapes {(count,)}, {(rows, sizes[0])} and {(rows,)}, "
+            f"got {parameters.shape}, {inputs.shape} and {labels.shape}"
         )
     loss, by_parameters = np.empty(1, np.float32), np.empty(count, np.float32)
     by_activations = np.empty(rows * units, np.float32)
     fits = kernels.perceptron(
-        _flat(parameters),
+        _aligned(_flat(parameters)),
         widths,
-        np.ascontiguousarray(inputs),
-        labels.astype(np.int64, copy=False),
+        _aligned(np.ascontiguousarray(inputs)),
+        _aligned(labels.astype(np.int64, copy=False)),
         factor,
         loss,
         by_parameters,

@@ -93,8 +93,16 @@ class Kept(NamedTuple):
 def kept(optimizer: Optimizer, storage: StorageConfig) -> Kept:
     """Look up what every step of a run needs."""
     rule = UPDATE_RULES[storage.update]
-    codecs = map(codec, (storage.updated, storage.gradients, storage.weights))
-    return Kept(optimizer, storage, buffers(optimizer, storage).keys(), *codecs, rule, rule.words_of("weights"))
+    return Kept(
+        optimizer,
+        storage,
+        buffers(optimizer, storage).keys(),
+        codec(storage.updated),
+        codec(storage.gradients),
+        codec(storage.weights),
+        rule,
+        rule.words_of("weights"),
+    )
 
 
 def start(parameters: Array, optimizer: Optimizer, storage: StorageConfig) -> OptimizerState:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_lab.numerics import reference
-from precision_lab.numerics.codec import Codec, codec, largest_magnitude, stored_dtype
+from precision_lab.numerics.codec import Codec, adam, codec, largest_magnitude, stored_dtype
 from precision_lab.numerics.codes import code_dtype, encode
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
 from precision_lab.numerics.rounding import Array, round_to
@@ -43,9 +43,9 @@ def test_round_and_encode_are_those_that_check(fmt: FloatFormat) -> None:
     expected = np.asarray(round_to(x, fmt)) if fmt != FP32 else x
     np.testing.assert_array_equal(rounded.view(np.uint32), expected.view(np.uint32))
     if fmt != FP32:
-        np.testing.assert_array_equal(
-            codec(fmt).encode(rounded).view(code_dtype(fmt)), np.asarray(encode(x, fmt)), strict=True
-        )
+        for values in (x, rounded):
+            codes = codec(fmt).encode(values).view(code_dtype(fmt))
+            np.testing.assert_array_equal(codes, np.asarray(encode(x, fmt)), strict=True)
         assert not np.shares_memory(rounded, x)
     np.testing.assert_array_equal(x.view(np.uint32), before.view(np.uint32))
 
@@ -121,7 +121,27 @@ def test_loops_with_two_results_round_every_operation(fmt: FloatFormat) -> None:
                 same(to.compute_pair("pair_product_32", high, low, a, b), pair_product(high, low, a, b, to))
 
 
-def same(ours: Pair, theirs: Pair) -> None:
+@pytest.mark.parametrize("second", [*NARROW, get_format("tf32"), FP32], ids=str)
+@pytest.mark.parametrize("first", [FP32, get_format("bf16"), get_format("fp8_e4m3fn")], ids=str)
+def test_adam_is_its_three_loops(first: FloatFormat, second: FloatFormat) -> None:
+    """In sizes around that of a tile, from either end of the interpolation, with hard values among others."""
+    a, b, rng = codec(first), codec(second), np.random.default_rng(5)
+    special = np.array([0, -0.0, np.inf, -np.inf, 2.0**-149, 2.0**-126, 3e38, second.max, first.max], np.float32)
+    if first.has_nan and second.has_nan:
+        special = np.append(special, np.float32(np.nan))
+    for size in (0, 1, 31, 1023, 1024, 1025, 3 * 1024 + 7):
+        for weight, beta in ((0.1, 0.999), (0.5, 0.0), (0.75, 0.5)):
+            spread = np.ldexp(rng.standard_normal((3, size)), rng.integers(-30, 20, (3, size))).astype(np.float32)
+            m, v, g = np.where(rng.random((3, size)) < 0.05, rng.choice(special, (3, size)), spread)
+            w, numbers = np.float32(weight), (np.float32(beta), np.float32(1 - beta))
+            last = np.float32(-1e-3), np.float32(0.8), np.float32(1e-6)
+            with np.errstate(all="ignore"):
+                new_m, new_v = a.compute("lerp_32", w, m, g), b.compute("mean_square_32", *numbers, v, g)
+                direction = b.compute("adam_direction_32", *last, new_m, new_v)
+                same(adam(a, b, w, *numbers, *last, m, v, g), (new_m, new_v, direction))
+
+
+def same(ours: tuple[Array, ...], theirs: tuple[Array, ...]) -> None:
     for a, b in zip(ours, theirs, strict=True):
         alike = (a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))
         assert alike.all(), (a[~alike], b[~alike])

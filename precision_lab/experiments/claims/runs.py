@@ -15,7 +15,7 @@ from precision_lab.numerics.rounding import Array
 from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
 from precision_lab.training.loop import train
-from precision_lab.training.models import MLP
+from precision_lab.training.models import MLP, Parameters
 from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import StorageConfig
 
@@ -80,7 +80,7 @@ def model() -> MLP:
     return built
 
 
-def flat(parameters: dict[str, Array]) -> Array:
+def flat(parameters: Parameters) -> Array:
     """Return all parameters in one float64 array."""
     return np.concatenate([array.reshape(-1) for array in parameters.values()]).astype(np.float64)
 

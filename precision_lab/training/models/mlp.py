@@ -276,7 +276,7 @@ class MLP:
     def _in_one_call(
         self, parameters: Views, inputs: Array, targets: Labels, loss_scale: float, storage: StorageConfig
     ) -> Gradients | None:
-        """Return what `loss_and_gradients` does, from one compiled call; None where there is none, or errors to find."""
+        """Do the same by one compiled call; None where there is none, or where there is an error to be found."""
         if (
             self.activation != "relu"
             or storage.operands is not None
@@ -344,7 +344,7 @@ def _parameter_shapes(sizes: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]
 
 @lru_cache(maxsize=256)
 def _activation_shapes(sizes: tuple[int, ...], rows: int) -> dict[str, tuple[int, ...]]:
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for layer, width in enumerate(sizes[1:-1], start=1):
         shapes |= {f"layer{layer}.{name}": (rows, width) for name in ("preactivation", "output")}
     return shapes | {"logits": (rows, sizes[-1])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from precision_lab.numerics import codec as codecs
 from precision_lab.numerics import layers
 from precision_lab.numerics.formats import FORMATS, get_format
+from precision_lab.training.flat import Views, flatten
 from precision_lab.training.models import MLP, Array, LeastSquares, Transformer, parts, places
 from precision_lab.training.models.places import separate_operations
 from precision_lab.training.optimizers import AdamW
@@ -109,6 +111,29 @@ def _cross_entropy(rng: np.random.Generator, kind: str, storage: StorageConfig) 
     return lambda: parts.mean_cross_entropy(logits, labels, scale, storage)
 
 
+def _perceptron(rng: np.random.Generator, kind: str, storage: StorageConfig) -> Callable[[], Any]:
+    """None to three layers between inputs and logits; with operands that are cast it is no single call.
+
+    Where a format has no NaN, there is none: the sign of the zero that it makes of one would be the processor's choice.
+    """
+    formats = (storage.activations, storage.activation_gradients, storage.weights, storage.gradients, storage.sensitive)
+    tame = not all(fmt.has_nan for fmt in formats)
+    kind = "usual" if tame else kind
+    model = MLP(tuple(int(width) for width in rng.integers(1, 40, rng.integers(2, 6))))
+    shapes = {name: w.shape for name, w in model.init().items()}
+    flat = array(rng, kind, sum(map(math.prod, shapes.values())))
+    parameters = Views(flat / 8 if tame else flat, shapes)
+    rows, scale = int(rng.integers(1, 40)), 1.0 if tame else float(rng.choice([1.0, 1000.0, 2.0**16]))
+    inputs, labels = array(rng, kind, rows, model.sizes[0]), rng.integers(0, model.sizes[-1], rows)
+
+    def run() -> Any:
+        found = model.loss_and_gradients(parameters, inputs, labels, loss_scale=scale, storage=storage)
+        assert list(found.weights) == list(shapes)
+        return found.loss, (*found.weights.values(), *found.activations.values())
+
+    return run
+
+
 def _relu(rng: np.random.Generator, kind: str, storage: StorageConfig) -> Callable[[], Any]:
     g, x = array(rng, kind, 7, 9), array(rng, kind, 7, 9)
     return lambda: parts.relu_gradient(g, x)
@@ -140,6 +165,7 @@ CASES: dict[str, Case] = {
     "linear": _linear,
     "gradients of linear": _linear_gradients,
     "cross-entropy": _cross_entropy,
+    "perceptron": _perceptron,
     "relu": _relu,
     "gelu": _gelu,
     "layer norm": _layer_norm,
@@ -251,6 +277,31 @@ def test_apart_every_rounding_goes_through_the_codec_of_the_places() -> None:
     assert counts[1] == [72]
 
 
+@pytest.mark.parametrize("spoil", ["label", "scale", "order", "inputs", "dtype"])
+def test_what_a_single_call_does_not_take_is_found_as_ever(spoil: str) -> None:
+    """An error has its words, and parameters in another order are taken by their names."""
+    model, inputs, labels = MODELS["relu"]
+    named, scale, storage = model.init(), 1.0, CONFIGURATIONS["fp32"]
+    expected = model.loss_and_gradients(named, inputs, labels, storage=storage).loss
+    if spoil == "order":
+        named = dict(reversed(named.items()))
+    flat = flatten(named).astype(np.float64 if spoil == "dtype" else np.float32)
+    parameters = Views(flat, {name: w.shape for name, w in named.items()})
+    if spoil == "label":
+        labels = np.where(labels == 4, 5, labels)
+    scale = math.inf if spoil == "scale" else scale
+    inputs = inputs[:, :-1] if spoil == "inputs" else inputs
+
+    def run() -> Any:
+        return model.loss_and_gradients(parameters, inputs, labels, loss_scale=scale, storage=storage)
+
+    if spoil == "order":
+        assert run().loss == expected
+        return
+    with pytest.raises(ValueError, match=r"labels must lie|loss_scale must be|inputs must have|must be float32"):
+        run()
+
+
 def test_in_float64_nothing_is_one_call() -> None:
     assert not places.in_one_call(np.zeros(1))
     assert places.in_one_call(np.zeros(1, np.float32))
@@ -268,6 +319,12 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         "one shape": lambda: layers.linear_gradients(a.T, a, a[:1], fmt, fmt),
         "weight and bias must": lambda: layers.layer_norm(a, row, row, 1e-5, fmt, fmt),
     }
+    formats = layers.PerceptronFormats(fmt, fmt, fmt, fmt, fmt)
+    labels = np.zeros(2, np.int64)
+    for parameters, inputs, classes in ((7, a, labels), (8, a.T, labels), (8, a, labels[:1])):
+        arguments = np.ones(parameters, np.float32), (3, 2), inputs, classes, 1.0, formats
+        with pytest.raises(ValueError, match="must have shapes"):
+            layers.perceptron(*arguments)
     for words, call in calls.items():
         with pytest.raises(ValueError, match=words):
             call()

@@ -195,7 +195,7 @@ def test_it_learns_a_text_by_heart() -> None:
     state = begin(parameters, recipe)
     for _ in range(150):
         state, _ = training_step(state, recipe, data.inputs, data.labels)
-    parameters = parameters_of(state, recipe)
+    parameters = dict(parameters_of(state, recipe))
     assert model.accuracy(parameters, data.inputs, data.labels) > 0.9
     assert model.loss(parameters, data.inputs, data.labels) < 0.5
 

@@ -11,7 +11,7 @@ from precision_lab.numerics.rounding import Array
 
 
 class Views(Mapping[str, Array]):
-    """Arrays by name that lie one after the other in a flat array; they are cut out when one is asked for.
+    """Arrays by name that lie one after the other in a flat array; all are cut out when the first is asked for.
 
     Attributes
     ----------
@@ -23,25 +23,28 @@ class Views(Mapping[str, Array]):
     Raises
     ------
     ValueError
-        The shapes do not make up the array.
+        Then, if the shapes do not make up the array.
 
     """
 
     def __init__(self, flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        size = sum(map(math.prod, shapes.values()))
-        if size != flat.size:
-            raise ValueError(f"shapes hold {size} elements, but the array has {flat.size}")
         self.flat, self.shapes = flat, shapes
         self._views: dict[str, Array] = {}
 
     def __getitem__(self, name: str) -> Array:
-        if not self._views:
-            start = 0
-            for each, shape in self.shapes.items():
-                end = start + math.prod(shape)
-                self._views[each] = self.flat[start:end].reshape(shape)
-                start = end
+        self._views = self._views or self._cut()
         return self._views[name]
+
+    def _cut(self) -> dict[str, Array]:
+        size = sum(map(math.prod, self.shapes.values()))
+        if size != self.flat.size:
+            raise ValueError(f"shapes hold {size} elements, but the array has {self.flat.size}")
+        views, start = {}, 0
+        for name, shape in self.shapes.items():
+            end = start + math.prod(shape)
+            views[name] = self.flat[start:end].reshape(shape)
+            start = end
+        return views
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

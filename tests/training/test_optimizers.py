@@ -504,4 +504,4 @@ def test_a_flat_array_and_its_views() -> None:
         np.testing.assert_array_equal(back[name], array, strict=True)
         assert array.size == 0 or np.shares_memory(back[name], flat)
     with pytest.raises(ValueError, match="shapes hold 6 elements, but the array has 7"):
-        Views(flat, {"w": (2, 3)})
+        Views(flat, {"w": (2, 3)})["w"]

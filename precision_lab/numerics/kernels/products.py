@@ -1,25 +1,47 @@
-"""Products of matrices, every step of an accumulator rounded."""
+"""Products of matrices, every step of an accumulator rounded.
+
+The result is made in tiles, whose accumulators stay in registers over many steps; operands are packed as doubles in the
+order in which a tile reads them. For so many steps it is found out first what may occur, and it is done in the cheapest
+way that is right (`_make_multiply`):
+
+*usual*: no sum is below the smallest normal, so that the format has as many bits everywhere. Whether that is so, is
+known afterwards: sums are scaled by a power of two so that the smallest normal is 2, the first number with the highest
+bit of the exponent; the tile keeps what all sums have in common, and where that lacks this bit, the steps are redone.
+
+*gradual*: sums may be below, but all are doubles, or are rounded as if they were, and none overflows.
+
+*anything*: as sums.py adds, one by one.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.core.cgutils import alloca_once_value, for_range, unpack_tuple
 from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import INFINITY, MAGNITUDE, SIGN, U32, U64, named, reinterpret
+from precision_lab.numerics.kernels.bits import U32, U64, borrowed, leading_zeros, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
+from precision_lab.numerics.kernels.lanes import Lanes, constants, select
 from precision_lab.numerics.kernels.stochastic import random_words
-from precision_lab.numerics.kernels.sums import (
-    Accumulator,
-    by_fields,
-    lift_of,
-    number_at,
-    rounded,
-    signed_zero,
-    to_odd,
-    two_sum,
-)
+from precision_lab.numerics.kernels.sums import Accumulator, rounded, signed_zero, to_odd, two_sum
+
+EVEN, FIELDS, BY_BIT, CHANCE = range(4)  # ties to even; a dither; one that depends on a bit; a random one
+
+_WIDTH = 8  # columns of a tile
+_DEPTH = 64  # steps between two looks at what may occur
+_DEPTH_BY_CHANCE = 32  # the random numbers of so many stay in the cache
+_BLOCK = 512  # rows and columns that are worked on together
+
+_MAGNITUDE = U64(0x7FFFFFFFFFFFFFFF)
+_EXPONENT = U64(0x7FF0000000000000)
+_FRACTION = U64(0x000FFFFFFFFFFFFF)
+_SIGN = 1 << 63
+_HIGHEST = 1 << 62  # set in the exponents of 2 and above
+_SMALLEST = 2.0  # the smallest normal, scaled
 
 
 @compiled()
@@ -27,6 +49,255 @@ def add_to_odd(x, y, out):
     """Add element by element, rounded to odd."""
     for i in range(x.size):
         out[i] = reinterpret(to_odd(*two_sum(x[i], y[i])))
+
+
+# --- rounding several sums -------------------------------------------------------------------------------------------
+
+
+class Rounding(NamedTuple):
+    """What tiles read."""
+
+    power: float  # 2^d with d = the bits that a double has and the format has not
+    split: float  # 2^d - 1
+    up: float  # 1.5 * 2^d
+    keep: int  # the bits that the format has
+    dither: int  # these as in `sums.Accumulator`
+    to_top: int  # from the deciding bit to the highest
+    by_bit: int
+    number_shift: int
+    negative_zero: int
+    cancelled: int
+
+
+def _round_normal(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
+    """Round as if there were no smallest normal.
+
+    Ties to even: with q the spacing of the format at s, M = s / ulp(s), the double closest to (2^d - 1) s = 2^d s - s
+    is, in units of q, the integer closest to M - M / 2^d, ties to even; since M is even where M / 2^d lies between two
+    integers, these are the ties of M / 2^d, too. Taken from 2^d s it leaves s rounded, exactly. Just above a power of
+    two, where (2^d - 1) s lies below 2^d times that, the spacing is q / 2; but s lies less than q / 4 above (as
+    53 - d < d), so that both spacings lead to the power of two.
+    """
+    if kind == EVEN:
+        return s.times_plus(k.power, s.times(k.split).negated())
+    bits = s.as_bits()
+    if kind == CHANCE:
+        assert number is not None
+        bits += number << k.number_shift
+    elif kind == BY_BIT:
+        bits += ((bits << k.to_top).shift_signed(63) & k.by_bit) + k.dither
+    else:
+        bits += k.dither
+    return (bits & k.keep).as_float()
+
+
+def _round(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
+    """Round in the whole range; zero has the sign of s where the format has such.
+
+    By fields as in sums.py, where sums below the smallest normal are lifted. Ties to even by addition: C = 1.5 * 2^d e
+    with e the power of two at or below |s|, but not below the smallest normal.
+    """
+    bits = s.as_bits()
+    if kind == EVEN:
+        e = (bits & int(_EXPONENT)).as_float()
+        e = select(e.builder.fcmp_ordered(">", e.value, e.same(_SMALLEST).value), e, _SMALLEST)
+        r = e.times_plus(e.same(k.up).negated(), e.times_plus(k.up, s))
+    else:
+        smallest = s.same(_SMALLEST).as_bits()
+        lift = select((bits << 1).is_negative(), smallest.same(0), smallest | (bits & _SIGN)).as_float()
+        r = _round_normal(s.plus(lift), kind, k, number).plus(lift.negated())
+    return (r.as_bits() | (bits & k.negative_zero)).as_float()
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _tile_rows(typing_context: Any) -> Any:
+    """Return the rows of a tile: its accumulators are eight vectors of the processor, of which it has 16 or 32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_constant(types.int64, _rows_of(context))
+
+    return types.int64(), codegen
+
+
+def _rows_of(context: Any) -> int:
+    features = context.codegen().magic_tuple()[2].split(",")
+    return 8 if "+avx512f" in features else 4
+
+
+def _make_tile(kind: int, round_products: bool, gradual: bool) -> Any:
+    """Make an intrinsic that adds to a tile of sums, and returns whether all of them had the demanded bit.
+
+    Arrays are sums, the packed operands, random numbers, and where these begin: row by row, step by step, those of
+    products before those of sums. Positions are those of the tile in the first three of them, and its first column.
+    What is not `gradual` leaves the sums as they were unless all had the bit.
+    """
+    each = 2 if round_products else 1
+    signed = gradual and kind == BY_BIT  # there is a mode in which a sum that is exactly zero is -0
+
+    def tile(typing_context: Any, arrays: Any, positions: Any, depth: Any, demanded: Any, k: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            import llvmlite.ir as ir
+
+            rows, long, real = _rows_of(context), ir.IntType(64), ir.DoubleType()
+            constants = constants(builder, k, args[4])
+            sums, left, right, numbers, places = (
+                context.make_array(array)(context, builder, value).data
+                for array, value in zip(arrays, unpack_tuple(builder, args[0]), strict=True)
+            )
+            of_sums, of_left, of_right, column = unpack_tuple(builder, args[1])
+
+            def moved(start: Any, count: Any, times: int = 1) -> Any:
+                count = ir.Constant(long, count) if isinstance(count, int) else count
+                return builder.add(start, builder.mul(count, ir.Constant(long, times)))
+
+            def line(pointer: Any, start: Any, element: Any) -> Any:
+                return builder.bitcast(builder.gep(pointer, [start]), ir.VectorType(element, _WIDTH).as_pointer())
+
+            def number(step: Any, row: int, which: int) -> Lanes | None:
+                if kind != CHANCE:
+                    return None
+                place = moved(ir.Constant(long, rows * which + row), step, rows * each)
+                start = builder.add(builder.load(builder.gep(places, [place])), column)
+                short = builder.load(line(numbers, start, ir.IntType(16)), align=2)
+                return Lanes(builder, short).widened(64)
+
+            lines = [line(sums, moved(of_sums, row, _WIDTH), real) for row in range(rows)]
+            accumulators = [alloca_once_value(builder, builder.load(start, align=8)) for start in lines]
+            common = alloca_once_value(builder, ir.Constant(ir.VectorType(long, _WIDTH), [2**64 - 1] * _WIDTH))
+            with for_range(builder, args[2]) as loop:
+                step = loop.index
+                b = Lanes(builder, builder.load(line(right, moved(of_right, step, _WIDTH), real), align=8))
+                shared = Lanes(builder, builder.load(common))
+                for row, accumulator in enumerate(accumulators):
+                    a = b.same(builder.load(builder.gep(left, [moved(moved(of_left, row), step, rows)])))
+                    acc = Lanes(builder, builder.load(accumulator))
+                    product = a.times(b)
+                    if round_products:
+                        product = _round(product, kind, constants, number(step, row, 0))
+                        s = acc.plus(product)
+                    else:
+                        s = a.times_plus(b, acc)
+                    if signed:
+                        sign = (acc.as_bits() | product.as_bits()) & constants.cancelled
+                        s = (s.as_bits() | select((s.as_bits() << 1).equals(0), sign, 0)).as_float()
+                    shared &= s.as_bits()
+                    rounding = _round if gradual else _round_normal
+                    builder.store(rounding(s, kind, constants, number(step, row, each - 1)).value, accumulator)
+                builder.store(shared.value, common)
+            shared = Lanes(builder, builder.load(common))
+            wanted = shared.same(args[3])
+            mask = builder.bitcast((shared & wanted).equals(wanted), ir.IntType(_WIDTH))
+            usual = builder.icmp_unsigned("==", mask, ir.Constant(mask.type, 2**_WIDTH - 1))
+            with builder.if_then(usual if not gradual else ir.Constant(ir.IntType(1), 1)):
+                for start, accumulator in zip(lines, accumulators, strict=True):
+                    builder.store(builder.load(accumulator), start, align=8)
+            return usual
+
+        return types.boolean(arrays, positions, depth, demanded, k), codegen
+
+    return intrinsic(tile)
+
+
+# --- what may occur --------------------------------------------------------------------------------------------------
+
+
+class _Operand(NamedTuple):
+    """Of some steps of the packed rows or columns of a tile."""
+
+    norm: float  # the largest of a row or column: the root of the sum of squares
+    high: float  # the largest magnitude; infinity and NaN where there are any
+    low: float  # a power of two that divides all; infinite if all are 0
+    precision: int  # significand bits that suffice for all
+
+
+@compiled()
+def _operand(x, width):
+    squares = np.zeros(width)
+    for start in range(0, x.size, width):
+        for i in range(width):
+            squares[i] += x[start + i] * x[start + i]
+    high, low, fraction = U64(0), reinterpret(np.inf), U64(1 << 52)
+    for i in range(x.size):
+        a = U64(reinterpret(x[i]) & _MAGNITUDE)
+        rest = U64(a & U64(a - U64(1))) if U64(a & _FRACTION) != U64(0) else U64(0)  # without its lowest bit
+        bit = reinterpret(reinterpret(a) - reinterpret(rest))
+        bit = bit if a != U64(0) else reinterpret(np.inf)
+        high, low, fraction = U64(max(high, a)), U64(min(low, bit)), U64(fraction | U64(a & _FRACTION))
+    last = U64(fraction & U64(~fraction + U64(1)))
+    return _Operand(np.sqrt(squares.max()), reinterpret(high), reinterpret(low), np.int64(leading_zeros(last)) - 10)
+
+
+@compiled()
+def _extremes(sums):
+    """Return the largest magnitude, and the smallest but for +0, in whose place infinity stands."""
+    high, low = U64(0), reinterpret(np.inf)
+    for i in range(sums.size):
+        bits = reinterpret(sums[i])
+        a = U64(bits & _MAGNITUDE)
+        high, low = U64(max(high, a)), U64(min(low, a if bits != U64(0) else reinterpret(np.inf)))
+    return reinterpret(high), reinterpret(low)
+
+
+@compiled()
+def _growth(steps, spacing, nearest):
+    """Return the factor by which roundings may let sums grow; spacing: that of 1 in the format."""
+    if nearest:  # n terms that sum up to S in magnitude leave sums of at most (1 + n u) S (Rump 2012)
+        return 1 + (steps + 1) * spacing / 2
+    growth = 1.0
+    for _ in range(steps + 2):
+        growth *= 1 + spacing
+    return growth
+
+
+# --- packing ---------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _pack_rows(left, up, packed, operands, height):
+    """Pack rows, times `up`, for tiles of that height; the last row serves for those that are missing."""
+    rows, steps = left.shape
+    for tile in range(operands.shape[0]):
+        panel = packed[tile, : steps * height]
+        for i in range(height):
+            row = left[min(tile * height + i, rows - 1)]
+            for step in range(steps):
+                panel[step * height + i] = np.float64(row[step]) * up
+        _note(panel, height, operands[tile])
+
+
+@compiled()
+def _pack_columns(right, packed, operands):
+    """Pack columns in the same way."""
+    steps, columns = right.shape
+    for step in range(steps):
+        row = right[step]
+        for tile in range(columns // _WIDTH):
+            for j in range(_WIDTH):
+                packed[tile, step * _WIDTH + j] = row[tile * _WIDTH + j]
+        if columns % _WIDTH:
+            for j in range(_WIDTH):
+                packed[columns // _WIDTH, step * _WIDTH + j] = row[min(columns // _WIDTH * _WIDTH + j, columns - 1)]
+    for tile in range(operands.shape[0]):
+        _note(packed[tile, : steps * _WIDTH], _WIDTH, operands[tile])
+
+
+@compiled()
+def _note(panel, width, operand):
+    operand[0], operand[1], operand[2], operand[3] = _operand(panel, width)
+
+
+@compiled()
+def _aligned(rows, columns):
+    """Return room that begins at a cache line: vectors that straddle two take longer."""
+    room = np.empty(rows * columns + 8)
+    start = np.int64((-room.ctypes.data % 64) // 8)
+    return room[start : start + rows * columns].reshape(rows, columns)
+
+
+# --- random numbers --------------------------------------------------------------------------------------------------
 
 
 @compiled()
@@ -40,219 +311,209 @@ def _fill(words, first, seed):
     random_words(words[before:], U32(0), U32(high + U64(1)), key0, key1)
 
 
-@compiled(forceinline=True)
-def _numbers_of(stream, words, rounding):
-    """Return the random numbers of a rounding of all sums, where there are any; they lie in `words`."""
-    if stream is None:
-        return None
+@compiled()
+def _draw(stream, first_rounding, words, places, rows, columns, columns_of_all, height):
+    """Draw the numbers of some rows of a tile and all columns of a block, for as many roundings as there are places."""
     seed, first, distance = stream[0], stream[1], stream[2]
-    place = U64(first + U64(distance * U64(rounding)))
-    _fill(words, place, seed)
-    return words.view(np.uint16)[np.int64(place & U64(3)) :]
-
-
-@compiled(forceinline=True)
-def _add(a, b, number, k):
-    """Round a + b, which does not overflow in float64."""
-    s, error = two_sum(a, b)
-    return rounded(signed_zero(s, a, b, k), error, number, k)
-
-
-@compiled(forceinline=True)
-def _round(x, number, k):
-    """Round a double."""
-    return rounded(x, 0.0, number, k)
-
-
-@compiled(forceinline=True)
-def _round_double(s, number, k):
-    """Round what is a double when it is lifted, too, to a finite value of a format of more than one significand bit."""
-    lift = lift_of(s, abs(s) < k.smallest_normal, k)
-    return by_fields(reinterpret(s + lift), lift, k.dither, number, k)
-
-
-@compiled(forceinline=True)
-def _add_doubles(a, b, number, k):
-    """Round a + b under the same conditions, in every mode but ``toward_negative``."""
-    return _round_double(a + b, number, k)
-
-
-@compiled(forceinline=True)
-def _add_doubles_downward(a, b, number, k):
-    """Round a + b under the same conditions."""
-    return _round_double(signed_zero(a + b, a, b, k), number, k)
-
-
-def _make_rounded(add: Any, round_product: Any, round_products: bool) -> Any:
-    """Build the loop of matrix products in any mode, of functions that round a sum and, if it is to be, a product."""
-
-    @compiled()
-    def rounded_products(sums, left, right, c, stream):
-        """Add left @ right to `sums` in float64: k ascending, each sum rounded, and each product if it is to be.
-
-        stream: for ``stochastic`` the seed, the number of the first rounding, and the distance to the next one of the
-        same element; those of the other elements of `sums` follow one another.
-        """
-        k = named(Accumulator, c)
-        rows, columns = sums.shape
-        words = np.empty(2 * (sums.size // 4 + 2), np.uint32)
-        of_products = words.copy()
-        for step in range(left.shape[1]):
-            if round_products:
-                factors = _numbers_of(stream, of_products, 2 * step)
-                numbers = _numbers_of(stream, words, 2 * step + 1)
+    in_one = columns == columns_of_all
+    pieces, length = (1, rows * columns) if in_one else (rows, columns)
+    room = length // 4 + 4  # counters, and what the last tile reads beyond
+    at = 0
+    for rounding in range(places.size // height):
+        place = U64(first + U64(distance * U64(first_rounding + rounding)))
+        for piece in range(pieces):
+            begin = U64(place + U64(piece * columns_of_all))
+            skip = np.int64(begin & U64(3))
+            _fill(words[2 * at : 2 * (at + (skip + length + 3) // 4)], begin, seed)
+            start = 4 * at + skip
+            if in_one:
+                for i in range(height):
+                    places[rounding * height + i] = start + min(i, rows - 1) * columns
             else:
-                factors = numbers = _numbers_of(stream, words, step)
-            for i in range(rows):
-                a, b, line, first = np.float64(left[i, step]), right[step], sums[i], i * columns
-                for j in range(columns):
-                    p = a * np.float64(b[j])
-                    if round_products:
-                        p = round_product(p, number_at(factors, first + j), k)
-                    line[j] = add(line[j], p, number_at(numbers, first + j), k)
-
-    return rounded_products
+                for i in range(piece, height):
+                    places[rounding * height + i] = start
+            at += room
 
 
-add_products, add_rounded_products = (_make_rounded(_add, _round, rounds) for rounds in (False, True))
-add_products_of_doubles, add_rounded_products_of_doubles = (
-    _make_rounded(_add_doubles, _round_double, rounds) for rounds in (False, True)
-)
-add_products_of_doubles_downward, add_rounded_products_of_doubles_downward = (
-    _make_rounded(_add_doubles_downward, _round_double, rounds) for rounds in (False, True)
-)
+# --- products --------------------------------------------------------------------------------------------------------
 
 
-# Sums that need no rounding to odd, ties to even (when, is in accumulation.py): the sum in the carrier is rounded by
-# addition. As there: C = c * q with q the power of two at or below |s|, but not below the smallest normal, and
-# c = 1.5 * 2^(carrier mantissa bits - mantissa bits); s may be negative. q, C and the products of two inputs are exact,
-# so that it does not matter whether the processor fuses what `_muladd` leaves to it.
+def _make_multiply(kind: int, round_products: bool) -> Any:
+    """Build the loop for a kind of rounding.
 
+    When tiles serve. Let g be the power of two that divides all products of these steps, and the sums there were
+    before. It divides the accumulators, too, and the rounded products: rounding to a spacing of at least g gives a
+    multiple of that, rounding to a smaller one leaves a multiple of g as it is. So all exact sums are multiples of g,
+    which are doubles up to 2^53 g. Those below the smallest normal N are lifted by N, to less than 2 N.
 
-@intrinsic
-def _muladd(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
-    """Return x * y + z, fused where the processor can (LLVM's fmuladd)."""
-    import llvmlite.ir as ir
+    A rounding adds at most a spacing: 2 u of what it rounds, or the smallest subnormal. From |s| <= (1 + 2 u) (|s'| +
+    |x|) + smallest follows a bound of all sums.
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        real = args[0].type
-        fmuladd = builder.module.declare_intrinsic("llvm.fmuladd", [real], ir.FunctionType(real, [real] * 3))
-        return builder.call(fmuladd, args)
+    Ties to even may be rounded twice: to even in double, then into the format. Let P be the significand bits of a
+    product, p those of the format, s a sum of a product x and an accumulator y that is no double, 2^e <= |s|, and
+    q = 2^(e-p+1) the spacing of the format there.
 
-    return x(x, x, x), codegen
+    - If x has the bits that are lost, |x| < 2^(e-52+P), for P + p <= 50 below q/4: both roundings end at y, also where
+      y is a power of two and the spacing below it q/2.
+    - If y has them, |y| < 2^(e-52+p), while x has P bits and is therefore a value of the format, a midpoint, or at
+      least 2^(e-P) away from all of these. In the first case both roundings end at x, in the last on the same side
+      of the midpoint, since |y| < 2^(e-P-1). There remains the midpoint, where double loses the direction of y. It
+      cannot occur if the largest product is at most 2^51 times what divides y: then s is a double.
 
+    With rounded products both summands have p <= 24 bits: the first item holds, and is the only one.
 
-@compiled(forceinline=True)
-def _even_in_units(s, k, U):
-    """Round a finite s that does not overflow and is a multiple of the smallest subnormal; zero loses its sign."""
-    exponent, _, _, c = k
-    q = reinterpret(U(reinterpret(s) & exponent))
-    return _muladd(q, -c, _muladd(q, c, s))
-
-
-@compiled(forceinline=True)
-def _even_unsigned(s, k, U):
-    """Round a finite s that does not overflow; zero loses its sign."""
-    exponent, _, smallest_normal, c = k
-    q = reinterpret(U(reinterpret(s) & exponent))
-    q = q if q > smallest_normal else smallest_normal  # of floats, for which AVX2 has an instruction
-    return _muladd(q, -c, _muladd(q, c, s))
-
-
-@compiled(forceinline=True)
-def _even(s, k, U):
-    """Round a finite s that does not overflow."""
-    sign = k[1]
-    return reinterpret(U(reinterpret(_even_unsigned(s, k, U)) | U(reinterpret(s) & sign)))
-
-
-def _make_fused(even: Any) -> Any:
-    """Build the loop for exact products, of the function that rounds a sum."""
+    Where the smallest subnormal divides all products, sums below the smallest normal are values of the format: rounding
+    to the smaller spacing that goes with their exponent leaves them as they are, and no sum need be above it. Nothing
+    underflows, and from +0 on no sum becomes -0.
+    """
+    usually = _make_tile(kind, round_products, False)
+    gradually = _make_tile(kind, round_products, True)
+    each = 2 if round_products else 1
+    most = _DEPTH_BY_CHANCE if kind == CHANCE else _DEPTH
 
     @compiled(forceinline=True)
-    def added(s, a, b, k):
-        return even(_muladd(a, b, s), k, U64)
+    def number_at(numbers, i):
+        return numbers[i] if kind == CHANCE else 0
 
     @compiled()
-    def fused(sums, left, right, smallest_normal, c):
-        """Add left @ right to `sums` in float64: k ascending, each product exact, each sum rounded."""
-        k = (U64(0x7FF0000000000000), U64(0x8000000000000000), smallest_normal, c)
-        steps = left.shape[1]
-        fours = steps - steps % 4
-        for i in range(left.shape[0]):
-            acc = sums[i]
-            for step in range(0, fours, 4):  # so that sums are read and written once in four steps
-                a0, a1 = np.float64(left[i, step]), np.float64(left[i, step + 1])
-                a2, a3 = np.float64(left[i, step + 2]), np.float64(left[i, step + 3])
-                b0, b1, b2, b3 = right[step], right[step + 1], right[step + 2], right[step + 3]
-                for j in range(acc.size):
-                    s = added(added(acc[j], a0, b0[j], k), a1, b1[j], k)
-                    acc[j] = added(added(s, a2, b2[j], k), a3, b3[j], k)
-            for step in range(fours, steps):
-                a, b = np.float64(left[i, step]), right[step]
-                for j in range(acc.size):
-                    acc[j] = added(acc[j], a, b[j], k)
-
-    return fused
-
-
-def _make_rounded_even(even: Any) -> Any:
-    """Build the loop for rounded products, of the function that rounds both."""
+    def add_anything(sums, a, b, numbers, places, column, depth, down, k):
+        """Add to a tile what tiles do not serve for."""
+        height = _tile_rows()
+        for i in range(height):
+            line = sums[i * _WIDTH : (i + 1) * _WIDTH]
+            for j in range(_WIDTH):
+                line[j] *= down
+            for step in range(depth):
+                x = a[step * height + i] * down
+                of_product = of_sum = 0
+                if kind == CHANCE:
+                    of_product = places[step * each * height + i] + column
+                    of_sum = places[(step * each + each - 1) * height + i] + column
+                for j in range(_WIDTH):
+                    p = x * b[step * _WIDTH + j]
+                    if round_products:
+                        p = rounded(p, 0.0, number_at(numbers, of_product + j), k)
+                    s, error = two_sum(line[j], p)
+                    s = signed_zero(s, line[j], p, k)
+                    line[j] = rounded(s, error, number_at(numbers, of_sum + j), k)
+            for j in range(_WIDTH):
+                line[j] /= down
 
     @compiled()
-    def rounded_even(sums, left, right, smallest_normal, c):
-        """Add left @ right to `sums` in float32: k ascending, each product and each sum rounded."""
-        k = (INFINITY, SIGN, smallest_normal, c)
-        for i in range(left.shape[0]):
-            acc = sums[i]
-            for step in range(left.shape[1]):
-                a, b = left[i, step], right[step]
-                for j in range(acc.size):
-                    acc[j] = even(np.float32(acc[j] + even(np.float32(a * b[j]), k, U32)), k, U32)
+    def add_block(arrays, operands, shape, depth, scale, usual, k, rounding):
+        """Add to a row of tiles; return whether what was usual last still is."""
+        sums, left, right, numbers, places = arrays
+        sums, left, right = borrowed(sums), borrowed(left), borrowed(right)
+        numbers, places = borrowed(numbers), borrowed(places)
+        of_left, of_right = borrowed(operands[0]), borrowed(operands[1])
+        row, tiles, wide, deep = shape
+        height = _tile_rows()
+        size = height * _WIDTH
+        spacing = rounding.power / 2.0**52
+        smallest = _SMALLEST * spacing  # subnormal, scaled
+        largest = k.largest * scale
+        growth = _growth(depth, spacing, kind == EVEN) * 1.001
+        for j in range(tiles):
+            at, from_left, from_right = (row * wide + j) * size, row * deep * height, j * deep * _WIDTH
+            tile = sums[at : at + size]
+            top, least = _extremes(tile)
+            total = of_left[row, 0] * of_right[j, 0]
+            product = of_left[row, 1] * of_right[j, 1]
+            of_products = of_left[row, 2] * of_right[j, 2]
+            bound = growth * (top + (1 + spacing) * total + 2 * depth * smallest)
+            divisor = reinterpret(U64(reinterpret(least) & _EXPONENT)) * spacing
+            divisor = min(max(divisor, smallest), of_products)
+            serves = max(bound, 2 * _SMALLEST) <= 2.0**53 * divisor and k.discarded < 52
+            if kind == EVEN:
+                precision = of_left[row, 3] + of_right[j, 3] + 53 - np.int64(k.discarded)
+                twice = round_products or (precision <= 50 and product <= 2.0**51 * divisor)
+                serves = serves or twice
+            if serves and bound <= largest and product <= largest:
+                in_units = of_products >= smallest and least > 0.0 and rounding.cancelled == U64(0)
+                demanded = U64(0) if in_units else U64(_HIGHEST)
+                positions = at, from_left, from_right, j * _WIDTH
+                done = usual and usually((sums, left, right, numbers, places), positions, depth, demanded, rounding)
+                if not done:
+                    usual = gradually((sums, left, right, numbers, places), positions, depth, demanded, rounding)
+            else:
+                a = left[from_left : from_left + depth * height]
+                b = right[from_right : from_right + depth * _WIDTH]
+                add_anything(tile, a, b, numbers, places, j * _WIDTH, depth, 1 / scale, k)
+        return usual
 
-    return rounded_even
+    @compiled()
+    def multiply(left, right, result, c, stream):
+        """Write left @ right: k ascending, each sum rounded, and each product if it is to be.
+
+        stream: for ``stochastic`` the seed, the number of the first rounding, and the distance to the next one of the
+        same element; those of the other elements follow one another.
+        """
+        k = named(Accumulator, c)
+        height = _tile_rows()
+        power = np.float64(k.low) + 1
+        rounding = Rounding(
+            power,
+            power - 1,
+            1.5 * power,
+            U64(~k.low),
+            k.dither,
+            U64(U64(63) - k.deciding),
+            k.by_bit,
+            k.number_shift,
+            reinterpret(k.negative_zero),
+            reinterpret(k.cancelled),
+        )
+        scale = _SMALLEST / k.smallest_normal
+
+        (rows, steps), columns = left.shape, right.shape[1]
+        tall, wide = -(-min(rows, _BLOCK) // height), -(-min(columns, _BLOCK) // _WIDTH)
+        deep = max(1, min(steps, most))
+        sums = _aligned(tall * wide, height * _WIDTH)
+        packed_left, packed_right = _aligned(tall, deep * height), _aligned(wide, deep * _WIDTH)
+        of_left, of_right = np.empty((tall, 4)), np.empty((wide, 4))
+        places = np.empty(deep * each * height if kind == CHANCE else 0, np.int64)
+        room = height * (wide * _WIDTH // 4 + 4)
+        words = np.empty(2 * deep * each * room if kind == CHANCE else 0, np.uint32)
+        arrays = sums.reshape(-1), packed_left.reshape(-1), packed_right.reshape(-1), words.view(np.uint16), places
+        usual = True
+        for row in range(0, rows, _BLOCK):
+            some_rows = min(_BLOCK, rows - row)
+            panels = -(-some_rows // height)
+            for column in range(0, columns, _BLOCK):
+                some_columns = min(_BLOCK, columns - column)
+                tiles = -(-some_columns // _WIDTH)
+                sums[:] = 0
+                for step in range(0, steps, deep):
+                    depth = min(deep, steps - step)
+                    part = slice(step, step + depth)
+                    _pack_rows(left[row : row + some_rows, part], scale, packed_left, of_left[:panels], height)
+                    _pack_columns(right[part, column : column + some_columns], packed_right, of_right[:tiles])
+                    for i in range(panels):
+                        if kind == CHANCE:
+                            _draw(
+                                stream + np.array([0, (row + i * height) * columns + column, 0], np.uint64),
+                                step * each,
+                                words,
+                                places[: depth * each * height],
+                                min(height, some_rows - i * height),
+                                some_columns,
+                                columns,
+                                height,
+                            )
+                        shape = i, tiles, wide, deep
+                        usual = add_block(arrays, (of_left, of_right), shape, depth, scale, usual, k, rounding)
+                for i in range(some_rows):
+                    for j in range(some_columns):
+                        tile = i // height * wide + j // _WIDTH
+                        s = sums[tile, i % height * _WIDTH + j % _WIDTH]
+                        result[row + i, column + j] = np.float32(s / scale)
+
+    return multiply
 
 
-fused_even, rounded_even = _make_fused(_even), _make_rounded_even(_even)
-fused_even_unsigned, rounded_even_unsigned = _make_fused(_even_unsigned), _make_rounded_even(_even_unsigned)
-fused_even_in_units, rounded_even_in_units = _make_fused(_even_in_units), _make_rounded_even(_even_in_units)
-
-
-@compiled()
-def extents_of_rows(x, largest, lowest):
-    """Write of each row the largest magnitude and the value of the lowest bit of all; infinite where all are 0.
-
-    Magnitudes are compared as integers, which the compiler may do in any order; NaN is the largest.
-    """
-    for i in range(x.shape[0]):
-        row = x[i]
-        high, low = U32(0), INFINITY
-        for j in range(row.size):
-            a = U32(reinterpret(row[j]) & MAGNITUDE)
-            rest = U32(a & U32(a - U32(1))) if U32(a & U32(0x7FFFFF)) != U32(0) else U32(0)  # without its lowest bit
-            bit = reinterpret(np.float32(reinterpret(a) - reinterpret(rest)))
-            bit = bit if a != U32(0) else INFINITY
-            high, low = U32(max(high, a)), U32(min(low, bit))
-        largest[i], lowest[i] = reinterpret(high), reinterpret(low)
-
-
-@compiled(fastmath={"reassoc"})
-def extents_of_products(left, largest, lowest, total, high, low):
-    """Write of each row the sum and the maximum of |a| * largest and the minimum of (lowest bit of a) * lowest.
-
-    The sum is added in any order: it is a bound, and none of its terms is negative.
-    """
-    for i in range(left.shape[0]):
-        row = left[i]
-        s = 0.0
-        for step in range(row.size):
-            s += abs(np.float64(row[step])) * largest[step]
-        h, g = U64(0), reinterpret(np.inf)
-        for step in range(row.size):
-            a = U32(reinterpret(row[step]) & MAGNITUDE)
-            rest = U32(a & U32(a - U32(1))) if U32(a & U32(0x7FFFFF)) != U32(0) else U32(0)
-            bit = np.float64(reinterpret(a)) - np.float64(reinterpret(rest))
-            bit = bit if a != U32(0) else np.inf
-            h = U64(max(h, reinterpret(np.float64(reinterpret(a)) * largest[step])))
-            g = U64(min(g, reinterpret(bit * lowest[step])))
-        total[i], high[i], low[i] = s, reinterpret(h), reinterpret(g)
+MULTIPLY = {
+    (kind, round_products): _make_multiply(kind, round_products)
+    for kind in (EVEN, FIELDS, BY_BIT, CHANCE)
+    for round_products in (False, True)
+}
+"""By the kind of rounding and whether products are rounded."""

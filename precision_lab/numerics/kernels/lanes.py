@@ -115,10 +115,6 @@ class Lanes:
         function = get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind] * 3), name)
         return self._new(self.builder.call(function, [self.value, self.same(factor).value, addend.value]))
 
-    def negated(self) -> Lanes:
-        """Turn the signs of floats over."""
-        return self._new(self.builder.fneg(self.value))
-
     def equals(self, other: Any) -> Any:
         """Return where integers are equal."""
         return self.builder.icmp_unsigned("==", self.value, self.same(other).value)

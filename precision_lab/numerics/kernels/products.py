@@ -58,8 +58,9 @@ class Rounding(NamedTuple):
     """What tiles read."""
 
     power: float  # 2^d with d = the bits that a double has and the format has not
-    split: float  # 2^d - 1
+    split: float  # 1 - 2^d
     up: float  # 1.5 * 2^d
+    down: float  # the same, negative
     keep: int  # the bits that the format has
     dither: int  # these as in `sums.Accumulator`
     to_top: int  # from the deciding bit to the highest
@@ -79,7 +80,7 @@ def _round_normal(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None)
     53 - d < d), so that both spacings lead to the power of two.
     """
     if kind == EVEN:
-        return s.times_plus(k.power, s.times(k.split).negated())
+        return s.times_plus(k.power, s.times(k.split))
     bits = s.as_bits()
     if kind == CHANCE:
         assert number is not None
@@ -101,11 +102,11 @@ def _round(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lan
     if kind == EVEN:
         e = (bits & int(_EXPONENT)).as_float()
         e = select(e.builder.fcmp_ordered(">", e.value, e.same(_SMALLEST).value), e, _SMALLEST)
-        r = e.times_plus(e.same(k.up).negated(), e.times_plus(k.up, s))
+        r = e.times_plus(k.down, e.times_plus(k.up, s))
     else:
         smallest = s.same(_SMALLEST).as_bits()
         lift = select((bits << 1).is_negative(), smallest.same(0), smallest | (bits & _SIGN)).as_float()
-        r = _round_normal(s.plus(lift), kind, k, number).plus(lift.negated())
+        r = _round_normal(s.plus(lift), kind, k, number).minus(lift)
     return (r.as_bits() | (bits & k.negative_zero)).as_float()
 
 
@@ -207,27 +208,66 @@ def _make_tile(kind: int, round_products: bool, gradual: bool) -> Any:
 class _Operand(NamedTuple):
     """Of some steps of the packed rows or columns of a tile."""
 
-    norm: float  # the largest of a row or column: the root of the sum of squares
-    high: float  # the largest magnitude; infinity and NaN where there are any
+    norm: float  # the largest of a row or column: the root of the sum of squares; infinite or NaN where one is
     low: float  # a power of two that divides all; infinite if all are 0
     precision: int  # significand bits that suffice for all
 
 
+@intrinsic
+def _scan(typing_context: Any, panel: Any, size: Any, out: Any) -> Any:
+    """Write of every eighth of the numbers in a panel the sum of squares, the value of the lowest bit, and all bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        import llvmlite.ir as ir
+
+        vector = ir.VectorType(ir.DoubleType(), _WIDTH)
+        data, results = (
+            builder.bitcast(context.make_array(kind)(context, builder, value).data, vector.as_pointer())
+            for kind, value in ((panel, args[0]), (out, args[2]))
+        )
+        zeros = Lanes(builder, ir.Constant(vector, [0.0] * _WIDTH))
+        infinity = zeros.same(float("inf"))
+        squares, lowest, fraction = (
+            alloca_once_value(builder, start.value) for start in (zeros, infinity, zeros.as_bits())
+        )
+        count = builder.udiv(args[1], ir.Constant(ir.IntType(64), _WIDTH))
+        with for_range(builder, count) as loop:
+            x = Lanes(builder, builder.load(builder.gep(data, [loop.index]), align=8))
+            builder.store(x.times_plus(x, Lanes(builder, builder.load(squares))).value, squares)
+            bits = x.as_bits() & int(_MAGNITUDE)
+            of_fraction = bits & int(_FRACTION)
+            builder.store((Lanes(builder, builder.load(fraction)) | of_fraction).value, fraction)
+            rest = select(of_fraction.equals(0), bits.same(0), bits & (bits - 1))  # without its lowest bit
+            bit = bits.as_float().minus(rest.as_float())
+            bit = select(bits.equals(0), infinity, bit)
+            so_far = Lanes(builder, builder.load(lowest))
+            less = builder.fcmp_ordered("<", bit.value, so_far.value)
+            builder.store(select(less, bit, so_far).value, lowest)
+        for place, result in enumerate((squares, lowest, fraction)):
+            value = builder.bitcast(builder.load(result), vector)
+            builder.store(value, builder.gep(results, [ir.Constant(ir.IntType(64), place)]), align=8)
+        return context.get_dummy_value()
+
+    return types.none(panel, size, out), codegen
+
+
 @compiled()
-def _operand(x, width):
-    squares = np.zeros(width)
-    for start in range(0, x.size, width):
-        for i in range(width):
-            squares[i] += x[start + i] * x[start + i]
-    high, low, fraction = U64(0), reinterpret(np.inf), U64(1 << 52)
-    for i in range(x.size):
-        a = U64(reinterpret(x[i]) & _MAGNITUDE)
-        rest = U64(a & U64(a - U64(1))) if U64(a & _FRACTION) != U64(0) else U64(0)  # without its lowest bit
-        bit = reinterpret(reinterpret(a) - reinterpret(rest))
-        bit = bit if a != U64(0) else reinterpret(np.inf)
-        high, low, fraction = U64(max(high, a)), U64(min(low, bit)), U64(fraction | U64(a & _FRACTION))
-    last = U64(fraction & U64(~fraction + U64(1)))
-    return _Operand(np.sqrt(squares.max()), reinterpret(high), reinterpret(low), np.int64(leading_zeros(last)) - 10)
+def _operand(panel, size, width, found):
+    """Look at a panel, of which as many numbers lie side by side as `width`, a divisor of eight."""
+    for i in range(size, -(-size // _WIDTH) * _WIDTH):
+        panel[i] = 0.0
+    _scan(panel, -(-size // _WIDTH) * _WIDTH, found)
+    most, total, low, bits = 0.0, 0.0, np.inf, U64(1 << 52)
+    for i in range(width):
+        squares = 0.0
+        for j in range(i, _WIDTH, width):
+            squares += found[j]
+            low = min(low, found[_WIDTH + j])
+            bits = U64(bits | reinterpret(found[2 * _WIDTH + j]))
+        most, total = max(most, squares), total + squares
+    last = U64(bits & U64(~bits + U64(1)))
+    norm = np.sqrt(most) if total < np.inf else total
+    return _Operand(norm, low, np.int64(leading_zeros(last)) - 10)
 
 
 @compiled()
@@ -256,37 +296,34 @@ def _growth(steps, spacing, nearest):
 
 
 @compiled()
-def _pack_rows(left, up, packed, operands, height):
+def _pack_rows(left, up, packed, operands, height, found):
     """Pack rows, times `up`, for tiles of that height; the last row serves for those that are missing."""
     rows, steps = left.shape
     for tile in range(operands.shape[0]):
-        panel = packed[tile, : steps * height]
+        panel = packed[tile]
         for i in range(height):
-            row = left[min(tile * height + i, rows - 1)]
+            row, line = left[min(tile * height + i, rows - 1)], panel[i::height]
             for step in range(steps):
-                panel[step * height + i] = np.float64(row[step]) * up
-        _note(panel, height, operands[tile])
+                line[step] = np.float64(row[step]) * up
+        operands[tile, 0], operands[tile, 1], operands[tile, 2] = _operand(panel, steps * height, height, found)
 
 
 @compiled()
-def _pack_columns(right, packed, operands):
+def _pack_columns(right, packed, operands, found):
     """Pack columns in the same way."""
     steps, columns = right.shape
-    for step in range(steps):
-        row = right[step]
-        for tile in range(columns // _WIDTH):
-            for j in range(_WIDTH):
-                packed[tile, step * _WIDTH + j] = row[tile * _WIDTH + j]
-        if columns % _WIDTH:
-            for j in range(_WIDTH):
-                packed[columns // _WIDTH, step * _WIDTH + j] = row[min(columns // _WIDTH * _WIDTH + j, columns - 1)]
     for tile in range(operands.shape[0]):
-        _note(packed[tile, : steps * _WIDTH], _WIDTH, operands[tile])
-
-
-@compiled()
-def _note(panel, width, operand):
-    operand[0], operand[1], operand[2], operand[3] = _operand(panel, width)
+        panel, first = packed[tile], tile * _WIDTH
+        lines, part = panel.reshape(-1, _WIDTH), right[:, first : first + _WIDTH]
+        if part.shape[1] == _WIDTH:
+            for step in range(steps):
+                for j in range(_WIDTH):
+                    lines[step, j] = part[step, j]
+        else:
+            for step in range(steps):
+                for j in range(_WIDTH):
+                    lines[step, j] = part[step, min(j, columns - first - 1)]
+        operands[tile, 0], operands[tile, 1], operands[tile, 2] = _operand(panel, steps * _WIDTH, _WIDTH, found)
 
 
 @compiled()
@@ -418,17 +455,16 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
             tile = sums[at : at + size]
             top, least = _extremes(tile)
             total = of_left[row, 0] * of_right[j, 0]
-            product = of_left[row, 1] * of_right[j, 1]
-            of_products = of_left[row, 2] * of_right[j, 2]
+            of_products = of_left[row, 1] * of_right[j, 1]
             bound = growth * (top + (1 + spacing) * total + 2 * depth * smallest)
             divisor = reinterpret(U64(reinterpret(least) & _EXPONENT)) * spacing
             divisor = min(max(divisor, smallest), of_products)
             serves = max(bound, 2 * _SMALLEST) <= 2.0**53 * divisor and k.discarded < 52
             if kind == EVEN:
-                precision = of_left[row, 3] + of_right[j, 3] + 53 - np.int64(k.discarded)
-                twice = round_products or (precision <= 50 and product <= 2.0**51 * divisor)
+                precision = of_left[row, 2] + of_right[j, 2] + 53 - np.int64(k.discarded)
+                twice = round_products or (precision <= 50 and total <= 2.0**51 * max(divisor, smallest))
                 serves = serves or twice
-            if serves and bound <= largest and product <= largest:
+            if serves and bound <= largest:
                 in_units = of_products >= smallest and least > 0.0 and rounding.cancelled == U64(0)
                 demanded = U64(0) if in_units else U64(_HIGHEST)
                 positions = at, from_left, from_right, j * _WIDTH
@@ -453,8 +489,9 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
         power = np.float64(k.low) + 1
         rounding = Rounding(
             power,
-            power - 1,
+            1 - power,
             1.5 * power,
+            -1.5 * power,
             U64(~k.low),
             k.dither,
             U64(U64(63) - k.deciding),
@@ -464,13 +501,16 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
             reinterpret(k.cancelled),
         )
         scale = _SMALLEST / k.smallest_normal
+        down = k.smallest_normal / _SMALLEST
 
         (rows, steps), columns = left.shape, right.shape[1]
         tall, wide = -(-min(rows, _BLOCK) // height), -(-min(columns, _BLOCK) // _WIDTH)
         deep = max(1, min(steps, most))
+        even = deep + deep % 2
+        found = np.empty(3 * _WIDTH)
         sums = _aligned(tall * wide, height * _WIDTH)
-        packed_left, packed_right = _aligned(tall, deep * height), _aligned(wide, deep * _WIDTH)
-        of_left, of_right = np.empty((tall, 4)), np.empty((wide, 4))
+        packed_left, packed_right = _aligned(tall, even * height), _aligned(wide, even * _WIDTH)
+        of_left, of_right = np.empty((tall, 3)), np.empty((wide, 3))
         places = np.empty(deep * each * height if kind == CHANCE else 0, np.int64)
         room = height * (wide * _WIDTH // 4 + 4)
         words = np.empty(2 * deep * each * room if kind == CHANCE else 0, np.uint32)
@@ -486,8 +526,8 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
                 for step in range(0, steps, deep):
                     depth = min(deep, steps - step)
                     part = slice(step, step + depth)
-                    _pack_rows(left[row : row + some_rows, part], scale, packed_left, of_left[:panels], height)
-                    _pack_columns(right[part, column : column + some_columns], packed_right, of_right[:tiles])
+                    _pack_rows(left[row : row + some_rows, part], scale, packed_left, of_left[:panels], height, found)
+                    _pack_columns(right[part, column : column + some_columns], packed_right, of_right[:tiles], found)
                     for i in range(panels):
                         if kind == CHANCE:
                             _draw(
@@ -500,13 +540,15 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
                                 columns,
                                 height,
                             )
-                        shape = i, tiles, wide, deep
+                        shape = i, tiles, wide, even
                         usual = add_block(arrays, (of_left, of_right), shape, depth, scale, usual, k, rounding)
                 for i in range(some_rows):
-                    for j in range(some_columns):
-                        tile = i // height * wide + j // _WIDTH
-                        s = sums[tile, i % height * _WIDTH + j % _WIDTH]
-                        result[row + i, column + j] = np.float32(s / scale)
+                    panel, at = i // height * wide, i % height * _WIDTH
+                    for j in range(tiles):
+                        line = sums[panel + j, at : at + _WIDTH]
+                        target = result[row + i, column + j * _WIDTH : min(column + (j + 1) * _WIDTH, columns)]
+                        for place in range(target.size):
+                            target[place] = line[place] * down
 
     return multiply
 

@@ -10,7 +10,7 @@ bit of the exponent; the tile keeps what all sums have in common, and where that
 
 *gradual*: sums may be below, but all are doubles, or are rounded as if they were, and none overflows.
 
-*anything*: as sums.py adds, one by one.
+*anything*: as sums.py adds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from precision_lab.numerics.kernels.bits import U32, U64, borrowed, leading_zero
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.lanes import Lanes, constants, select
 from precision_lab.numerics.kernels.stochastic import random_words
-from precision_lab.numerics.kernels.sums import Accumulator, rounded, signed_zero, to_odd, two_sum
+from precision_lab.numerics.kernels.sums import Accumulator, to_odd, two_sum
 
+USUAL, GRADUAL, ANYTHING = range(3)  # what may occur
 EVEN, FIELDS, BY_BIT, CHANCE = range(4)  # ties to even; a dither; one that depends on a bit; a random one
 
 _WIDTH = 8  # columns of a tile
@@ -62,12 +63,19 @@ class Rounding(NamedTuple):
     up: float  # 1.5 * 2^d
     down: float  # the same, negative
     keep: int  # the bits that the format has
-    dither: int  # these as in `sums.Accumulator`
     to_top: int  # from the deciding bit to the highest
+    dither: int  # these as in `sums.Accumulator`
+    dither_below: int
     by_bit: int
     number_shift: int
     negative_zero: int
     cancelled: int
+    nan: float
+    largest: float  # these scaled, too
+    beyond: float
+    beyond_negative: float
+    infinity: float
+    negative_infinity: float
 
 
 def _round_normal(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
@@ -81,15 +89,19 @@ def _round_normal(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None)
     """
     if kind == EVEN:
         return s.times_plus(k.power, s.times(k.split))
-    bits = s.as_bits()
+    return _by_fields(s.as_bits(), kind, k, k.dither, number)
+
+
+def _by_fields(bits: Lanes, kind: int, k: SimpleNamespace, dither: Any, number: Lanes | None) -> Lanes:
+    """Add a dither to the bits of a double and clear what the format has not."""
     if kind == CHANCE:
         assert number is not None
-        bits += number << k.number_shift
-    elif kind == BY_BIT:
-        bits += ((bits << k.to_top).shift_signed(63) & k.by_bit) + k.dither
+        dithered = bits + (number << k.number_shift)
+    elif kind == FIELDS:
+        dithered = bits + dither
     else:
-        bits += k.dither
-    return (bits & k.keep).as_float()
+        dithered = bits + ((bits << k.to_top).shift_signed(63) & k.by_bit) + dither
+    return (dithered & k.keep).as_float()
 
 
 def _round(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
@@ -110,6 +122,41 @@ def _round(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lan
     return (r.as_bits() | (bits & k.negative_zero)).as_float()
 
 
+def _two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
+    """As `sums.two_sum`."""
+    s = a.plus(b)
+    part = s.minus(a)
+    return s, a.minus(s.minus(part)).plus(b.minus(part))
+
+
+def _round_anything(s: Lanes, error: Lanes | None, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
+    """Round s + error as `sums.rounded` does."""
+    build = s.builder
+    bits = s.as_bits()
+    sign, magnitude = bits & _SIGN, (bits & int(_MAGNITUDE)).as_float()
+    distance = magnitude.minus(s.same(_SMALLEST))
+    if error is not None:
+        distance = distance.plus((error.as_bits() ^ sign).as_float())
+    below = build.fcmp_ordered("<", distance.value, s.same(0.0).value)
+    lift = select(below, s.same(_SMALLEST).as_bits() | sign, 0).as_float()
+    z = s.plus(lift)
+    lost = s.minus(z.minus(lift))
+    lost = lost if error is None else lost.plus(error)
+    of_z = z.as_bits()
+    odd = (of_z - ((lost.as_bits() ^ of_z) >> 63)) | 1
+    of_z = select(build.fcmp_ordered("!=", lost.value, s.same(0.0).value), odd, of_z)
+    dither = select(below, bits.same(k.dither_below), k.dither)
+    r = _by_fields(of_z, kind, k, dither, number).minus(lift)
+    r = (r.as_bits() | (of_z & k.negative_zero)).as_float()
+    negative = bits.is_negative()
+    size = (r.as_bits() & int(_MAGNITUDE)).as_float()
+    too_large = build.fcmp_ordered(">", size.value, s.same(k.largest).value)
+    r = select(too_large, select(negative, s.same(k.beyond_negative), k.beyond), r)
+    is_infinite = build.fcmp_ordered("==", magnitude.value, s.same(float("inf")).value)
+    r = select(is_infinite, select(negative, s.same(k.negative_infinity), k.infinity), r)
+    return select(build.fcmp_unordered("uno", s.value, s.value), s.same(k.nan), r)
+
+
 # --- tiles -----------------------------------------------------------------------------------------------------------
 
 
@@ -128,15 +175,15 @@ def _rows_of(context: Any) -> int:
     return 8 if "+avx512f" in features else 4
 
 
-def _make_tile(kind: int, round_products: bool, gradual: bool) -> Any:
+def _make_tile(kind: int, round_products: bool, level: int) -> Any:
     """Make an intrinsic that adds to a tile of sums, and returns whether all of them had the demanded bit.
 
     Arrays are sums, the packed operands, random numbers, and where these begin: row by row, step by step, those of
     products before those of sums. Positions are those of the tile in the first three of them, and its first column.
-    What is not `gradual` leaves the sums as they were unless all had the bit.
+    At the level of what is usual it leaves the sums as they were unless all had the bit.
     """
     each = 2 if round_products else 1
-    signed = gradual and kind == BY_BIT  # there is a mode in which a sum that is exactly zero is -0
+    signed = level != USUAL and kind == BY_BIT  # there is a mode in which a sum that is exactly zero is -0
 
     def tile(typing_context: Any, arrays: Any, positions: Any, depth: Any, demanded: Any, k: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -175,24 +222,33 @@ def _make_tile(kind: int, round_products: bool, gradual: bool) -> Any:
                 for row, accumulator in enumerate(accumulators):
                     a = b.same(builder.load(builder.gep(left, [moved(moved(of_left, row), step, rows)])))
                     acc = Lanes(builder, builder.load(accumulator))
-                    product = a.times(b)
+                    product, error = a.times(b), None
                     if round_products:
-                        product = _round(product, kind, constants, number(step, row, 0))
-                        s = acc.plus(product)
+                        of_product = number(step, row, 0)
+                        if level == ANYTHING:
+                            product = _round_anything(product, None, kind, constants, of_product)
+                        else:
+                            product = _round(product, kind, constants, of_product)
+                    if level == ANYTHING:
+                        s, error = _two_sum(acc, product)
                     else:
-                        s = a.times_plus(b, acc)
+                        s = acc.plus(product) if round_products else a.times_plus(b, acc)
                     if signed:
                         sign = (acc.as_bits() | product.as_bits()) & constants.cancelled
                         s = (s.as_bits() | select((s.as_bits() << 1).equals(0), sign, 0)).as_float()
                     shared &= s.as_bits()
-                    rounding = _round if gradual else _round_normal
-                    builder.store(rounding(s, kind, constants, number(step, row, each - 1)).value, accumulator)
+                    of_sum = number(step, row, each - 1)
+                    if level == ANYTHING:
+                        r = _round_anything(s, error, kind, constants, of_sum)
+                    else:
+                        r = (_round if level == GRADUAL else _round_normal)(s, kind, constants, of_sum)
+                    builder.store(r.value, accumulator)
                 builder.store(shared.value, common)
             shared = Lanes(builder, builder.load(common))
             wanted = shared.same(args[3])
             mask = builder.bitcast((shared & wanted).equals(wanted), ir.IntType(_WIDTH))
             usual = builder.icmp_unsigned("==", mask, ir.Constant(mask.type, 2**_WIDTH - 1))
-            with builder.if_then(usual if not gradual else ir.Constant(ir.IntType(1), 1)):
+            with builder.if_then(usual if level == USUAL else ir.Constant(ir.IntType(1), 1)):
                 for start, accumulator in zip(lines, accumulators, strict=True):
                     builder.store(builder.load(accumulator), start, align=8)
             return usual
@@ -403,41 +459,12 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
     to the smaller spacing that goes with their exponent leaves them as they are, and no sum need be above it. Nothing
     underflows, and from +0 on no sum becomes -0.
     """
-    usually = _make_tile(kind, round_products, False)
-    gradually = _make_tile(kind, round_products, True)
+    usually, gradually, anyhow = (_make_tile(kind, round_products, level) for level in (USUAL, GRADUAL, ANYTHING))
     each = 2 if round_products else 1
     most = _DEPTH_BY_CHANCE if kind == CHANCE else _DEPTH
 
-    @compiled(forceinline=True)
-    def number_at(numbers, i):
-        return numbers[i] if kind == CHANCE else 0
-
     @compiled()
-    def add_anything(sums, a, b, numbers, places, column, depth, down, k):
-        """Add to a tile what tiles do not serve for."""
-        height = _tile_rows()
-        for i in range(height):
-            line = sums[i * _WIDTH : (i + 1) * _WIDTH]
-            for j in range(_WIDTH):
-                line[j] *= down
-            for step in range(depth):
-                x = a[step * height + i] * down
-                of_product = of_sum = 0
-                if kind == CHANCE:
-                    of_product = places[step * each * height + i] + column
-                    of_sum = places[(step * each + each - 1) * height + i] + column
-                for j in range(_WIDTH):
-                    p = x * b[step * _WIDTH + j]
-                    if round_products:
-                        p = rounded(p, 0.0, number_at(numbers, of_product + j), k)
-                    s, error = two_sum(line[j], p)
-                    s = signed_zero(s, line[j], p, k)
-                    line[j] = rounded(s, error, number_at(numbers, of_sum + j), k)
-            for j in range(_WIDTH):
-                line[j] /= down
-
-    @compiled()
-    def add_block(arrays, operands, shape, depth, scale, usual, k, rounding):
+    def add_block(arrays, operands, shape, depth, usual, rounding):
         """Add to a row of tiles; return whether what was usual last still is."""
         sums, left, right, numbers, places = arrays
         sums, left, right = borrowed(sums), borrowed(left), borrowed(right)
@@ -448,33 +475,28 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
         size = height * _WIDTH
         spacing = rounding.power / 2.0**52
         smallest = _SMALLEST * spacing  # subnormal, scaled
-        largest = k.largest * scale
+        of_format = np.int64(leading_zeros(U64(~rounding.keep))) - 11  # significand bits
         growth = _growth(depth, spacing, kind == EVEN) * 1.001
         for j in range(tiles):
             at, from_left, from_right = (row * wide + j) * size, row * deep * height, j * deep * _WIDTH
-            tile = sums[at : at + size]
-            top, least = _extremes(tile)
+            top, least = _extremes(sums[at : at + size])
             total = of_left[row, 0] * of_right[j, 0]
             of_products = of_left[row, 1] * of_right[j, 1]
             bound = growth * (top + (1 + spacing) * total + 2 * depth * smallest)
             divisor = reinterpret(U64(reinterpret(least) & _EXPONENT)) * spacing
             divisor = min(max(divisor, smallest), of_products)
-            serves = max(bound, 2 * _SMALLEST) <= 2.0**53 * divisor and k.discarded < 52
+            serves = max(bound, 2 * _SMALLEST) <= 2.0**53 * divisor and spacing < 1
             if kind == EVEN:
-                precision = of_left[row, 2] + of_right[j, 2] + 53 - np.int64(k.discarded)
+                precision = of_left[row, 2] + of_right[j, 2] + of_format
                 twice = round_products or (precision <= 50 and total <= 2.0**51 * max(divisor, smallest))
                 serves = serves or twice
-            if serves and bound <= largest:
-                in_units = of_products >= smallest and least > 0.0 and rounding.cancelled == U64(0)
-                demanded = U64(0) if in_units else U64(_HIGHEST)
-                positions = at, from_left, from_right, j * _WIDTH
-                done = usual and usually((sums, left, right, numbers, places), positions, depth, demanded, rounding)
-                if not done:
-                    usual = gradually((sums, left, right, numbers, places), positions, depth, demanded, rounding)
-            else:
-                a = left[from_left : from_left + depth * height]
-                b = right[from_right : from_right + depth * _WIDTH]
-                add_anything(tile, a, b, numbers, places, j * _WIDTH, depth, 1 / scale, k)
+            in_units = of_products >= smallest and least > 0.0 and rounding.cancelled == U64(0)
+            demanded = U64(0) if in_units else U64(_HIGHEST)
+            arrays, positions = (sums, left, right, numbers, places), (at, from_left, from_right, j * _WIDTH)
+            if not (serves and bound <= rounding.largest):
+                anyhow(arrays, positions, depth, demanded, rounding)
+            elif not (usual and usually(arrays, positions, depth, demanded, rounding)):
+                usual = gradually(arrays, positions, depth, demanded, rounding)
         return usual
 
     @compiled()
@@ -487,20 +509,27 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
         k = named(Accumulator, c)
         height = _tile_rows()
         power = np.float64(k.low) + 1
+        scale = _SMALLEST / k.smallest_normal
         rounding = Rounding(
             power,
             1 - power,
             1.5 * power,
             -1.5 * power,
             U64(~k.low),
-            k.dither,
             U64(U64(63) - k.deciding),
+            k.dither,
+            k.dither_below,
             k.by_bit,
             k.number_shift,
             reinterpret(k.negative_zero),
             reinterpret(k.cancelled),
+            k.nan,
+            k.largest * scale,
+            k.beyond * scale,
+            k.beyond_negative * scale,
+            k.infinity * scale,
+            k.negative_infinity * scale,
         )
-        scale = _SMALLEST / k.smallest_normal
         down = k.smallest_normal / _SMALLEST
 
         (rows, steps), columns = left.shape, right.shape[1]
@@ -541,7 +570,7 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
                                 height,
                             )
                         shape = i, tiles, wide, even
-                        usual = add_block(arrays, (of_left, of_right), shape, depth, scale, usual, k, rounding)
+                        usual = add_block(arrays, (of_left, of_right), shape, depth, usual, rounding)
                 for i in range(some_rows):
                     panel, at = i // height * wide, i % height * _WIDTH
                     for j in range(tiles):

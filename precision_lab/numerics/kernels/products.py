@@ -326,15 +326,35 @@ def _operand(panel, size, width, found):
     return _Operand(norm, low, np.int64(leading_zeros(last)) - 10)
 
 
-@compiled()
-def _extremes(sums):
-    """Return the largest magnitude, and the smallest but for +0, in whose place infinity stands."""
-    high, low = U64(0), reinterpret(np.inf)
-    for i in range(sums.size):
-        bits = reinterpret(sums[i])
-        a = U64(bits & _MAGNITUDE)
-        high, low = U64(max(high, a)), U64(min(low, a if bits != U64(0) else reinterpret(np.inf)))
-    return reinterpret(high), reinterpret(low)
+@intrinsic
+def _extremes(typing_context: Any, sums: Any, at: Any) -> Any:
+    """Return the largest magnitude in a tile, and the smallest but for +0, in whose place infinity stands."""
+    result = types.UniTuple(types.float64, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        import llvmlite.ir as ir
+
+        def exceeds(x: Lanes, y: Lanes) -> Any:
+            return builder.icmp_signed(">", x.value, y.value)
+
+        words = ir.VectorType(ir.IntType(64), _WIDTH)
+        start = builder.gep(context.make_array(sums)(context, builder, args[0]).data, [args[1]])
+        data = builder.bitcast(start, words.as_pointer())
+        high = Lanes(builder, ir.Constant(words, [0] * _WIDTH))
+        low = infinity = high.same(int(_EXPONENT))
+        for row in range(_rows_of(context)):
+            bits = Lanes(builder, builder.load(builder.gep(data, [ir.Constant(ir.IntType(64), row)]), align=8))
+            size = bits & int(_MAGNITUDE)
+            high = select(exceeds(size, high), size, high)
+            size = select(bits.equals(0), infinity, size)
+            low = select(exceeds(low, size), size, low)
+        while high.value.type.count > 1:
+            (x, y), (u, v) = high.halves(), low.halves()
+            high, low = select(exceeds(x, y), x, y), select(exceeds(u, v), v, u)
+        ends = (builder.extract_element(x.as_float().value, ir.Constant(ir.IntType(32), 0)) for x in (high, low))
+        return context.make_tuple(builder, result, tuple(ends))
+
+    return result(sums, at), codegen
 
 
 @compiled()
@@ -479,7 +499,7 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
         growth = _growth(depth, spacing, kind == EVEN) * 1.001
         for j in range(tiles):
             at, from_left, from_right = (row * wide + j) * size, row * deep * height, j * deep * _WIDTH
-            top, least = _extremes(sums[at : at + size])
+            top, least = _extremes(sums, at)
             total = of_left[row, 0] * of_right[j, 0]
             of_products = of_left[row, 1] * of_right[j, 1]
             bound = growth * (top + (1 + spacing) * total + 2 * depth * smallest)

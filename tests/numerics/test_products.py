@@ -44,52 +44,100 @@ def test_matrix_products_are_the_reference(fmt: FloatFormat, mode: str, round_pr
         assert_same(unsigned_nan(result[i, j]), unsigned_nan(expected))
 
 
-def by_both(a: Array, b: Array, fmt: FloatFormat, round_products: bool) -> tuple[Array, Array, Array]:
-    """The rows that may be rounded by addition, as they come out so, and as they come out of rounding to odd."""
-    extents = products._extents(a, b)
-    rows = products._rows_by_addition(a, b, extents, fmt, round_products)
-    fast = products._matmul_by_addition(a[rows], b, fmt, round_products, extents.low[rows])
-    even, never = RoundingMode.TIES_TO_EVEN, np.zeros(int(rows.sum()), np.bool_)
-    return rows, fast, products._matmul_by_fields(a[rows], b, fmt, round_products, even, None, never)
+def by_both(a: Array, b: Array, fmt: FloatFormat, mode: str, round_products: bool) -> tuple[Array, Array]:
+    """In tiles, and element by element as sums are added."""
+    stream = (7, 3) if mode == "stochastic" else None
+    arguments = a, b, fmt, round_products, RoundingMode(mode), stream
+    return products._sums(*arguments), products._few_sums(*arguments)
 
 
 WIDE_AND_NARROW = [
     *(("fp16", "fp16"), ("bf16", "bf16"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp8_e4m3fn", "fp16"), ("tf32", "fp32")),
     *(("fp8_e5m2", "fp8_e5m2"), ("fp4_e2m1fn", "fp6_e3m2fn"), ("bf16", "fp16"), ("fp16", "bf16"), ("fp16", "e8m1")),
-    *(("fp8_e4m3fn", "e6m0"), ("fp8_e4m3fn", "fp8_e4m3fnuz")),
+    *(("fp8_e4m3fn", "e6m0"), ("fp8_e4m3fn", "fp8_e4m3fnuz"), ("fp32", "fp16"), ("fp32", "fp32")),
 ]
 
 
 @pytest.mark.parametrize("round_products", [False, True])
 @pytest.mark.parametrize("spread", [0, 3, 12, 40])
 @pytest.mark.parametrize(("inputs", "accumulator"), WIDE_AND_NARROW)
-def test_both_ways_agree(inputs: str, accumulator: str, spread: int, round_products: bool) -> None:
-    """Numbers of few bits, so that ties abound, over more and more binades."""
+def test_tiles_add_as_sums_do(inputs: str, accumulator: str, spread: int, round_products: bool) -> None:
+    """Numbers of few bits, so that ties abound, over more and more binades: steps of every kind follow one another."""
     rng = np.random.default_rng(spread)
-    shape, other = (65, 40), (40, 300)  # an odd row, and more than a panel
+    fmt = get_format(accumulator)
 
     def numbers(shape: tuple[int, int]) -> Array:
         few = rng.integers(-16, 17, shape) / 16 if spread % 2 else rng.standard_normal(shape)
         return np.asarray(round_to(np.float32(few * 2.0 ** rng.integers(-spread, spread + 1, shape)), inputs))
 
-    a, b = numbers(shape), numbers(other)
-    a[np.abs(a) == np.inf], b[np.abs(b) == np.inf] = 1, 1
+    a, b = numbers((9, 150)), numbers((150, 11))
     a[0] *= 2.0**-10
-    fmt = get_format(accumulator)
-    rows, fast, slow = by_both(a, b, fmt, round_products)
-    assert_same(fast, slow)
-    assert_same(matmul(a, b, accumulator=fmt, round_products=round_products)[rows], slow)
-    if spread == 0 and not (round_products and fmt.precision > 11) and fmt.has_infinity:
-        assert rows.any()
+    a[1, 100:] = 0
+    a[5] = np.sqrt(np.float32(fmt.smallest_normal)) * np.sign(a[5])
+    b[:, 2] = np.sqrt(np.float32(fmt.smallest_normal)) * np.sign(b[:, 2])
+    a[8, 70], b[3, 10] = np.inf, np.nan
+    for mode in ALL_MODES:
+        assert_same(*by_both(a, b, fmt, mode, round_products))
 
 
-def test_the_fast_way_is_taken_where_it_matters() -> None:
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [*((m, n) for m in (1, 3, 4, 5, 8, 9) for n in (1, 7, 8, 9, 17)), (1, 1030), (5, 513)],
+)
+def test_every_size_of_a_tile(rows: int, columns: int, mode: str) -> None:
+    rng = np.random.default_rng(rows * columns)
+    for steps in (1, 2, 3) if columns > 16 else (0, 1, 31, 32, 33, 63, 64, 65, 129):
+        a, b = rng.standard_normal((rows, steps)), rng.standard_normal((steps, columns))
+        a, b = (np.asarray(round_to(x.astype(np.float32), "bf16")) for x in (a, b))
+        assert_same(*by_both(a, b, get_format("fp16"), mode, steps % 2 == 1))
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_many_rows(mode: str) -> None:
     rng = np.random.default_rng(0)
-    for name in ("fp16", "bf16"):
-        a, b = (np.asarray(round_to(rng.standard_normal((512, 512)).astype(np.float32), name)) for _ in range(2))
+    a, b = rng.standard_normal((515, 3)).astype(np.float32), rng.standard_normal((3, 2)).astype(np.float32)
+    assert_same(*by_both(a, b, get_format("fp16"), mode, False))
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+@pytest.mark.parametrize("exponent", [-5, -1, 0, 1, 5])
+@pytest.mark.parametrize("fmt", ["fp16", "bf16", "fp8_e5m2", "fp8_e4m3fnuz", "fp8_e4m3fn"])
+def test_at_the_ends_of_the_range(fmt: str, exponent: int, mode: str) -> None:
+    """Sums around the smallest subnormal, the smallest normal and the largest value, which they pass back and forth."""
+    rng = np.random.default_rng(5 + exponent)
+    of = get_format(fmt)
+    for end in (of.smallest_subnormal, of.smallest_normal, of.max / 4):
+        factor = 2.0 ** (math.frexp(end)[1] // 2 + exponent)
+        shape = 9, 70
+        a = (rng.choice([-1, -0.75, -0.5, -0.0, 0, 0.5, 0.75, 1, 1.25, 1.0625], shape) * factor).astype(np.float32)
+        b = (rng.choice([-1, -0.5, 0.5, 1, 1.5], shape[::-1]) * end / factor).astype(np.float32)
         for round_products in (False, True):
-            extents = products._extents(a, b)
-            assert products._rows_by_addition(a, b, extents, get_format(name), round_products).all()
+            assert_same(*by_both(a, b, of, mode, round_products))
+
+
+@pytest.mark.parametrize("accumulator", ["fp32", "fp16", "bf16"])
+def test_where_sums_are_no_doubles(accumulator: str) -> None:
+    """At every condition of the loops: the bits of a product, and how far apart products lie."""
+    rng = np.random.default_rng(1)
+    fmt = get_format(accumulator)
+    for bits in (4, 8, 12, 13, 14, 18, 24):
+        for apart in (20, 26, 27, 28, 29, 30, 35):
+            a = np.asarray(round_to(rng.standard_normal((9, 66)).astype(np.float32), FloatFormat.ieee(8, bits - 1)))
+            b = np.asarray(round_to(rng.standard_normal((66, 9)).astype(np.float32), FloatFormat.ieee(8, bits - 1)))
+            a[:, ::3] *= np.float32(2.0 ** -(apart // 2))
+            b[::3] *= np.float32(2.0 ** -(apart - apart // 2))
+            b[1::3] = np.sign(b[1::3])
+            for mode in ALL_MODES:
+                assert_same(*by_both(a, b, fmt, mode, False))
+
+
+def test_random_numbers_where_the_counter_wraps() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((2, 9)).astype(np.float32), rng.standard_normal((9, 700)).astype(np.float32)
+    for first in ((1 << 34) - 5, (1 << 34) - 2001, 1, 2, 3):
+        arguments = a, b, get_format("bf16"), True, RoundingMode.STOCHASTIC, (11, first)
+        assert_same(products._sums(*arguments), products._few_sums(*arguments))
 
 
 @settings(max_examples=300)

@@ -101,7 +101,8 @@ def _by_fields(bits: Lanes, kind: int, k: SimpleNamespace, dither: Any, number: 
         dithered = bits + dither
     else:
         dithered = bits + ((bits << k.to_top).shift_signed(63) & k.by_bit) + dither
-    return (dithered & k.keep).as_float()
+    kept: Lanes = (dithered & k.keep).as_float()
+    return kept
 
 
 def _round(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
@@ -119,7 +120,8 @@ def _round(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lan
         smallest = s.same(_SMALLEST).as_bits()
         lift = select((bits << 1).is_negative(), smallest.same(0), smallest | (bits & _SIGN)).as_float()
         r = _round_normal(s.plus(lift), kind, k, number).minus(lift)
-    return (r.as_bits() | (bits & k.negative_zero)).as_float()
+    signed: Lanes = (r.as_bits() | (bits & k.negative_zero)).as_float()
+    return signed
 
 
 def _two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:

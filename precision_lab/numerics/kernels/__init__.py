@@ -11,10 +11,10 @@ Which rounding serves whom, that is, why there are twelve:
 `optimizers.round_even`              the same of arrays: after an operation, in the call that has made it
 `sums.add`                           one sum of two float64, every mode: each depends on the one before
 `sums.rounded`                       the same without branches: many at a time, and what `add` leaves aside
-`products._round`                    the same in vectors, where sums are doubles and none overflows
+`tiles._round`                       the same in vectors, where sums are doubles and none overflows
 `sums.add_in_turn`                   one positive float64, every mode: endless sums, as fast as may be
 `codes.encode_*`                     arrays of float32 straight to codes, ties to even
-`products._round_normal`             the same where none is subnormal either: most sums of matrix products
+`tiles._round_normal`                the same where none is subnormal either: most sums of matrix products
 ===================================  ======================================================================
 """
 
@@ -31,6 +31,7 @@ from precision_lab.numerics.kernels import (
     rounding,
     stochastic,
     sums,
+    tiles,
     updates,
     weights,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "rounding",
     "stochastic",
     "sums",
+    "tiles",
     "updates",
     "weights",
 ]

@@ -1,48 +1,47 @@
 """Products of matrices, every step of an accumulator rounded.
 
-The result is made in tiles, whose accumulators stay in registers over many steps; operands are packed as doubles in the
-order in which a tile reads them. For so many steps it is found out first what may occur, and it is done in the cheapest
-way that is right (`_make_multiply`):
-
-*usual*: no sum is below the smallest normal, so that the format has as many bits everywhere. Whether that is so, is
-known afterwards: sums are scaled by a power of two so that the smallest normal is 2, the first number with the highest
-bit of the exponent; the tile keeps what all sums have in common, and where that lacks this bit, the steps are redone.
-
-*gradual*: sums may be below, but all are doubles, or are rounded as if they were, and none overflows.
-
-*anything*: as sums.py adds.
+The result is made in tiles (tiles.py); operands are packed as doubles in the order in which a tile reads them. For so
+many steps it is found out first what may occur, and it is done in the cheapest way that is right (`_make_multiply`).
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.core.cgutils import alloca_once_value, for_range, unpack_tuple
+from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic
 
 from precision_lab.numerics.kernels.bits import U32, U64, borrowed, leading_zeros, named, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
-from precision_lab.numerics.kernels.lanes import Lanes, constants, select
+from precision_lab.numerics.kernels.lanes import Lanes, select
 from precision_lab.numerics.kernels.stochastic import random_words
 from precision_lab.numerics.kernels.sums import Accumulator, to_odd, two_sum
+from precision_lab.numerics.kernels.tiles import (
+    ANYTHING,
+    BY_BIT,
+    CHANCE,
+    EVEN,
+    FIELDS,
+    GRADUAL,
+    HIGHEST,
+    SMALLEST,
+    USUAL,
+    WIDTH,
+    Rounding,
+    extremes,
+    make_tile,
+    tile_rows,
+)
 
-USUAL, GRADUAL, ANYTHING = range(3)  # what may occur
-EVEN, FIELDS, BY_BIT, CHANCE = range(4)  # ties to even; a dither; one that depends on a bit; a random one
-
-_WIDTH = 8  # columns of a tile
 _DEPTH = 64  # steps between two looks at what may occur
 _DEPTH_BY_CHANCE = 32  # the random numbers of so many stay in the cache
 _BLOCK = 512  # rows and columns that are worked on together
 
-_MAGNITUDE = U64(0x7FFFFFFFFFFFFFFF)
+_MAGNITUDE = (1 << 63) - 1
 _EXPONENT = U64(0x7FF0000000000000)
-_FRACTION = U64(0x000FFFFFFFFFFFFF)
-_SIGN = 1 << 63
-_HIGHEST = 1 << 62  # set in the exponents of 2 and above
-_SMALLEST = 2.0  # the smallest normal, scaled
+_FRACTION = (1 << 52) - 1
 
 
 @compiled()
@@ -50,214 +49,6 @@ def add_to_odd(x, y, out):
     """Add element by element, rounded to odd."""
     for i in range(x.size):
         out[i] = reinterpret(to_odd(*two_sum(x[i], y[i])))
-
-
-# --- rounding several sums -------------------------------------------------------------------------------------------
-
-
-class Rounding(NamedTuple):
-    """What tiles read."""
-
-    power: float  # 2^d with d = the bits that a double has and the format has not
-    split: float  # 1 - 2^d
-    up: float  # 1.5 * 2^d
-    down: float  # the same, negative
-    keep: int  # the bits that the format has
-    to_top: int  # from the deciding bit to the highest
-    dither: int  # these as in `sums.Accumulator`
-    dither_below: int
-    by_bit: int
-    number_shift: int
-    negative_zero: int
-    cancelled: int
-    nan: float
-    largest: float  # these scaled, too
-    beyond: float
-    beyond_negative: float
-    infinity: float
-    negative_infinity: float
-
-
-def _round_normal(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
-    """Round as if there were no smallest normal.
-
-    Ties to even: with q the spacing of the format at s, M = s / ulp(s), the double closest to (2^d - 1) s = 2^d s - s
-    is, in units of q, the integer closest to M - M / 2^d, ties to even; since M is even where M / 2^d lies between two
-    integers, these are the ties of M / 2^d, too. Taken from 2^d s it leaves s rounded, exactly. Just above a power of
-    two, where (2^d - 1) s lies below 2^d times that, the spacing is q / 2; but s lies less than q / 4 above (as
-    53 - d < d), so that both spacings lead to the power of two.
-    """
-    if kind == EVEN:
-        return s.times_plus(k.power, s.times(k.split))
-    return _by_fields(s.as_bits(), kind, k, k.dither, number)
-
-
-def _by_fields(bits: Lanes, kind: int, k: SimpleNamespace, dither: Any, number: Lanes | None) -> Lanes:
-    """Add a dither to the bits of a double and clear what the format has not."""
-    if kind == CHANCE:
-        assert number is not None
-        dithered = bits + (number << k.number_shift)
-    elif kind == FIELDS:
-        dithered = bits + dither
-    else:
-        dithered = bits + ((bits << k.to_top).shift_signed(63) & k.by_bit) + dither
-    kept: Lanes = (dithered & k.keep).as_float()
-    return kept
-
-
-def _round(s: Lanes, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
-    """Round in the whole range; zero has the sign of s where the format has such.
-
-    By fields as in sums.py, where sums below the smallest normal are lifted. Ties to even by addition: C = 1.5 * 2^d e
-    with e the power of two at or below |s|, but not below the smallest normal.
-    """
-    bits = s.as_bits()
-    if kind == EVEN:
-        e = (bits & int(_EXPONENT)).as_float()
-        e = select(e.builder.fcmp_ordered(">", e.value, e.same(_SMALLEST).value), e, _SMALLEST)
-        r = e.times_plus(k.down, e.times_plus(k.up, s))
-    else:
-        smallest = s.same(_SMALLEST).as_bits()
-        lift = select((bits << 1).is_negative(), smallest.same(0), smallest | (bits & _SIGN)).as_float()
-        r = _round_normal(s.plus(lift), kind, k, number).minus(lift)
-    signed: Lanes = (r.as_bits() | (bits & k.negative_zero)).as_float()
-    return signed
-
-
-def _two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
-    """As `sums.two_sum`."""
-    s = a.plus(b)
-    part = s.minus(a)
-    return s, a.minus(s.minus(part)).plus(b.minus(part))
-
-
-def _round_anything(s: Lanes, error: Lanes | None, kind: int, k: SimpleNamespace, number: Lanes | None) -> Lanes:
-    """Round s + error as `sums.rounded` does."""
-    build = s.builder
-    bits = s.as_bits()
-    sign, magnitude = bits & _SIGN, (bits & int(_MAGNITUDE)).as_float()
-    distance = magnitude.minus(s.same(_SMALLEST))
-    if error is not None:
-        distance = distance.plus((error.as_bits() ^ sign).as_float())
-    below = build.fcmp_ordered("<", distance.value, s.same(0.0).value)
-    lift = select(below, s.same(_SMALLEST).as_bits() | sign, 0).as_float()
-    z = s.plus(lift)
-    lost = s.minus(z.minus(lift))
-    lost = lost if error is None else lost.plus(error)
-    of_z = z.as_bits()
-    odd = (of_z - ((lost.as_bits() ^ of_z) >> 63)) | 1
-    of_z = select(build.fcmp_ordered("!=", lost.value, s.same(0.0).value), odd, of_z)
-    dither = select(below, bits.same(k.dither_below), k.dither)
-    r = _by_fields(of_z, kind, k, dither, number).minus(lift)
-    r = (r.as_bits() | (of_z & k.negative_zero)).as_float()
-    negative = bits.is_negative()
-    size = (r.as_bits() & int(_MAGNITUDE)).as_float()
-    too_large = build.fcmp_ordered(">", size.value, s.same(k.largest).value)
-    r = select(too_large, select(negative, s.same(k.beyond_negative), k.beyond), r)
-    is_infinite = build.fcmp_ordered("==", magnitude.value, s.same(float("inf")).value)
-    r = select(is_infinite, select(negative, s.same(k.negative_infinity), k.infinity), r)
-    return select(build.fcmp_unordered("uno", s.value, s.value), s.same(k.nan), r)
-
-
-# --- tiles -----------------------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def _tile_rows(typing_context: Any) -> Any:
-    """Return the rows of a tile: its accumulators are eight vectors of the processor, of which it has 16 or 32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.get_constant(types.int64, _rows_of(context))
-
-    return types.int64(), codegen
-
-
-def _rows_of(context: Any) -> int:
-    features = context.codegen().magic_tuple()[2].split(",")
-    return 8 if "+avx512f" in features else 4
-
-
-def _make_tile(kind: int, round_products: bool, level: int) -> Any:
-    """Make an intrinsic that adds to a tile of sums, and returns whether all of them had the demanded bit.
-
-    Arrays are sums, the packed operands, random numbers, and where these begin: row by row, step by step, those of
-    products before those of sums. Positions are those of the tile in the first three of them, and its first column.
-    At the level of what is usual it leaves the sums as they were unless all had the bit.
-    """
-    each = 2 if round_products else 1
-    signed = level != USUAL and kind == BY_BIT  # there is a mode in which a sum that is exactly zero is -0
-
-    def tile(typing_context: Any, arrays: Any, positions: Any, depth: Any, demanded: Any, k: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            import llvmlite.ir as ir
-
-            rows, long, real = _rows_of(context), ir.IntType(64), ir.DoubleType()
-            constants = constants(builder, k, args[4])
-            sums, left, right, numbers, places = (
-                context.make_array(array)(context, builder, value).data
-                for array, value in zip(arrays, unpack_tuple(builder, args[0]), strict=True)
-            )
-            of_sums, of_left, of_right, column = unpack_tuple(builder, args[1])
-
-            def moved(start: Any, count: Any, times: int = 1) -> Any:
-                count = ir.Constant(long, count) if isinstance(count, int) else count
-                return builder.add(start, builder.mul(count, ir.Constant(long, times)))
-
-            def line(pointer: Any, start: Any, element: Any) -> Any:
-                return builder.bitcast(builder.gep(pointer, [start]), ir.VectorType(element, _WIDTH).as_pointer())
-
-            def number(step: Any, row: int, which: int) -> Lanes | None:
-                if kind != CHANCE:
-                    return None
-                place = moved(ir.Constant(long, rows * which + row), step, rows * each)
-                start = builder.add(builder.load(builder.gep(places, [place])), column)
-                short = builder.load(line(numbers, start, ir.IntType(16)), align=2)
-                return Lanes(builder, short).widened(64)
-
-            lines = [line(sums, moved(of_sums, row, _WIDTH), real) for row in range(rows)]
-            accumulators = [alloca_once_value(builder, builder.load(start, align=8)) for start in lines]
-            common = alloca_once_value(builder, ir.Constant(ir.VectorType(long, _WIDTH), [2**64 - 1] * _WIDTH))
-            with for_range(builder, args[2]) as loop:
-                step = loop.index
-                b = Lanes(builder, builder.load(line(right, moved(of_right, step, _WIDTH), real), align=8))
-                shared = Lanes(builder, builder.load(common))
-                for row, accumulator in enumerate(accumulators):
-                    a = b.same(builder.load(builder.gep(left, [moved(moved(of_left, row), step, rows)])))
-                    acc = Lanes(builder, builder.load(accumulator))
-                    product, error = a.times(b), None
-                    if round_products:
-                        of_product = number(step, row, 0)
-                        if level == ANYTHING:
-                            product = _round_anything(product, None, kind, constants, of_product)
-                        else:
-                            product = _round(product, kind, constants, of_product)
-                    if level == ANYTHING:
-                        s, error = _two_sum(acc, product)
-                    else:
-                        s = acc.plus(product) if round_products else a.times_plus(b, acc)
-                    if signed:
-                        sign = (acc.as_bits() | product.as_bits()) & constants.cancelled
-                        s = (s.as_bits() | select((s.as_bits() << 1).equals(0), sign, 0)).as_float()
-                    shared &= s.as_bits()
-                    of_sum = number(step, row, each - 1)
-                    if level == ANYTHING:
-                        r = _round_anything(s, error, kind, constants, of_sum)
-                    else:
-                        r = (_round if level == GRADUAL else _round_normal)(s, kind, constants, of_sum)
-                    builder.store(r.value, accumulator)
-                builder.store(shared.value, common)
-            shared = Lanes(builder, builder.load(common))
-            wanted = shared.same(args[3])
-            mask = builder.bitcast((shared & wanted).equals(wanted), ir.IntType(_WIDTH))
-            usual = builder.icmp_unsigned("==", mask, ir.Constant(mask.type, 2**_WIDTH - 1))
-            with builder.if_then(usual if level == USUAL else ir.Constant(ir.IntType(1), 1)):
-                for start, accumulator in zip(lines, accumulators, strict=True):
-                    builder.store(builder.load(accumulator), start, align=8)
-            return usual
-
-        return types.boolean(arrays, positions, depth, demanded, k), codegen
-
-    return intrinsic(tile)
 
 
 # --- what may occur --------------------------------------------------------------------------------------------------
@@ -278,22 +69,22 @@ def _scan(typing_context: Any, panel: Any, size: Any, out: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         import llvmlite.ir as ir
 
-        vector = ir.VectorType(ir.DoubleType(), _WIDTH)
+        vector = ir.VectorType(ir.DoubleType(), WIDTH)
         data, results = (
             builder.bitcast(context.make_array(kind)(context, builder, value).data, vector.as_pointer())
             for kind, value in ((panel, args[0]), (out, args[2]))
         )
-        zeros = Lanes(builder, ir.Constant(vector, [0.0] * _WIDTH))
+        zeros = Lanes(builder, ir.Constant(vector, [0.0] * WIDTH))
         infinity = zeros.same(float("inf"))
         squares, lowest, fraction = (
             alloca_once_value(builder, start.value) for start in (zeros, infinity, zeros.as_bits())
         )
-        count = builder.udiv(args[1], ir.Constant(ir.IntType(64), _WIDTH))
+        count = builder.udiv(args[1], ir.Constant(ir.IntType(64), WIDTH))
         with for_range(builder, count) as loop:
             x = Lanes(builder, builder.load(builder.gep(data, [loop.index]), align=8))
             builder.store(x.times_plus(x, Lanes(builder, builder.load(squares))).value, squares)
-            bits = x.as_bits() & int(_MAGNITUDE)
-            of_fraction = bits & int(_FRACTION)
+            bits = x.as_bits() & _MAGNITUDE
+            of_fraction = bits & _FRACTION
             builder.store((Lanes(builder, builder.load(fraction)) | of_fraction).value, fraction)
             rest = select(of_fraction.equals(0), bits.same(0), bits & (bits - 1))  # without its lowest bit
             bit = bits.as_float().minus(rest.as_float())
@@ -312,51 +103,20 @@ def _scan(typing_context: Any, panel: Any, size: Any, out: Any) -> Any:
 @compiled()
 def _operand(panel, size, width, found):
     """Look at a panel, of which as many numbers lie side by side as `width`, a divisor of eight."""
-    for i in range(size, -(-size // _WIDTH) * _WIDTH):
+    for i in range(size, -(-size // WIDTH) * WIDTH):
         panel[i] = 0.0
-    _scan(panel, -(-size // _WIDTH) * _WIDTH, found)
+    _scan(panel, -(-size // WIDTH) * WIDTH, found)
     most, total, low, bits = 0.0, 0.0, np.inf, U64(1 << 52)
     for i in range(width):
         squares = 0.0
-        for j in range(i, _WIDTH, width):
+        for j in range(i, WIDTH, width):
             squares += found[j]
-            low = min(low, found[_WIDTH + j])
-            bits = U64(bits | reinterpret(found[2 * _WIDTH + j]))
+            low = min(low, found[WIDTH + j])
+            bits = U64(bits | reinterpret(found[2 * WIDTH + j]))
         most, total = max(most, squares), total + squares
     last = U64(bits & U64(~bits + U64(1)))
     norm = np.sqrt(most) if total < np.inf else total
     return _Operand(norm, low, np.int64(leading_zeros(last)) - 10)
-
-
-@intrinsic
-def _extremes(typing_context: Any, sums: Any, at: Any) -> Any:
-    """Return the largest magnitude in a tile, and the smallest but for +0, in whose place infinity stands."""
-    result = types.UniTuple(types.float64, 2)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        import llvmlite.ir as ir
-
-        def exceeds(x: Lanes, y: Lanes) -> Any:
-            return builder.icmp_signed(">", x.value, y.value)
-
-        words = ir.VectorType(ir.IntType(64), _WIDTH)
-        start = builder.gep(context.make_array(sums)(context, builder, args[0]).data, [args[1]])
-        data = builder.bitcast(start, words.as_pointer())
-        high = Lanes(builder, ir.Constant(words, [0] * _WIDTH))
-        low = infinity = high.same(int(_EXPONENT))
-        for row in range(_rows_of(context)):
-            bits = Lanes(builder, builder.load(builder.gep(data, [ir.Constant(ir.IntType(64), row)]), align=8))
-            size = bits & int(_MAGNITUDE)
-            high = select(exceeds(size, high), size, high)
-            size = select(bits.equals(0), infinity, size)
-            low = select(exceeds(low, size), size, low)
-        while high.value.type.count > 1:
-            (x, y), (u, v) = high.halves(), low.halves()
-            high, low = select(exceeds(x, y), x, y), select(exceeds(u, v), v, u)
-        ends = (builder.extract_element(x.as_float().value, ir.Constant(ir.IntType(32), 0)) for x in (high, low))
-        return context.make_tuple(builder, result, tuple(ends))
-
-    return result(sums, at), codegen
 
 
 @compiled()
@@ -391,17 +151,17 @@ def _pack_columns(right, packed, operands, found):
     """Pack columns in the same way."""
     steps, columns = right.shape
     for tile in range(operands.shape[0]):
-        panel, first = packed[tile], tile * _WIDTH
-        lines, part = panel.reshape(-1, _WIDTH), right[:, first : first + _WIDTH]
-        if part.shape[1] == _WIDTH:
+        panel, first = packed[tile], tile * WIDTH
+        lines, part = panel.reshape(-1, WIDTH), right[:, first : first + WIDTH]
+        if part.shape[1] == WIDTH:
             for step in range(steps):
-                for j in range(_WIDTH):
+                for j in range(WIDTH):
                     lines[step, j] = part[step, j]
         else:
             for step in range(steps):
-                for j in range(_WIDTH):
+                for j in range(WIDTH):
                     lines[step, j] = part[step, min(j, columns - first - 1)]
-        operands[tile, 0], operands[tile, 1], operands[tile, 2] = _operand(panel, steps * _WIDTH, _WIDTH, found)
+        operands[tile, 0], operands[tile, 1], operands[tile, 2] = _operand(panel, steps * WIDTH, WIDTH, found)
 
 
 @compiled()
@@ -481,7 +241,7 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
     to the smaller spacing that goes with their exponent leaves them as they are, and no sum need be above it. Nothing
     underflows, and from +0 on no sum becomes -0.
     """
-    usually, gradually, anyhow = (_make_tile(kind, round_products, level) for level in (USUAL, GRADUAL, ANYTHING))
+    usually, gradually, anyhow = (make_tile(kind, round_products, level) for level in (USUAL, GRADUAL, ANYTHING))
     each = 2 if round_products else 1
     most = _DEPTH_BY_CHANCE if kind == CHANCE else _DEPTH
 
@@ -493,28 +253,28 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
         numbers, places = borrowed(numbers), borrowed(places)
         of_left, of_right = borrowed(operands[0]), borrowed(operands[1])
         row, tiles, wide, deep = shape
-        height = _tile_rows()
-        size = height * _WIDTH
+        height = tile_rows()
+        size = height * WIDTH
         spacing = rounding.power / 2.0**52
-        smallest = _SMALLEST * spacing  # subnormal, scaled
+        smallest = SMALLEST * spacing  # subnormal, scaled
         of_format = np.int64(leading_zeros(U64(~rounding.keep))) - 11  # significand bits
         growth = _growth(depth, spacing, kind == EVEN) * 1.001
         for j in range(tiles):
-            at, from_left, from_right = (row * wide + j) * size, row * deep * height, j * deep * _WIDTH
-            top, least = _extremes(sums, at)
+            at, from_left, from_right = (row * wide + j) * size, row * deep * height, j * deep * WIDTH
+            top, least = extremes(sums, at)
             total = of_left[row, 0] * of_right[j, 0]
             of_products = of_left[row, 1] * of_right[j, 1]
             bound = growth * (top + (1 + spacing) * total + 2 * depth * smallest)
             divisor = reinterpret(U64(reinterpret(least) & _EXPONENT)) * spacing
             divisor = min(max(divisor, smallest), of_products)
-            serves = max(bound, 2 * _SMALLEST) <= 2.0**53 * divisor and spacing < 1
+            serves = max(bound, 2 * SMALLEST) <= 2.0**53 * divisor and spacing < 1
             if kind == EVEN:
                 precision = of_left[row, 2] + of_right[j, 2] + of_format
                 twice = round_products or (precision <= 50 and total <= 2.0**51 * max(divisor, smallest))
                 serves = serves or twice
             in_units = of_products >= smallest and least > 0.0 and rounding.cancelled == U64(0)
-            demanded = U64(0) if in_units else U64(_HIGHEST)
-            arrays, positions = (sums, left, right, numbers, places), (at, from_left, from_right, j * _WIDTH)
+            demanded = U64(0) if in_units else U64(HIGHEST)
+            arrays, positions = (sums, left, right, numbers, places), (at, from_left, from_right, j * WIDTH)
             if not (serves and bound <= rounding.largest):
                 anyhow(arrays, positions, depth, demanded, rounding)
             elif not (usual and usually(arrays, positions, depth, demanded, rounding)):
@@ -529,9 +289,9 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
         same element; those of the other elements follow one another.
         """
         k = named(Accumulator, c)
-        height = _tile_rows()
+        height = tile_rows()
         power = np.float64(k.low) + 1
-        scale = _SMALLEST / k.smallest_normal
+        scale = SMALLEST / k.smallest_normal
         rounding = Rounding(
             power,
             1 - power,
@@ -552,18 +312,18 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
             k.infinity * scale,
             k.negative_infinity * scale,
         )
-        down = k.smallest_normal / _SMALLEST
+        down = k.smallest_normal / SMALLEST
 
         (rows, steps), columns = left.shape, right.shape[1]
-        tall, wide = -(-min(rows, _BLOCK) // height), -(-min(columns, _BLOCK) // _WIDTH)
+        tall, wide = -(-min(rows, _BLOCK) // height), -(-min(columns, _BLOCK) // WIDTH)
         deep = max(1, min(steps, most))
         even = deep + deep % 2
-        found = np.empty(3 * _WIDTH)
-        sums = _aligned(tall * wide, height * _WIDTH)
-        packed_left, packed_right = _aligned(tall, even * height), _aligned(wide, even * _WIDTH)
+        found = np.empty(3 * WIDTH)
+        sums = _aligned(tall * wide, height * WIDTH)
+        packed_left, packed_right = _aligned(tall, even * height), _aligned(wide, even * WIDTH)
         of_left, of_right = np.empty((tall, 3)), np.empty((wide, 3))
         places = np.empty(deep * each * height if kind == CHANCE else 0, np.int64)
-        room = height * (wide * _WIDTH // 4 + 4)
+        room = height * (wide * WIDTH // 4 + 4)
         words = np.empty(2 * deep * each * room if kind == CHANCE else 0, np.uint32)
         arrays = sums.reshape(-1), packed_left.reshape(-1), packed_right.reshape(-1), words.view(np.uint16), places
         usual = True
@@ -572,7 +332,7 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
             panels = -(-some_rows // height)
             for column in range(0, columns, _BLOCK):
                 some_columns = min(_BLOCK, columns - column)
-                tiles = -(-some_columns // _WIDTH)
+                tiles = -(-some_columns // WIDTH)
                 sums[:] = 0
                 for step in range(0, steps, deep):
                     depth = min(deep, steps - step)
@@ -594,10 +354,10 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
                         shape = i, tiles, wide, even
                         usual = add_block(arrays, (of_left, of_right), shape, depth, usual, rounding)
                 for i in range(some_rows):
-                    panel, at = i // height * wide, i % height * _WIDTH
+                    panel, at = i // height * wide, i % height * WIDTH
                     for j in range(tiles):
-                        line = sums[panel + j, at : at + _WIDTH]
-                        target = result[row + i, column + j * _WIDTH : min(column + (j + 1) * _WIDTH, columns)]
+                        line = sums[panel + j, at : at + WIDTH]
+                        target = result[row + i, column + j * WIDTH : min(column + (j + 1) * WIDTH, columns)]
                         for place in range(target.size):
                             target[place] = line[place] * down
 

@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet
 # the tests of `make test-all`
 ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint or fuzz or mutants or dist
-TESTS := -n 2 --dist loadfile -m "not exhaustive and not machines and not kills and not ($(ELSEWHERE))"
+TESTS := -n 2 --dist loadfile --no-loadscope-reorder -m "not exhaustive and not machines and not kills and not ($(ELSEWHERE))"
 # of `make test-pythons`
 PYTHONS := python3.11 python3.12 python3.13
 # what the tests of `make test` import
@@ -18,7 +18,7 @@ TESTED := '.[testing]' pytest pytest-xdist safetensors scikit-learn setuptools
 ON_AARCH64 := -m tests.machines.digests --workers 0 --alone
 
 .DEFAULT_GOAL := help
-.PHONY: help lab figures test test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 kills fuzz mutants browser check bench format clean bench-torch notebooks notebook-outputs docs dist peers
+.PHONY: help lab figures test tests test-all test-lowest test-pythons test-exhaustive test-machines test-aarch64 kills fuzz mutants browser check bench format clean bench-torch notebooks notebook-outputs docs dist peers
 
 help: ## Show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -29,7 +29,10 @@ lab: $(VENV)/.core ## Set up .venv and run every experiment; figures and JSON in
 figures: $(VENV)/.core ## Draw the gallery in figures/ from what is kept there; what is missing is run
 	$(BIN)/precision-lab report >/dev/null
 
-test: check ## Linters, types, and every test that needs neither torch nor a browser
+test: $(VENV)/.dev ## Linters, types, and every test that needs neither torch nor a browser
+	@$(MAKE) --no-print-directory --jobs=2 check tests
+
+tests: $(VENV)/.dev
 	$(BIN)/pytest $(TESTS)
 
 test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation, the fuzzer, the wheel

@@ -15,6 +15,22 @@ import pytest
 
 from precision_lab.cli import main
 
+# files that take longest, the longest first: begun last, one of them would keep one process busy alone
+LONG = (
+    *("testing/test_casts_zoo.py", "testing/test_casts.py", "numerics/test_compiled.py", "testing/test_strategies.py"),
+    *("presentation/test_notebook.py", "testing/test_accumulators.py", "presentation/test_accumulation.py"),
+    *("test_claims.py", "test_flush_to_zero.py", "numerics/test_verification.py", "presentation/test_plots.py"),
+    *("processes/test_parents.py", "cli/test_names.py", "numerics/test_accumulation.py", "processes/test_kills.py"),
+    *("analysis/test_histogram.py", "analysis/test_swamping.py", "numerics/test_products.py", "cli/test_report.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files; `--no-loadscope-reorder` keeps that order where several processes share the work."""
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
 
 @dataclass(frozen=True)
 class Finished:

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,17 +53,32 @@ pytestmark = needs_glibc_x86
 Call = Callable[[], Any]
 
 SUBNORMAL = np.array([2.0**-130, -(2.0**-140), 1.0], np.float32)
-HISTOGRAM = lab.ExponentHistogram.of(np.array([2.0**-1070, 1.0]))
 SMALL = lab.TrainingConfig(model="least_squares", steps=1)
 FLAT = np.ones(4, np.float32)
-STATE = start(FLAT, SGD(0.1), CONFIGURATIONS["fp32"])
-TRACE = lab.accumulate([2.0**-1070], "fp32")
-CODEC = codec(lab.get_format("bf16"))
 FP32 = lab.get_format("fp32")
-SAME = codec(FP32)
 MODEL = MLP((3, 2))
-RECIPE = Recipe(MODEL, SGD(0.1), CONFIGURATIONS["fp32"], {name: x.shape for name, x in MODEL.init().items()})
-BEGUN = begin(MODEL.init(), RECIPE)
+
+
+@cache
+def made() -> SimpleNamespace:
+    """What some calls need: made where nothing is flushed, and compiles loops."""
+    shapes = {name: x.shape for name, x in MODEL.init().items()}
+    recipe = Recipe(MODEL, SGD(0.1), CONFIGURATIONS["fp32"], shapes)
+    return SimpleNamespace(
+        histogram=lab.ExponentHistogram.of(np.array([2.0**-1070, 1.0])),
+        state=start(FLAT, SGD(0.1), CONFIGURATIONS["fp32"]),
+        trace=lab.accumulate([2.0**-1070], "fp32"),
+        codec=codec(lab.get_format("bf16")),
+        same=codec(FP32),
+        recipe=recipe,
+        begun=begin(MODEL.init(), recipe),
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def everything_is_made() -> None:
+    made()
+
 
 PUBLIC: dict[str, Call] = {
     "accumulate": lambda: lab.accumulate(SUBNORMAL, "bf16"),
@@ -77,8 +94,8 @@ PUBLIC: dict[str, Call] = {
     "matmul": lambda: lab.matmul(SUBNORMAL[None], SUBNORMAL[:, None], accumulator="fp32"),
     "matmul_fp32_accumulate": lambda: lab.matmul_fp32_accumulate(SUBNORMAL[None], SUBNORMAL[:, None]),
     "neighbours": lambda: lab.neighbours(0.0, "bf16"),
-    "plan_tensors": lambda: lab.plan_tensors([("g", HISTOGRAM)], "fp16"),
-    "plan_loss_scale": lambda: lab.plan_loss_scale(HISTOGRAM, "fp16"),
+    "plan_tensors": lambda: lab.plan_tensors([("g", made().histogram)], "fp16"),
+    "plan_loss_scale": lambda: lab.plan_loss_scale(made().histogram, "fp16"),
     "preflight": lambda: lab.preflight({"w": SUBNORMAL}),
     "replay_loss_scale": lambda: lab.replay_loss_scale(lab.DynamicLossScale(), [2.0**-1070], "fp16"),
     "round_to": lambda: lab.round_to(SUBNORMAL, "bf16"),
@@ -101,22 +118,22 @@ EXEMPT = (
 OTHERS: dict[str, Call] = {
     "ExponentHistogram.of": lambda: lab.ExponentHistogram.of(SUBNORMAL),
     "ExponentHistogram.of_chunks": lambda: lab.ExponentHistogram.of_chunks([SUBNORMAL]),
-    "ExponentHistogram + ": lambda: HISTOGRAM + HISTOGRAM,
+    "ExponentHistogram + ": lambda: made().histogram + made().histogram,
     "WeightGaps.of": lambda: lab.WeightGaps.of(SUBNORMAL, "bf16"),
     "DynamicLossScale": lambda: lab.DynamicLossScale(2.0**-140),
-    "LossScalePlan": lambda: lab.LossScalePlan(HISTOGRAM, lab.get_format("fp16"), 0).smallest_sufficient,
-    "AccumulationTrace.exact_sum": lambda: TRACE.exact_sum,
+    "LossScalePlan": lambda: lab.LossScalePlan(made().histogram, lab.get_format("fp16"), 0).smallest_sufficient,
+    "AccumulationTrace.exact_sum": lambda: made().trace.exact_sum,
     "rounded_sum": lambda: rounded_sum(SUBNORMAL, "bf16"),
     "update_outcomes": lambda: update_outcomes(SUBNORMAL, SUBNORMAL, "bf16"),
-    "codec.round": lambda: CODEC.round(SUBNORMAL),
-    "codec.encode": lambda: CODEC.encode(FLAT),
-    "codec.decode": lambda: CODEC.decode(np.ones(2, CODEC.encode(FLAT).dtype)),
-    "codec.compute": lambda: CODEC.compute("scaled_sum_32", np.float32(1), FLAT, FLAT),
-    "codec.compute_pair": lambda: CODEC.compute_pair("kahan_32", FLAT, FLAT),
+    "codec.round": lambda: made().codec.round(SUBNORMAL),
+    "codec.encode": lambda: made().codec.encode(FLAT),
+    "codec.decode": lambda: made().codec.decode(np.ones(2, made().codec.encode(FLAT).dtype)),
+    "codec.compute": lambda: made().codec.compute("scaled_sum_32", np.float32(1), FLAT, FLAT),
+    "codec.compute_pair": lambda: made().codec.compute_pair("kahan_32", FLAT, FLAT),
     "largest_magnitude": lambda: largest_magnitude(FLAT),
-    "codec of fp32": lambda: SAME.round(SUBNORMAL),
+    "codec of fp32": lambda: made().same.round(SUBNORMAL),
     "start": lambda: start(FLAT, SGD(0.1), CONFIGURATIONS["fp32"]),
-    "update": lambda: update(STATE, FLAT, SGD(0.1), CONFIGURATIONS["fp32"]),
+    "update": lambda: update(made().state, FLAT, SGD(0.1), CONFIGURATIONS["fp32"]),
     "kernels": load_kernels,
     "fixed_kernels": load_fixed_kernels,
     "layer_kernels": load_layer_kernels,
@@ -126,7 +143,7 @@ OTHERS: dict[str, Call] = {
     "layers.linear": lambda: layers.linear(FLAT[None], FLAT[:, None], FLAT[:1], FP32),
     "layers.gelu": lambda: layers.gelu(FLAT),
     "MLP.loss": lambda: MODEL.loss(MODEL.init(), SUBNORMAL[None], np.zeros(1, np.int64)),
-    "training_step": lambda: training_step(BEGUN, RECIPE, SUBNORMAL[None], np.zeros(1, np.int64)),
+    "training_step": lambda: training_step(made().begun, made().recipe, SUBNORMAL[None], np.zeros(1, np.int64)),
     "verify_against_reference": lambda: verify_against_reference("fp4_e2m1fn"),
     "verify_against_ml_dtypes": lambda: verify_against_ml_dtypes("fp16"),
     "check_cast": lambda: check_cast(lambda x: x.astype(np.float16), "fp8_e5m2", "fp16"),
@@ -221,16 +238,16 @@ def fresh_answers() -> list[Any]:
 def test_no_cache_remembers_what_was_refused() -> None:
     of_formats = (plan_of, by_fields, encode_plan, even_encode_plan, decode_plan, stored_plan, decode_table, codec)
     caches = (*of_formats, _chosen, _way, _way_back, sum_constants)
-    for cache in caches:
-        cache.cache_clear()
+    for each in caches:
+        each.cache_clear()
     expected = in_a_thread(fresh_answers)
     for bits in SWITCHES.values():
-        for cache in caches:
-            cache.cache_clear()
+        for each in caches:
+            each.cache_clear()
         for call in PUBLIC.values():
             with pytest.raises(FloatingPointError):
                 in_a_thread(call, bits)
-        assert [cache.cache_info().currsize for cache in caches] == [0] * len(caches)
+        assert [each.cache_info().currsize for each in caches] == [0] * len(caches)
         assert in_a_thread(fresh_answers) == expected
 
 
@@ -447,4 +464,4 @@ def test_the_command_line_says_it_in_one_line(arguments: list[str]) -> None:
 
 def test_this_thread_was_never_touched() -> None:
     assert not mxcsr() & SWITCHES["both"]
-    assert isinstance(CODEC, Codec)
+    assert isinstance(made().codec, Codec)

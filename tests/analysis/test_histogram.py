@@ -810,7 +810,10 @@ def test_a_dictionary_by_hand() -> None:
     assert [type(n) for n in h.to_dict()["binades"]["0"]] == [int, int]
 
 
-GOOD: dict[str, Any] = ExponentHistogram.of([1.0, 2.5, 0.0]).to_dict()
+GOOD: dict[str, Any] = {
+    **{"zero": 1, "nonfinite": 0, "min_nonzero": 1.0, "max_abs": 2.5},
+    "binades": {"0": [1], "1": [0, 1]},
+}
 BAD: list[Any] = [
     None,
     [],
@@ -842,6 +845,12 @@ def test_other_dictionaries_are_refused(data: Any) -> None:
     one_line(caught)
 
 
+def test_good_dictionaries_are_those_of_histograms() -> None:
+    """So that what is changed in them is what is wrong."""
+    assert ExponentHistogram.of([1.0, 2.5, 0.0]).to_dict() == GOOD
+    assert ExponentHistogram.of([1.0, 1.5, 0.0]).to_dict() == ONE_BINADE
+
+
 def test_a_row_may_have_all_classes() -> None:
     row = list(range(1, 28))
     h = ExponentHistogram.from_dict(GOOD | {"binades": {"-3": row}, "min_nonzero": 0.125, "max_abs": 0.2})
@@ -866,7 +875,7 @@ def test_numbers_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
 
 
 # 1 and 1.5: one binade, so that each of these has one thing wrong
-ONE_BINADE = ExponentHistogram.of([1.0, 1.5, 0.0]).to_dict()
+ONE_BINADE: dict[str, Any] = GOOD | {"max_abs": 1.5, "binades": {"0": [1, 0, 1]}}
 
 
 @pytest.mark.parametrize(

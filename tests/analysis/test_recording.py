@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,46 +91,46 @@ def test_what_is_named_like_a_recording() -> None:
     assert [is_recording(name) for name in names] == [True, True, False, False, False]
 
 
-def broken() -> dict[str, Any]:
-    """Files that are no recordings, by the words of the message."""
-    good = example().to_dict()
-
-    def changed(**parts: Any) -> dict[str, Any]:
-        return good | parts
-
-    def of_tensor(**parts: Any) -> dict[str, Any]:
-        return good | {"tensors": [good["tensors"][0] | parts, *good["tensors"][1:]]}
-
-    report = good["tensors"][0]["reports"][0]
-    return {
-        "the JSON must start with": "",
-        "the JSON must start with {": "[1, 2]",
-        "cannot be read": json.dumps(good)[:-40],
-        "duplicate key": '{"kind": 1, "kind": 2}',
-        "nested too deeply": '{"a":' * 100_000,
-        "NaN is not JSON": '{"kind": NaN}',
-        "its kind must be": {"tensors": []},
-        "got 'other'": changed(kind="other"),
-        "it has no 'steps'": {k: v for k, v in good.items() if k != "steps"},
-        "not negative": changed(steps=-1),
-        "Recording.model: expected text, got 3": changed(model=3),
-        "Recording.tensors: expected a list, got 3": changed(tensors=3),
-        "Recording.tensors[0]: an object is needed": changed(tensors=[3]),
-        "Recording.tensors[0].shape[0]: expected an integer": of_tensor(shape=[1.5]),
-        "Recording.tensors[0].gradients: not a histogram": of_tensor(gradients={}),
-        "shared[0]: expected text, got 1": of_tensor(shared=[1]),
-        "bf17": of_tensor(reports=[report | {"format": "bf17"}]),
-        "do not add up": of_tensor(reports=[report | {"nonzero": 1}]),
-        "reports[0].sums[2]: expected hexadecimal text": of_tensor(
-            reports=[report | {"sums": ["0x1p0", "0x1p0", "x"]}]
-        ),
-        "same formats": good | {"tensors": [good["tensors"][0], good["tensors"][0] | {"reports": [report]}]},
-    }
+def changed(good: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    return good | parts
 
 
-@pytest.mark.parametrize("words", broken())
+def of_tensor(good: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    return good | {"tensors": [good["tensors"][0] | parts, *good["tensors"][1:]]}
+
+
+def of_report(good: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    return of_tensor(good, reports=[good["tensors"][0]["reports"][0] | parts])
+
+
+# files that are no recordings, made of a good one, by the words of the message
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "the JSON must start with": lambda _: "",
+    "the JSON must start with {": lambda _: "[1, 2]",
+    "cannot be read": lambda good: json.dumps(good)[:-40],
+    "duplicate key": lambda _: '{"kind": 1, "kind": 2}',
+    "nested too deeply": lambda _: '{"a":' * 100_000,
+    "NaN is not JSON": lambda _: '{"kind": NaN}',
+    "its kind must be": lambda _: {"tensors": []},
+    "got 'other'": lambda good: changed(good, kind="other"),
+    "it has no 'steps'": lambda good: {k: v for k, v in good.items() if k != "steps"},
+    "not negative": lambda good: changed(good, steps=-1),
+    "Recording.model: expected text, got 3": lambda good: changed(good, model=3),
+    "Recording.tensors: expected a list, got 3": lambda good: changed(good, tensors=3),
+    "Recording.tensors[0]: an object is needed": lambda good: changed(good, tensors=[3]),
+    "Recording.tensors[0].shape[0]: expected an integer": lambda good: of_tensor(good, shape=[1.5]),
+    "Recording.tensors[0].gradients: not a histogram": lambda good: of_tensor(good, gradients={}),
+    "shared[0]: expected text, got 1": lambda good: of_tensor(good, shared=[1]),
+    "bf17": lambda good: of_report(good, format="bf17"),
+    "do not add up": lambda good: of_report(good, nonzero=1),
+    "reports[0].sums[2]: expected hexadecimal text": lambda good: of_report(good, sums=["0x1p0", "0x1p0", "x"]),
+    "same formats": lambda good: changed(good, tensors=[good["tensors"][0], of_report(good)["tensors"][0]]),
+}
+
+
+@pytest.mark.parametrize("words", BROKEN)
 def test_what_is_no_recording_gives_one_line(words: str, path: Path, command_line: CommandLine) -> None:
-    written(broken()[words], path)
+    written(BROKEN[words](example().to_dict()), path)
     with pytest.raises(TensorFileError) as caught:
         read_recording(path)
     assert words in str(caught.value)

@@ -149,33 +149,50 @@ def test_a_long_argument_is_not_echoed_in_full(command_line: CommandLine) -> Non
     assert "0" * 200 not in finished.out
 
 
+END = "<the next command>"  # written between them
+ON_A_TERMINAL = """
+import sys
+from precision_lab.cli import main
+for arguments in {}:
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit:
+        pass
+    print({!r}, flush=True)
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudoterminals there")
 def test_no_name_is_obeyed_on_a_terminal(here: Path) -> None:
     """Where colours and bars are orders to the terminal, and only ours."""
     import pty
 
-    for which in ("scan", "recording", "missing updates"):
-        leader, follower = pty.openpty()
-        with subprocess.Popen(
-            [sys.executable, "-c", "from precision_lab.cli import main; main()", *COMMANDS[which]],
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm", "COLUMNS": "80"},
-        ) as child:
-            os.close(follower)
-            said = b""
-            while True:
-                try:
-                    part = os.read(leader, 65536)
-                except OSError:  # the last one has closed it
-                    break
-                if not part:
-                    break
-                said += part
-            child.wait(60)
-        os.close(leader)
-        text = said.decode()
+    leader, follower = pty.openpty()
+    asked = ("scan", "recording", "missing updates")
+    program = ON_A_TERMINAL.format([COMMANDS[which] for which in asked], END)
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm", "COLUMNS": "80"},
+    ) as child:
+        os.close(follower)
+        said = b""
+        while True:
+            try:
+                part = os.read(leader, 65536)
+            except OSError:  # the last one has closed it
+                break
+            if not part:
+                break
+            said += part
+        child.wait(60)
+    os.close(leader)
+    *texts, rest = said.decode().split(END)
+    assert rest.strip() in ("", "\x1b[0m")  # colours are reset at the end
+    for which, text in zip(asked, texts, strict=True):
         for order in (CLEAR, TITLE, C1, *ORDERS[3:10]):
             assert order not in text, which
         assert r"\x1b" in text or which == "missing updates"

@@ -51,6 +51,20 @@ def page(result: UnderflowResult) -> Figure:
     return underflow_figure(result)
 
 
+def saved(figure: Figure, folder: Path) -> dict[str, bytes]:
+    """Lay it out, once, for that takes most of the time, and save it in two formats."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for suffix in (".png", ".svg"):
+        save_figure(figure, folder / f"figure{suffix}")
+    return {file.suffix: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def pictures(page: Figure, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return saved(page, tmp_path_factory.mktemp("pictures"))
+
+
 @pytest.fixture(scope="module")
 def histogram() -> ExponentHistogram:
     """Two zeros, an infinity, and 2^-30, 2^-20, 2^-20, 2^-10, 1, 2^20: one of each fate in fp16 and more."""
@@ -479,9 +493,8 @@ class TestUnderflowFigure:
             curves = result.conversions[stage]["activation gradients"]["fp16"]
             assert list(np.asarray(lines(ax)["flushed"].get_ydata())) == [100 * c.flushed_of_nonzero for c in curves]
 
-    def test_no_text_is_cut_off(self, result: UnderflowResult) -> None:
-        page = underflow_figure(result)
-        page.draw_without_rendering()
+    def test_no_text_is_cut_off(self, page: Figure, pictures: dict[str, bytes]) -> None:
+        assert pictures  # it is drawn
         width, height = page.bbox.width, page.bbox.height
         for ax in page.axes:
             box = ax.get_tightbbox()
@@ -538,13 +551,10 @@ class TestSaveFigure:
         assert first.read_bytes() == second.read_bytes()
         assert sorted(tmp_path.iterdir()) == [first, second]
 
-    def test_and_so_is_a_figure_made_anew(self, page: Figure, result: UnderflowResult, tmp_path: Path) -> None:
-        again = underflow_figure(result)
-        for suffix in (".png", ".svg"):
-            first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
-            save_figure(page, first)
-            save_figure(again, second)
-            assert first.read_bytes() == second.read_bytes()
+    def test_and_so_is_a_figure_made_anew(
+        self, pictures: dict[str, bytes], result: UnderflowResult, tmp_path: Path
+    ) -> None:
+        assert saved(underflow_figure(result), tmp_path) == pictures
 
     def test_whatever_the_style_of_the_user(self, histogram: ExponentHistogram, tmp_path: Path) -> None:
         for name, style in (("plain", "default"), ("dark", "dark_background")):

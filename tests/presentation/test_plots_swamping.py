@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from matplotlib.transforms import Bbox
 
@@ -91,24 +92,30 @@ def test_descent_quality_has_a_curve_a_format_and_optimizer(result: SwampingResu
         assert curves[f"_{fmt}, {optimizer}, stochastic"] == random
 
 
-def test_the_page_is_whole_and_repeats(result: SwampingResult, tmp_path: Path) -> None:
-    figure = swamping_figure(result)
+@pytest.fixture(scope="module")
+def page(result: SwampingResult, tmp_path_factory: pytest.TempPathFactory) -> tuple[Figure, bytes]:
+    """The page as it is after it has been saved, and what was saved."""
+    figure, file = swamping_figure(result), tmp_path_factory.mktemp("page") / "a.png"
+    save_figure(figure, file)
+    return figure, file.read_bytes()
+
+
+def test_the_page_is_whole_and_repeats(page: tuple[Figure, bytes], result: SwampingResult, tmp_path: Path) -> None:
+    figure, picture = page
     assert len(figure.axes) == 6
     assert all(ax.get_title(loc="left") and ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
-    save_figure(figure, tmp_path / "a.png")
     save_figure(swamping_figure(result), tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "b.png").read_bytes() == picture
 
 
-def test_nothing_is_cut_off(result: SwampingResult) -> None:
-    figure = swamping_figure(result)
-    figure.draw_without_rendering()
-    page = Bbox.from_bounds(0, 0, figure.bbox.width, figure.bbox.height)
+def test_nothing_is_cut_off(page: tuple[Figure, bytes]) -> None:
+    figure, _ = page
+    paper = Bbox.from_bounds(0, 0, figure.bbox.width, figure.bbox.height)
     for ax in figure.axes:
         box = ax.get_tightbbox()
         assert box is not None
-        assert page.x0 <= box.x0 < box.x1 <= page.x1 + 1
-        assert page.y0 <= box.y0 < box.y1 <= page.y1 + 1
+        assert paper.x0 <= box.x0 < box.x1 <= paper.x1 + 1
+        assert paper.y0 <= box.y0 < box.y1 <= paper.y1 + 1
 
 
 def test_figures_of_the_command(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -10,18 +12,23 @@ from precision_lab.training.models import MLP, LeastSquares, Model, Transformer,
 from precision_lab.training.storage import CONFIGURATIONS
 from tests.training.models.helpers import same_bits
 
-TEXT = text_dataset("to be or not to be, that is the question " * 20, context=8)
-PROBLEMS: dict[str, tuple[Model, Dataset]] = {
-    "least squares": (LeastSquares(), linear_regression()),
-    "softmax regression": (MLP((64, 10)), digits()),
-    "perceptron": (MLP((64, 8, 8, 10), "sigmoid"), digits()),
-    "transformer": (Transformer(len(TEXT.vocabulary), context=8, width=8, hidden=16), TEXT),
+
+def of_text() -> tuple[Model, Dataset]:
+    text = text_dataset("to be or not to be, that is the question " * 20, context=8)
+    return Transformer(len(text.vocabulary), context=8, width=8, hidden=16), text
+
+
+PROBLEMS: dict[str, Callable[[], tuple[Model, Dataset]]] = {
+    "least squares": lambda: (LeastSquares(), linear_regression()),
+    "softmax regression": lambda: (MLP((64, 10)), digits()),
+    "perceptron": lambda: (MLP((64, 8, 8, 10), "sigmoid"), digits()),
+    "transformer": of_text,
 }
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_step_downhill_under_every_configuration(name: str) -> None:
-    model, data = PROBLEMS[name]
+    model, data = PROBLEMS[name]()
     inputs, targets = data.inputs[:32], data.labels[:32]
     parameters = model.init(1)
     before = model.loss(parameters, inputs, targets)

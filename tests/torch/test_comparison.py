@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from precision_lab import TrainingConfig
-from precision_lab.numerics.codec import codec
+from precision_lab.numerics.codec import Codec, codec
+from precision_lab.numerics.rounding import Array
 from precision_lab.training import optimizers, update_rules
 from precision_lab.training.comparison import LOSS, TrainingComparison
 from precision_lab.training.loop import train
@@ -30,6 +31,17 @@ def with_codec(monkeypatch: pytest.MonkeyPatch, other: Any) -> None:
     """Compute what optimizers do with another codec."""
     for module in (optimizers, update_rules):
         monkeypatch.setattr(module, "codec", other)
+    monkeypatch.setattr(optimizers, "adam", adam_by_codecs)
+
+
+def adam_by_codecs(
+    first: Codec, second: Codec, weight: Any, beta: Any, rest: Any, *others: Any
+) -> tuple[Array, Array, Array]:
+    """Return what `codec.adam` does, in the three steps that it makes one call of."""
+    *numbers, m, v, g = others
+    m = first.compute("lerp_32", weight, m, g)
+    v = second.compute("mean_square_32", beta, rest, v, g)
+    return m, v, second.compute("adam_direction_32", *numbers, m, v)
 
 
 @pytest.fixture(autouse=True)

@@ -222,7 +222,8 @@ def _make_multiply(kind: int, round_products: bool) -> Any:
     which are doubles up to 2^53 g. Those below the smallest normal N are lifted by N, to less than 2 N.
 
     A rounding adds at most a spacing: 2 u of what it rounds, or the smallest subnormal. From |s| <= (1 + 2 u) (|s'| +
-    |x|) + smallest follows a bound of all sums.
+    |x|) + smallest follows a bound of all sums; the magnitudes of products come to at most the product of two norms
+    (Cauchy and Schwarz).
 
     Ties to even may be rounded twice: to even in double, then into the format. Let P be the significand bits of a
     product, p those of the format, s a sum of a product x and an accumulator y that is no double, 2^e <= |s|, and

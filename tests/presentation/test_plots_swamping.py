@@ -110,6 +110,7 @@ def test_the_page_is_whole_and_repeats(page: tuple[Figure, bytes], result: Swamp
 
 def test_nothing_is_cut_off(page: tuple[Figure, bytes]) -> None:
     figure, _ = page
+    figure.draw_without_rendering()
     paper = Bbox.from_bounds(0, 0, figure.bbox.width, figure.bbox.height)
     for ax in figure.axes:
         box = ax.get_tightbbox()

@@ -8,6 +8,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from precision_lab.numerics.kernels.compiled import compiled
+
 U32 = np.uint32
 U64 = np.uint64
 
@@ -88,6 +90,13 @@ def borrowed(typing_context: Any, array: Any) -> Any:
         return made._getvalue()
 
     return array(array), codegen
+
+
+@compiled()
+def copy(x, out):
+    """Copy a vector. Numba's own assignment of arrays compiles what it would say of other shapes, too: for seconds."""
+    for i in range(x.size):
+        out[i] = x[i]
 
 
 @intrinsic

@@ -40,7 +40,7 @@ def compiled(*, signatures: Sequence[Any] = (), **options: Any) -> Callable[[Any
     Parameters
     ----------
     signatures : sequence
-        Compile it for these, now, and for no others.
+        Compile it for these when it is first called, and for no others.
     options
         Others of `numba.njit`.
 
@@ -51,13 +51,29 @@ def compiled(*, signatures: Sequence[Any] = (), **options: Any) -> Callable[[Any
         dispatcher = njit(nogil=True, **options)(function)
         with suppress(RuntimeError, OSError):  # no place can be written to
             dispatcher._cache = _Cache(function)
-        for signature in signatures:
-            dispatcher.compile(signature)
         if signatures:
-            dispatcher.disable_compile()
+            _compile_when_called(dispatcher, signatures)
         return dispatcher
 
     return decorate
+
+
+def _compile_when_called(dispatcher: Any, signatures: Sequence[Any]) -> None:
+    """Compile a loop for its signatures when Python or another loop first asks for it; of many a command needs few."""
+
+    def after_compiling(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def first(*arguments: Any, **others: Any) -> Any:
+            for signature in signatures:
+                dispatcher.compile(signature)
+            dispatcher.disable_compile()
+            for name in ("_compile_for_args", "get_call_template"):
+                vars(dispatcher).pop(name, None)
+            return ask(*arguments, **others)
+
+        return first
+
+    dispatcher._compile_for_args = after_compiling(lambda *_, **__: dispatcher)  # numba calls what it returns
+    dispatcher.get_call_template = after_compiling(dispatcher.get_call_template)
 
 
 class _Cache(FunctionCache):

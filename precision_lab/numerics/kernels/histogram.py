@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from precision_lab.numerics.kernels.bits import U32, U64, leading_zeros, reinterpret
+from precision_lab.numerics.kernels.bits import U32, U64, copy, leading_zeros, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 
 I32 = np.int32
@@ -139,7 +139,7 @@ def _make_histogram(place: Any, origin: int, U: Any, real: Any, signed: Any, wid
         whole = x.size - x.size % (2 * BLOCK)
         count_blocks(x[:whole], cells, found)
         rest = np.zeros(2 * BLOCK, x.dtype)
-        rest[: x.size - whole] = x[whole:]
+        copy(x[whole:], rest)
         count_blocks(rest, cells, found)
 
         take(cells, LAST + COLUMNS - 1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from precision_lab.numerics.kernels.bits import TILE, named
+from precision_lab.numerics.kernels.bits import TILE, copy, named
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.fixed import exp, log, matmul, tanh
 from precision_lab.numerics.kernels.optimizers import EvenFields, _even, round_even
@@ -206,7 +206,7 @@ def perceptron(
     values = np.empty(rows * sizes[0] + by_activations.size, np.float32)
     end, used = rows * sizes[0], 0
     x = values[:end].reshape(rows, sizes[0])
-    x[:] = inputs
+    copy(inputs.reshape(inputs.size), values)
     round_even(values[:end], named(EvenFields, c_activations))
     for layer in range(depth):
         wide, narrow = sizes[layer], sizes[layer + 1]

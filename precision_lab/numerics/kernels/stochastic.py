@@ -25,7 +25,7 @@ from numba import types
 from numba.core.cgutils import unpack_tuple
 from numba.extending import intrinsic
 
-from precision_lab.numerics.kernels.bits import U32, U64, borrowed, named
+from precision_lab.numerics.kernels.bits import U32, U64, borrowed, copy, named
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.lanes import Lanes, Place, constants, select, some
 
@@ -92,7 +92,7 @@ def random_words(words, low, high, key0, key1):
     if counters < _COUNTERS:
         room = np.empty(2 * _COUNTERS, np.uint32)
         _write_words(room, 0, (low, high, key0, key1))
-        words[:] = room[: words.size]
+        copy(room[: words.size], words)
         return
     for i in range(0, counters, _COUNTERS):
         first = min(i, counters - _COUNTERS)

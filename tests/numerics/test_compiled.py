@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from numba import float64
 
 import precision_lab
 from precision_lab.numerics.kernels import compiled
@@ -330,6 +333,33 @@ def of_program(folder: Path, text: str, *arguments: str) -> str:
     (folder / "program.py").write_text(text)
     environment = {"NUMBA_CACHE_DIR": str(folder / "cache")}
     return output(start(program=(str(folder / "program.py"), *arguments), environment=environment))
+
+
+def test_loops_with_signatures_are_compiled_for_these_when_they_are_called_first() -> None:
+    def doubled(x: float) -> float:
+        return 2 * x
+
+    def twice(x: float) -> float:
+        return float(inner(inner(x)))
+
+    real = compiled.compiled(signatures=[float64(float64)])
+    inner = real(doubled)
+    outer = real(twice)
+    assert not inner.overloads
+    assert not outer.overloads
+    together = Barrier(4)
+
+    def call(x: int) -> float:
+        together.wait(60)
+        return float(outer(x))  # an integer is converted
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(call, range(4))) == [0, 4, 8, 12]
+    assert inner(np.int64(3)) == 6
+    assert list(inner.overloads) == list(outer.overloads) == [(float64,)]
+    with pytest.raises(TypeError):
+        outer(1j)
+    assert list(outer.overloads) == [(float64,)]
 
 
 def test_a_loop_closes_over_what_has_a_name() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numba import config, njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
 
@@ -63,11 +64,12 @@ def _compile_when_called(dispatcher: Any, signatures: Sequence[Any]) -> None:
 
     def after_compiling(ask: Callable[..., Any]) -> Callable[..., Any]:
         def first(*arguments: Any, **others: Any) -> Any:
-            for signature in signatures:
-                dispatcher.compile(signature)
-            dispatcher.disable_compile()
-            for name in ("_compile_for_args", "get_call_template"):
-                vars(dispatcher).pop(name, None)
+            with global_compiler_lock:  # of two threads the second finds it done
+                if "get_call_template" in vars(dispatcher):
+                    for signature in signatures:
+                        dispatcher.compile(signature)
+                    dispatcher.disable_compile()
+                    del dispatcher._compile_for_args, dispatcher.get_call_template
             return ask(*arguments, **others)
 
         return first

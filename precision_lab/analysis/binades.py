@@ -94,6 +94,7 @@ def compile_for(elements: int) -> None:
     global _left
     if elements > _left:
         _left = 0
+        load_kernels()  # before threads do, of which one would meet what the other has half imported
 
 
 def _plainly(elements: int) -> bool:

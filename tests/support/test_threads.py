@@ -139,6 +139,7 @@ import os, signal, threading, time
 from precision_lab.support.threads import in_threads, threads
 
 done = []
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes are started without
 
 def work(tasks):
     for task in tasks:

@@ -159,7 +159,11 @@ class _Files(IndexDataCacheFile):
             file.write(content.getvalue() + _DIGEST(content.getvalue()).digest())
 
     def _load_index(self) -> dict[Any, str]:
-        return super()._load_index() if _whole(self._index_path) else {}
+        with suppress(Exception):  # it may be damaged between the two
+            if _whole(self._index_path):
+                index: dict[Any, str] = super()._load_index()
+                return index
+        return {}
 
     def _load_data(self, name: str) -> Any:
         if not _whole(self._data_path(name)):

@@ -187,9 +187,7 @@ def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = None, *, out: Array |
         wanted = np.dtype(dtype)
     else:
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    array = codes if type(codes) is np.ndarray and codes.flags.c_contiguous else None
-    if array is None or array.dtype != dtype_of_codes or array.itemsize * 8 != fmt.bits:
-        array = _as_codes(codes, fmt)
+    array = _as_codes(codes, fmt, dtype_of_codes)
     result = np.empty(array.shape, wanted) if out is None else _room(out, codes, array, wanted)
     source, values = _flat(array), _flat(result)
     past = past_caches(result)
@@ -212,17 +210,19 @@ def decode(codes: ArrayLike, fmt: FormatLike, dtype: Any = None, *, out: Array |
     return _given(out, result)
 
 
-def _as_codes(codes: ArrayLike, fmt: FloatFormat) -> Array:
+def _as_codes(codes: ArrayLike, fmt: FloatFormat, dtype: np.dtype[Any]) -> Array:
     """Return codes of the format as a contiguous array of their dtype."""
     array = as_array(codes)
+    if array.dtype == dtype and dtype.itemsize * 8 == fmt.bits and array.flags.c_contiguous:
+        return array  # every pattern is a code
     if array.size == 0:
-        return array.astype(code_dtype(fmt))
+        return array.astype(dtype)
     if array.dtype.kind not in "iu":
         raise ValueError(f"codes must be integers, got {array.dtype}")
     every_pattern = array.dtype.kind == "u" and array.dtype.itemsize * 8 <= fmt.bits
     if not every_pattern and not (int(array.min()) >= 0 and int(array.max()) < 2**fmt.bits):
         raise ValueError(f"codes of {fmt} are in 0..{2**fmt.bits - 1:#x}, got {int(array.min())}..{int(array.max())}")
-    return np.ascontiguousarray(array, code_dtype(fmt)).reshape(array.shape)  # without dimensions it would get one
+    return np.ascontiguousarray(array, dtype).reshape(array.shape)  # without dimensions it would get one
 
 
 def _encoded(

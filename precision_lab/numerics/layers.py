@@ -36,7 +36,7 @@ def linear(x: Array, weight: Array, bias: Array, fmt: FloatFormat) -> Array:
     out = np.empty(_product_shape(x, weight), np.float32)
     if bias.shape != out.shape[1:]:
         raise ValueError(f"bias must have shape {out.shape[1:]}, got {bias.shape}")
-    kernels.linear(_aligned(x), _aligned(weight), _aligned(bias), out, _constants(fmt))
+    kernels.linear(_aligned(x), _aligned(weight), _aligned(_flat(bias)), out, _constants(fmt))
     return out
 
 
@@ -52,7 +52,13 @@ def linear_gradients(
     by_weight, by_bias = np.empty(_product_shape(turned, factor), np.float32), np.empty(factor.shape[1], np.float32)
     _check_alike(factor, gradient)
     kernels.linear_gradients(
-        _aligned(turned), _aligned(factor), _aligned(gradient), by_weight, by_bias, _constants(first), _constants(fmt)
+        _aligned(turned),
+        _aligned(factor),
+        _aligned(np.ascontiguousarray(gradient)),
+        by_weight,
+        by_bias,
+        _constants(first),
+        _constants(fmt),
     )
     return by_weight, by_bias
 
@@ -147,13 +153,19 @@ def _perceptron(sizes: tuple[int, ...]) -> tuple[Array, int, int]:
 
 
 class PerceptronFormats(NamedTuple):
-    """Where `perceptron` rounds: `inside` and the last two as `cross_entropy` and `linear_gradients`."""
+    """Where `perceptron` rounds.
+
+    `inside` as in `cross_entropy`, `first` and `gradients` as in `linear_gradients`; `operands` of products, and the
+    gradient among them, as in `cast_operand`, None: they are not cast.
+    """
 
     activations: FloatFormat
     inside: FloatFormat
     activation_gradients: FloatFormat
     first: FloatFormat
     gradients: FloatFormat
+    operands: FloatFormat | None = None
+    gradient_operands: FloatFormat | None = None
 
 
 def layer_norm(
@@ -228,21 +240,22 @@ def causal_softmax_gradient(gradient: Array, probabilities: Array, inside: Float
     return out
 
 
-def scaled_cast(x: Array, k: int, fmt: FloatFormat) -> Array:
-    """Return 2^-k R(2^k x), either product rounded once too; for k within +-800."""
+def cast_operand(x: Array, fmt: FloatFormat) -> Array:
+    """Return 2^-k R(2^k x), either product rounded once too; with the k of `places.operand_scale`."""
     kernels = load_layer_kernels()
-    out = np.empty(x.shape, np.float32)
-    kernels.scaled_cast(_flat(x), 2.0**k, 2.0**-k, _flat(out), _constants(fmt))
-    return out
+    out = x.flatten()
+    kernels.cast_operand(out, _constants(fmt))
+    return out.reshape(x.shape)
 
 
 @lru_cache(maxsize=256)
-def _constants(fmt: FloatFormat) -> Array:
-    return even_constants(fmt, payloads=True)
+def _constants(fmt: FloatFormat | None) -> Array:
+    """Return what tells a loop a format; of None, where nothing is rounded, none."""
+    return even_constants(fmt, payloads=True) if fmt else np.empty(0, np.uint32)
 
 
 @lru_cache(maxsize=256)
-def _constants_of(formats: tuple[FloatFormat, ...]) -> tuple[Array, ...]:
+def _constants_of(formats: tuple[FloatFormat | None, ...]) -> tuple[Array, ...]:
     return tuple(map(_constants, formats))
 
 

@@ -15,7 +15,7 @@ from numba import types
 from precision_lab.numerics.kernels.bits import TILE, copy, named
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.fixed import exp, log, matmul, tanh
-from precision_lab.numerics.kernels.optimizers import EvenFields, _even, round_even
+from precision_lab.numerics.kernels.optimizers import EvenFields, _even, largest_magnitude_32, round_even
 
 
 def _read(dimensions: int, layout: Any = "C", of: Any = types.float32) -> Any:
@@ -40,7 +40,7 @@ def product(a, b, out, c):
     round_even(out.reshape(out.size), named(EvenFields, c))
 
 
-@compiled(signatures=[types.void(_ANY_MATRIX, _ANY_MATRIX, _ANY_VECTOR, _MATRIX, _FORMAT)])
+@compiled(signatures=[types.void(_ANY_MATRIX, _ANY_MATRIX, _read(1), _MATRIX, _FORMAT)])
 def linear(x, weight, bias, out, c):
     """Write R(x @ weight + bias)."""
     matmul(x, weight, out)
@@ -50,7 +50,7 @@ def linear(x, weight, bias, out, c):
     round_even(out.reshape(out.size), named(EvenFields, c))
 
 
-@compiled(signatures=[types.void(*[_ANY_MATRIX] * 3, _MATRIX, _VECTOR, _FORMAT, _FORMAT)])
+@compiled(signatures=[types.void(_ANY_MATRIX, _ANY_MATRIX, _read(2), _MATRIX, _VECTOR, _FORMAT, _FORMAT)])
 def linear_gradients(turned, factor, gradient, by_weight, by_bias, c_first, c_kept):
     """Write R(turned @ factor) and R of the sum of the rows of the gradient, R being two roundings."""
     first, kept = named(EvenFields, c_first), named(EvenFields, c_kept)
@@ -64,14 +64,26 @@ def linear_gradients(turned, factor, gradient, by_weight, by_bias, c_first, c_ke
         round_even(array, kept)
 
 
-@compiled(signatures=[types.void(_read(1), types.float64, types.float64, _VECTOR, _FORMAT)])
-def scaled_cast(x, up, down, out, c):
-    """Write R(x * up) * down, powers of two; the products, exact in float64, are rounded to float32."""
+@compiled(signatures=[types.void(_VECTOR, _FORMAT)])
+def cast_operand(x, c):
+    """Write R(x * 2^k) / 2^k in place of x, R being a rounding, or none where `c` is empty; products are rounded, too.
+
+    k brings the largest magnitude below the format's, and no further than needs be; 0 where that is 0 or not finite.
+    """
+    if c.size == 0:
+        return
+    fmt = named(EvenFields, c)
+    k, largest = 0, np.float64(largest_magnitude_32(x))
+    if 0.0 < largest < np.inf:
+        significand, exponent = math.frexp(largest)
+        top, top_exponent = math.frexp(np.float64(fmt.largest))
+        k = top_exponent - exponent - (1 if significand > top else 0)
+    up, down = math.ldexp(1.0, k), math.ldexp(1.0, -k)
     for i in range(x.size):
-        out[i] = np.float64(x[i]) * up
-    round_even(out, named(EvenFields, c))
+        x[i] = np.float64(x[i]) * up
+    round_even(x, fmt)
     for i in range(x.size):
-        out[i] = np.float64(out[i]) * down
+        x[i] = np.float64(x[i]) * down
 
 
 # --- activations -----------------------------------------------------------------------------------------------------
@@ -179,7 +191,7 @@ def cross_entropy(logits, labels, factor, mean, gradient, c_inside, c_gradient):
     signatures=[
         types.boolean(
             *[_read(1), _read(1, of=types.int64), _read(2), _LABELS, types.float32],
-            *[_VECTOR, _VECTOR, _VECTOR, *[_FORMAT] * 5],
+            *[_VECTOR, _VECTOR, _VECTOR, *[_FORMAT] * 7],
         )
     ]
 )
@@ -197,12 +209,17 @@ def perceptron(
     c_gradients,
     c_first,
     c_kept,
+    c_operands,
+    c_gradient_operands,
 ):
     """Write mean loss and gradients of a perceptron with ReLU; return whether the labels are in range.
 
     Weight and bias of each layer lie one after the other, and so do preactivation and output.
     """
     rows, depth = len(inputs), len(sizes) - 1
+    seen = np.empty(parameters.size, np.float32)
+    copy(parameters, seen)
+    cast = np.empty(by_activations.size if c_gradient_operands.size else 0, np.float32)  # a gradient as an operand
     values = np.empty(rows * sizes[0] + by_activations.size, np.float32)
     end, used = rows * sizes[0], 0
     x = values[:end].reshape(rows, sizes[0])
@@ -210,10 +227,13 @@ def perceptron(
     round_even(values[:end], named(EvenFields, c_activations))
     for layer in range(depth):
         wide, narrow = sizes[layer], sizes[layer + 1]
-        weight = parameters[used : used + wide * narrow].reshape(wide, narrow)
+        weight = seen[used : used + wide * narrow]
+        cast_operand(x.reshape(x.size), c_operands)
+        cast_operand(weight, c_operands)
         used += (wide + 1) * narrow
         start, end = end, end + rows * narrow
-        linear(x, weight, parameters[used - narrow : used], values[start:end].reshape(rows, narrow), c_activations)
+        preactivation = values[start:end].reshape(rows, narrow)
+        linear(x, weight.reshape(wide, narrow), seen[used - narrow : used], preactivation, c_activations)
         if layer < depth - 1:
             start, end = end, end + rows * narrow
             for i in range(start, end):
@@ -231,12 +251,18 @@ def perceptron(
         x = values[below - rows * wide : below].reshape(rows, wide)
         by_weight = by_parameters[used : used + wide * narrow].reshape(wide, narrow)
         by_bias = by_parameters[used + wide * narrow : used + (wide + 1) * narrow]
-        linear_gradients(x.T, gradient, gradient, by_weight, by_bias, c_first, c_kept)
+        operand = gradient
+        if cast.size:
+            flat = cast[: gradient.size]
+            copy(gradient.reshape(gradient.size), flat)
+            cast_operand(flat, c_gradient_operands)
+            operand = flat.reshape(rows, narrow)
+        linear_gradients(x.T, operand, gradient, by_weight, by_bias, c_first, c_kept)
         if layer:
             end = below - rows * sizes[0]  # the same place among the gradients of activations
             by_output, by_preactivation = end - rows * wide, end - 2 * rows * wide
-            weight = parameters[used : used + wide * narrow].reshape(wide, narrow)
-            product(gradient, weight.T, by_activations[by_output:end].reshape(rows, wide), c_gradients)
+            weight = seen[used : used + wide * narrow].reshape(wide, narrow)
+            product(operand, weight.T, by_activations[by_output:end].reshape(rows, wide), c_gradients)
             relu_gradient(
                 by_activations[by_output:end],
                 values[below - 2 * rows * wide : below - rows * wide],

@@ -279,7 +279,6 @@ class MLP:
         """Do the same by one compiled call; None where there is none, or where there is an error to be found."""
         if (
             self.activation != "relu"
-            or storage.operands is not None
             or not sums_in_one_call(parameters.flat, storage)
             or list(parameters.shapes.items()) != _parameter_shapes(self.sizes)
             or inputs.shape != (*targets.shape, self.sizes[0])
@@ -293,6 +292,7 @@ class MLP:
             storage.activation_gradients,
             storage.weights if storage.transient_weights else FP32.weights,
             storage.gradients,
+            *(None if fmt is FP32.weights else fmt for fmt in (storage.operands, storage.gradient_operands)),
         )
         factor = checked_loss_scale(loss_scale, parameters.flat.dtype) / len(inputs)
         inputs = inputs.astype(np.float32, copy=False)

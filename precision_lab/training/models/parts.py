@@ -13,7 +13,7 @@ import numpy as np
 
 from precision_lab.numerics import fixed, layers
 from precision_lab.training.models.interface import Array, Labels
-from precision_lab.training.models.places import in_one_call, rounded
+from precision_lab.training.models.places import in_one_call, operations_are_separate, rounded
 from precision_lab.training.storage import FP32, StorageConfig
 
 
@@ -103,7 +103,7 @@ def relu_gradient(gradient: Array, x: Array) -> Array:
 
 def gelu_and_slope(x: Array) -> tuple[Array, Array]:
     """Return `gelu` and `gelu_slope`."""
-    return layers.gelu(x) if in_one_call(x) else (gelu(x), gelu_slope(x))
+    return (gelu(x), gelu_slope(x)) if operations_are_separate() else layers.gelu(x)
 
 
 def gelu(x: Array) -> Array:

@@ -134,6 +134,11 @@ def separate_operations() -> Iterator[None]:
         _separately.reset(token)
 
 
+def operations_are_separate() -> bool:
+    """Whether this is the context of `separate_operations`."""
+    return _separately.get()
+
+
 def in_one_call(x: Array) -> bool:
     """Whether what is done to an array between two places is one compiled call: of float32 it is."""
     return x.dtype.char == "f" and not _separately.get()
@@ -187,8 +192,8 @@ def _cast(x: Array, fmt: FloatFormat | None) -> Array:
         return x
     if x.T.flags.c_contiguous and not x.flags.c_contiguous:
         return _cast(x.T, fmt).T
-    k = operand_scale(float(np.abs(x).max()), fmt)
     if in_one_call(x):
-        return layers.scaled_cast(x, k, fmt)
+        return layers.cast_operand(x, fmt)
+    k = operand_scale(float(np.abs(x).max()), fmt)
     cast: Array = np.ldexp(round_to(np.ldexp(x, k), fmt), -k)
     return cast

@@ -46,8 +46,8 @@ from precision_lab.training.storage import FP32, StorageConfig
 ACTIVATIONS = ("relu", "gelu")
 """The accepted values of `Transformer.activation`."""
 
-# windows that are evaluated at a time, to bound the memory
-_CHUNK = 256
+# windows that are evaluated at a time: what belongs to them stays in the caches
+_CHUNK = 32
 
 
 class Kept(NamedTuple):
@@ -224,8 +224,6 @@ class Transformer:
 
     def loss(self, parameters: Parameters, inputs: Labels, targets: Labels) -> float:
         """Mean cross-entropy over all characters of all windows, in the dtype of the parameters.
-
-        It is computed for 256 windows at a time.
 
         Parameters
         ----------

@@ -218,6 +218,7 @@ def _each(loop: str, x: ArrayLike, *constants: float) -> Array:
 _POWER_BITS = 128
 
 
+@lru_cache(maxsize=1 << 15)  # the runs of a sweep take the same steps
 def power(base: float, exponent: int) -> float:
     """Return base^exponent from 120 bits, rounded once: the nearest double but in one of 2^60 cases.
 

@@ -106,15 +106,15 @@ def _make_gelu(real: Any, number: Any) -> Any:
         """Write the Gaussian error linear unit in its tanh form, and its derivative."""
         inner, curve = np.empty(TILE, x.dtype), np.empty(TILE, x.dtype)
         for start in range(0, x.size, TILE):
-            size = min(TILE, x.size - start)
-            for i in range(size):
-                v = x[start + i]
+            tile, values, slopes = x[start : start + TILE], out[start : start + TILE], slope[start : start + TILE]
+            for i in range(tile.size):
+                v = tile[i]
                 inner[i] = SLOPE * v * (ONE + CUBE * (v * v))
-            tanh(inner[:size], curve[:size])
-            for i in range(size):
-                v, t = x[start + i], curve[i]
-                out[start + i] = HALF * v * (ONE + t)
-                slope[start + i] = HALF * (ONE + t) + HALF * v * (ONE - t * t) * (SLOPE * (ONE + THREE_CUBES * (v * v)))
+            tanh(inner[: tile.size], curve[: tile.size])
+            for i in range(tile.size):
+                v, t = tile[i], curve[i]
+                values[i] = HALF * v * (ONE + t)
+                slopes[i] = HALF * (ONE + t) + HALF * v * (ONE - t * t) * (SLOPE * (ONE + THREE_CUBES * (v * v)))
 
     return gelu
 

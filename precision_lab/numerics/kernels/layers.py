@@ -235,11 +235,11 @@ def perceptron(
         preactivation = values[start:end].reshape(rows, narrow)
         linear(x, weight.reshape(wide, narrow), seen[used - narrow : used], preactivation, c_activations)
         if layer < depth - 1:
+            flat, output = values[start:end], values[end : end + rows * narrow]
             start, end = end, end + rows * narrow
-            for i in range(start, end):
-                v = values[i - rows * narrow]
-                values[i] = np.float32(0) if v <= 0 else v
-            x = values[start:end].reshape(rows, narrow)
+            for i in range(output.size):
+                output[i] = np.float32(0) if flat[i] <= 0 else flat[i]
+            x = output.reshape(rows, narrow)
     logits = values[start:end].reshape(rows, narrow)
     gradient = by_activations[by_activations.size - logits.size :].reshape(rows, narrow)
     if not cross_entropy(logits, labels, factor, mean, gradient, c_inside, c_gradients):

@@ -36,7 +36,8 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.rounding import _stream, as_carrier, compiled_rounding
+from precision_lab.numerics.plans import plan_of
+from precision_lab.numerics.rounding import _stream, as_carrier
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import HEXADECIMAL, Layout, PlainData
 from precision_lab.support.shown import Shown
@@ -273,7 +274,7 @@ def _pairs(
     w, u = as_array(weights, to_odd=True), as_array(updates)  # weights are rounded into the format
     if w.shape != u.shape:
         raise ValueError(f"weights and updates must be of one shape, got {w.shape} and {u.shape}")
-    w, u = w.ravel(), u.ravel()
+    w, u = (x.ravel() if x.flags.aligned else x.flatten() for x in (w, u))  # of the latter another copy
     # float32 has 24 significand bits, float64 53; weights in float64 are stored from there, to be rounded once
     doubles = any(x.dtype != np.float32 and as_carrier(x[:0]).dtype == np.float64 for x in (w, u))
     wide = doubles or fmt.precision > 22 or mode is RoundingMode.STOCHASTIC
@@ -298,14 +299,19 @@ def _loop(
     kernels = load_kernels().updates
 
     wide = carrier == np.float64
-    roundings = kernels.ROUNDINGS_64 if wide else kernels.ROUNDINGS_32
-    both = (compiled_rounding(fmt, m, carrier) for m in (RoundingMode.TIES_TO_EVEN, mode))
-    storing, rounding = ((roundings.index(kernel), constants) for kernel, constants in both)
-    hides = not fmt.has_nan
+    by_chance, hides = mode is RoundingMode.STOCHASTIC, not fmt.has_nan
+    nothing, no_stream = np.empty(0, carrier), np.empty(0, np.uint64)
+
+    def of(m: RoundingMode) -> tuple[int, Array]:
+        plan = plan_of(fmt, m, True, False, wide)
+        stream = (no_stream,) if m is RoundingMode.STOCHASTIC else ()
+        return kernels.address(plan.seeded or plan.kernel, nothing, nothing, plan.constants, *stream), plan.constants
+
+    both = of(RoundingMode.TIES_TO_EVEN), of(mode)
     room = 4, kernels.TILE
 
     def loop(w: Array, u: Array, stream: Array, *results: Array) -> None:
-        loops[wide](w, u, storing, rounding, stream, hides, np.empty(room, carrier), *results)
+        loops[wide](w, u, *both, by_chance, stream, hides, np.empty(room, carrier), *results)
 
     return loop
 

@@ -329,6 +329,24 @@ def test_bit_patterns_at_random(dtype: Any) -> None:
             assert update_report(weights, updates, fmt, mode=mode, rng=5) == expected
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_where_arrays_lie_changes_nothing(dtype: Any) -> None:
+    """Roundings are called by their addresses, compiled for arrays that are aligned and may be written to."""
+    rng = np.random.default_rng(65)
+    w, u = rng.standard_normal(3000).astype(dtype), (rng.standard_normal(3000) * 1e-3).astype(dtype)
+    odd_w, odd_u = (np.frombuffer(b"\0" + x.tobytes(), dtype, offset=1) for x in (w, u))
+    pairs = [(odd_w, u), (w, odd_u), (odd_w, odd_u)]
+    if dtype == np.float32:  # compiled once more
+        read_only = w.copy()
+        read_only.flags.writeable = False
+        pairs.append((read_only, u))
+    outcomes = update_outcomes(w, u, "fp16")
+    assert all(np.array_equal(update_outcomes(*pair, "fp16"), outcomes) for pair in pairs[:3])
+    for mode in MODES:
+        expected = update_report(w, u, "fp16", mode=mode, rng=1)
+        assert all(update_report(*pair, "fp16", mode=mode, rng=1) == expected for pair in pairs)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
 def test_threads_change_nothing(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(12)

@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import typeof, types
+from numba.core.cgutils import unpack_tuple
+from numba.extending import intrinsic
 
 from precision_lab.numerics.kernels.bits import TILE, U32, U64, borrowed, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
@@ -19,16 +22,6 @@ from precision_lab.numerics.kernels.product_sums import (
     add_three,
     exponent_of_largest,
 )
-from precision_lab.numerics.kernels.rounding import (
-    add_even_32,
-    add_even_64,
-    add_even_plain_32,
-    add_even_plain_64,
-    directed_32,
-    directed_64,
-    mask_even_plain,
-)
-from precision_lab.numerics.kernels.stochastic import seeded
 
 ROWS, COLUMNS = 2048, 4
 CELLS = ROWS * COLUMNS * LANES
@@ -163,32 +156,30 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
     return add_to_odd, count_usual, count_any, tell
 
 
-ROUNDINGS_32 = (mask_even_plain, add_even_plain_32, add_even_32, directed_32)
-ROUNDINGS_64 = (add_even_plain_64, add_even_64, directed_64, seeded)
+def address(loop: Any, *arguments: Any) -> int:
+    """Return where the machine code of a loop for such arguments begins, for `_call`; it lives as long as the loop."""
+    kinds = tuple(map(typeof, arguments))
+    loop.compile(kinds)
+    made = loop.overloads[kinds]
+    place: int = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+    return place
 
 
-@compiled()
-def _round_32(kind, x, out, c, stream):
-    if kind == 0:
-        mask_even_plain(x, out, c)
-    elif kind == 1:
-        add_even_plain_32(x, out, c)
-    elif kind == 2:
-        add_even_32(x, out, c)
-    else:
-        directed_32(x, out, c)
+@intrinsic
+def _call(typing_context: Any, place: Any, arguments: Any) -> Any:
+    """Call a loop by its address: of many roundings only those that are asked for are compiled, and not once more here.
 
+    Arguments are contiguous and aligned arrays; whether they may be written to is not compared.
+    """
+    kinds = [types.Array(array.dtype, 1, "C") for array in arguments]
 
-@compiled()
-def _round_64(kind, x, out, c, stream):
-    if kind == 0:
-        add_even_plain_64(x, out, c)
-    elif kind == 1:
-        add_even_64(x, out, c)
-    elif kind == 2:
-        directed_64(x, out, c)
-    else:
-        seeded(x, out, c, stream)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        convention = context.call_conv
+        loop = builder.inttoptr(args[0], convention.get_function_type(types.none, kinds).as_pointer())
+        convention.call_function(builder, loop, types.none, kinds, unpack_tuple(builder, args[1]))  # raises nothing
+        return context.get_dummy_value()
+
+    return types.none(place, arguments), codegen
 
 
 @compiled()
@@ -198,16 +189,19 @@ def _unhide(x, rounded):
         rounded[j] = rounded[j] if np.isfinite(x[j]) else np.nan
 
 
-def _make_loops(round_by: Any, add_to_odd: Any, count_usual: Any, count_any: Any, tell: Any) -> tuple[Any, Any]:
+def _make_loops(add_to_odd: Any, count_usual: Any, count_any: Any, tell: Any) -> tuple[Any, Any]:
     """Build the loops over tiles for a carrier."""
 
     @compiled()
-    def step(w, u, storing, rounding, stream, hides, stored, total, rounded):
-        round_by(storing[0], w, stored, storing[1], stream)
+    def step(w, u, storing, rounding, by_chance, stream, hides, stored, total, rounded):
+        _call(storing[0], (w, stored, storing[1]))
         if hides:
             _unhide(w, stored)
         add_to_odd(stored, u, total)
-        round_by(rounding[0], total, rounded, rounding[1], stream)
+        if by_chance:
+            _call(rounding[0], (total, rounded, rounding[1], stream))
+        else:
+            _call(rounding[0], (total, rounded, rounding[1]))
         stream[1] += U64(w.size)
 
     @compiled()
@@ -223,7 +217,7 @@ def _make_loops(round_by: Any, add_to_odd: Any, count_usual: Any, count_any: Any
         add_keys(keys, cells)
 
     @compiled()
-    def updates(w, u, storing, rounding, stream, hides, room, cells, touched, sums):
+    def updates(w, u, storing, rounding, by_chance, stream, hides, room, cells, touched, sums):
         """Store weights, add updates, round, and count, tile by tile.
 
         Parameters
@@ -231,7 +225,9 @@ def _make_loops(round_by: Any, add_to_odd: Any, count_usual: Any, count_any: Any
         w, u : array
             Weights and updates.
         storing, rounding : (int, array)
-            An index into ROUNDINGS_32 or ROUNDINGS_64, and its constants.
+            The address of a loop, and its constants.
+        by_chance : bool
+            Whether rounding takes `stream`, too.
         stream : array of uint64
             A seed and the index of the first element, which moves on.
         hides : bool
@@ -251,24 +247,24 @@ def _make_loops(round_by: Any, add_to_odd: Any, count_usual: Any, count_any: Any
         for start in range(0, w.size, TILE):
             ws, us = w[start : start + TILE], u[start : start + TILE]
             stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
-            step(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+            step(ws, us, storing, rounding, by_chance, stream, hides, stored, total, rounded)
             count(stored, us, rounded, keys[: ws.size], cells, touched, sums)
 
     @compiled()
-    def outcomes(w, u, storing, rounding, stream, hides, room, outcomes):
+    def outcomes(w, u, storing, rounding, by_chance, stream, hides, room, outcomes):
         """Store, add and round as `updates`, and write what became of each update."""
         w, u, room = borrowed(w), borrowed(u), borrowed(room)
         for start in range(0, w.size, TILE):
             ws, us = w[start : start + TILE], u[start : start + TILE]
             stored, total, rounded = room[0, : ws.size], room[1, : ws.size], room[2, : ws.size]
-            step(ws, us, storing, rounding, stream, hides, stored, total, rounded)
+            step(ws, us, storing, rounding, by_chance, stream, hides, stored, total, rounded)
             tell(stored, us, rounded, outcomes[start : start + TILE])
 
     return updates, outcomes
 
 
 UPDATES, OUTCOMES = zip(
-    _make_loops(_round_32, *_make_updates(U32, np.float32, np.int32, 32, 23, np.inf)),
-    _make_loops(_round_64, *_make_updates(U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE)),
+    _make_loops(*_make_updates(U32, np.float32, np.int32, 32, 23, np.inf)),
+    _make_loops(*_make_updates(U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE)),
     strict=True,
 )

@@ -5,9 +5,9 @@ Blocks of 128 elements (lanes.py) are made from the counter to the rounded value
 - One addition an element (rounding.py), sign and all. With 2^d for the place of the format's last bit, the dither is
   below 2^d: it leaves zero as it is, and raises a magnitude to the next multiple of 2^d at most. So no normal value
   falls below the smallest normal, and none passes the largest, a multiple itself.
-- The same, and below the smallest normal in units of the smallest subnormal: none of these passes the smallest normal,
-  and where there are subnormals and -0.0, no more is to be done.
-- All that can be: also overflow, infinity, NaN, flush to zero, and one zero only.
+- The same, and below the smallest normal in units of the smallest subnormal: none of these passes the smallest normal.
+  Flush to zero takes all these units, or none; where there is no -0.0, adding +0.0 removes it.
+- All that can be: also overflow, infinity, NaN; and what the second does with zeros, for the carrier's own exponents.
 
 What a block is, two largest values tell: of the magnitudes, and of their distances from the first that an addition
 rounds, modulo 2^32 (2^64): what is below it has the longest, and zero the shortest of these. An incomplete block is
@@ -119,10 +119,11 @@ class ByChance(NamedTuple):
     origin: int  # subtracted from a magnitude whose rounding is one addition, it leaves
     reach: int  # at most this; and it is at most
     largest: int  # the largest value
-    gradual: int  # up to here the addition and what is done with subnormals are all
+    gradual: int  # up to here the addition and what is done with subnormals and zeros are all
     subnormal: int  # the last magnitude below the smallest normal, -1 where the fields serve for all
-    scale: float  # to units of 2^-16 smallest subnormals
-    quantum: float  # the smallest subnormal
+    scale: float  # to units of 2^-16 smallest subnormals,
+    unit: float  # which is this,
+    whole: int  # and the bits of such a number that the format has
     overflow: int  # what is beyond `largest` becomes this
     flushed: int  # the last result that becomes zero, and of which these bits of the sign stay
     zero_keep: int
@@ -130,16 +131,17 @@ class ByChance(NamedTuple):
     nan_flip: int
 
 
-def _whole_units(f: Lanes, number: Lanes, quantum: Any) -> Lanes:
-    """Return the integer part of (integer part of f + number) / 2^16, times the quantum."""
+def _whole_units(f: Lanes, number: Lanes, whole: Any) -> Lanes:
+    """Return f without its fraction, plus the number, with the bits of `whole` alone."""
     if number.width == 32:  # f is below 2^31
-        return (f.truncated() + number).shift_signed(16).converted().times(quantum)
+        kept: Lanes = f.truncated() + number & whole
+        return kept.converted()
     # AVX2 converts no integers of 64 bits; f is below 2^40. From 2^52 to its double the last bit of a float is 1
-    integers, bits = 2.0**52, (1023 + 52) << 52
+    integers = 2.0**52
     total = f.plus(integers)
     up = total.minus(integers).exceeds(f)
-    whole = select(up, total.as_bits() - 1, total.as_bits()) - bits + number >> 16
-    return (whole | bits).as_float().minus(integers).times(quantum)
+    kept = select(up, total.as_bits() - 1, total.as_bits()) + number & whole
+    return kept.as_float().minus(integers)
 
 
 def _rounded(b: Lanes, number: Lanes, k: SimpleNamespace, *, gradual: bool, ends: bool) -> Lanes:
@@ -151,8 +153,10 @@ def _rounded(b: Lanes, number: Lanes, k: SimpleNamespace, *, gradual: bool, ends
     sign = 1 << b.width - 1
     a, negative = b & sign - 1, b & sign
     # what is not subnormal may be out of range there: it is not chosen
-    units = _whole_units(a.as_float().times(k.scale), number >> 16, k.quantum)
-    r = select(a.exceeds(k.subnormal), r, units.as_bits() | negative)
+    units = _whole_units(a.as_float().times(k.scale), number >> 16, k.whole)
+    unit, zero = units.same(k.unit).as_bits() | negative, b.same(k.zero_keep)
+    below = units.times_plus(unit.as_float(), zero.as_float())  # exact; +0.0 makes +0.0 of -0.0
+    r = select(a.exceeds(k.subnormal), r, below.as_bits())
     if not ends:
         return r
     magnitude = r & sign - 1

@@ -169,9 +169,9 @@ def address(loop: Any, *arguments: Any) -> int:
 def _call(typing_context: Any, place: Any, arguments: Any) -> Any:
     """Call a loop by its address: of many roundings only those that are asked for are compiled, and not once more here.
 
-    Arguments are contiguous and aligned arrays; whether they may be written to is not compared.
+    Arrays are contiguous and aligned; whether they may be written to is not compared.
     """
-    kinds = [types.Array(array.dtype, 1, "C") for array in arguments]
+    kinds = [types.Array(kind.dtype, 1, "C") if isinstance(kind, types.Array) else kind for kind in arguments]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         convention = context.call_conv

@@ -213,13 +213,16 @@ def _round_pieces(plan: Plan, wide: bool, array: Array, target: Array, rng: Arra
 
 def _room(out: Any, x: object, array: Array, dtype: np.dtype[Any]) -> Array:
     """Return where to write: `out`, or an array that is to be copied there."""
-    refuse_masked(out)
+    if type(out) is not np.ndarray:
+        refuse_masked(out)
     if not isinstance(out, np.ndarray) or out.shape != array.shape or out.dtype != dtype:
         got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ValueError(f"out must be an array of {dtype} {array.shape}, got {got}")
-    if not out.flags.writeable:
+    flags = out.flags
+    if not flags.writeable:
         raise ValueError("out is read-only")
-    fits = out.flags.c_contiguous and (out is x or not np.may_share_memory(out, array))
+    apart = flags.owndata and array.flags.owndata  # what has memory of its own shares none, which takes longer to ask
+    fits = flags.c_contiguous and (out is x or (apart and out is not array) or not np.may_share_memory(out, array))
     return out if fits else np.empty(array.shape, dtype)
 
 

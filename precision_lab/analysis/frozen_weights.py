@@ -141,7 +141,7 @@ class WeightGaps(PlainData):
             for start in range(part.start, part.stop, BLOCK):
                 block = as_carrier(w[start : min(start + BLOCK, part.stop)], to_odd=True)
                 stored = buffer[: block.size]
-                store(block, stored, constants)
+                store(block, stored, constants, False)
                 if not fmt.has_nan:
                     stored[~np.isfinite(block)] = np.nan
                 kernels.weights.count_weights(stored.astype(np.float32, copy=False), cells, touched, spacing)

@@ -89,7 +89,7 @@ def codec(fmt: FloatFormat) -> Codec:
     def round_(x: Array) -> Array:
         require_gradual_underflow()
         out = np.empty(x.size, np.float32)
-        plan.kernel(x, out, plan.constants)
+        plan.kernel(x, out, plan.constants, False)
         return out
 
     def encode(x: Array) -> Array:

@@ -23,6 +23,7 @@ Kernel: TypeAlias = Callable[..., None]
 
 _FP16 = FORMATS["fp16"]
 _LARGE = 1 << 21  # bytes: a core's own caches hold no more
+_LARGER = 1 << 25  # nor do those that cores share
 
 # Dithers (kernels/rounding.py): the remainder, in spacings, from which a value goes away from zero.
 _ANY, _HALF_UP, _ABOVE_HALF, _NEVER = "any", "half or more", "more than half", "never"
@@ -367,6 +368,11 @@ def stored_plan(fmt: FloatFormat) -> tuple[Kernel, Array]:
 def past_caches(out: Array) -> bool:
     """Whether an array is so large that what is written to it should not go through the caches."""
     return out.nbytes >= _LARGE
+
+
+def past_shared_caches(out: Array) -> bool:
+    """Whether it is so large even if what is written is read again soon."""
+    return out.nbytes >= _LARGER
 
 
 def widen(x: Array, out: Array) -> None:

@@ -34,7 +34,7 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted, integers_as_doubles, refuse_masked
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.plans import Kernel, Plan, by_fields, past_caches, plan_of, stored_plan
+from precision_lab.numerics.plans import Kernel, Plan, by_fields, past_caches, past_shared_caches, plan_of, stored_plan
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.threads import LEAST, alone, in_slices, in_threads
 
@@ -177,10 +177,12 @@ def _chosen(fmt: FormatLike, mode: str, subnormals: bool, saturate: bool, wide: 
     return plan_of(chosen, rounding_mode, subnormals, saturate, wide), wide
 
 
-def _round(plan: Plan, x: Array, out: Array, rng: Array | np.random.Generator | None, start: int) -> None:
+def _round(
+    plan: Plan, x: Array, out: Array, rng: Array | np.random.Generator | None, start: int, past: bool = False
+) -> None:
     """Round a piece that begins at element `start`; `rng` is what `_source` returned."""
     if rng is None:
-        plan.kernel(x, out, plan.constants)
+        plan.kernel(x, out, plan.constants, past)
     elif isinstance(rng, np.random.Generator):
         for first in range(0, x.size, _BLOCK):
             part = slice(first, min(first + _BLOCK, x.size))
@@ -192,7 +194,9 @@ def _round(plan: Plan, x: Array, out: Array, rng: Array | np.random.Generator | 
         plan.seeded(x, out, plan.constants, rng + np.array([0, start], np.uint64) if start else rng)
 
 
-def _round_pieces(plan: Plan, wide: bool, array: Array, target: Array, rng: Array | np.random.Generator | None) -> None:
+def _round_pieces(
+    plan: Plan, wide: bool, array: Array, target: Array, rng: Array | np.random.Generator | None, past: bool
+) -> None:
     """Round any array, with a plan that may be one for float64 where the result is float32."""
 
     def run(piece: Array, start: int) -> None:
@@ -202,7 +206,7 @@ def _round_pieces(plan: Plan, wide: bool, array: Array, target: Array, rng: Arra
             _round(plan, rounded, rounded, rng, start)
             np.copyto(part, rounded, casting="same_kind")
         else:
-            _round(plan, piece, part, rng, start)
+            _round(plan, piece, part, rng, start, past)
 
     if isinstance(rng, np.random.Generator):
         with alone():  # numbers are drawn in the order of the elements
@@ -303,7 +307,8 @@ def round_to(
     if array.size < LEAST and array.dtype is dtype and array.flags.c_contiguous and wide is (dtype == np.float64):
         _round(plan, _flat(array), _flat(result), source, 0)  # at once: a small array would wait for what else there is
     else:
-        _round_pieces(plan, wide, array, _flat(result), source)
+        past = result is out and past_shared_caches(result)  # new memory is in the caches, full of zeros
+        _round_pieces(plan, wide, array, _flat(result), source, past)
     if out is None:
         return _scalar_if_0d(result)
     if result is not out:

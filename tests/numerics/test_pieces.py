@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from precision_lab import round_to, threads
+from precision_lab.numerics import plans, rounding
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.plans import by_fields, plan_of
-from precision_lab.numerics.rounding import each_piece
+from precision_lab.numerics.plans import Plan, by_fields, plan_of
+from precision_lab.numerics.rounding import _chosen, each_piece
 from precision_lab.support.threads import LEAST
 
 Array: TypeAlias = NDArray[Any]
@@ -49,7 +50,7 @@ def in_one_piece(x: Array, fmt: str, mode: str) -> Array:
     out = np.empty_like(row)
     plan = plan_of(get_format(fmt), RoundingMode(mode), True, False, row.dtype == np.float64)
     if plan.seeded is None:
-        plan.kernel(row, out, plan.constants)
+        plan.kernel(row, out, plan.constants, False)
     else:
         plan.seeded(row, out, plan.constants, np.array([5, 3], np.uint64))
     return out.reshape(x.shape)
@@ -106,7 +107,61 @@ def test_onto_itself_as_elsewhere(dtype: Any, fmt: str, mode: RoundingMode) -> N
         assert bits(itself) == bits(elsewhere)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC])
+DETERMINISTIC = [mode for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC]
+
+
+@pytest.mark.parametrize("mode", DETERMINISTIC)
+@pytest.mark.parametrize("fmt", ["fp16", "bf16", "fp8_e4m3fnuz", "e5m21"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_past_the_caches_as_through_them(dtype: Any, fmt: str, mode: RoundingMode) -> None:
+    """Of any size and to any address; nothing beside it is written."""
+    x = numbers(dtype, 500)
+    plan = plan_of(get_format(fmt), mode, True, False, dtype is np.float64)
+    usual = np.empty_like(x)
+    plan.kernel(x, usual, plan.constants, False)
+    for size in (0, 1, 7, 127, 128, 129, 143, 144, 256, 300, 500):
+        for offset in range(17):
+            room = np.full(520, 7, dtype)
+            plan.kernel(x[:size], room[offset : offset + size], plan.constants, True)
+            assert bits(room[offset : offset + size]) == bits(usual[:size])
+            assert (np.delete(room, slice(offset, offset + size)) == 7).all()
+
+
+def test_past_the_caches_to_an_odd_address() -> None:
+    x = numbers(np.float32, 500)
+    out = np.frombuffer(bytearray(2001), np.float32, offset=1)
+    plan = plan_of(get_format("fp16"), RoundingMode.TIES_TO_EVEN, True, False, False)
+    plan.kernel(x, out, plan.constants, True)
+    assert bits(out) == bits(round_to(x, "fp16"))
+
+
+@pytest.mark.parametrize("mode", ["ties_to_even", "to_odd"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_arrays_go_past_the_caches(dtype: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To where they are wanted only: new memory is in the caches already."""
+    x, seen = numbers(dtype), set()
+    expected = bits(in_one_piece(x, "fp16", mode))
+    monkeypatch.setattr(plans, "_LARGER", x.nbytes)
+    (kernel, constants, _), wide = _chosen("fp16", mode, True, False, dtype is np.float64)
+    monkeypatch.setattr(rounding, "_chosen", lambda *_: (Plan(noting, constants), wide))
+
+    def noting(x: Array, out: Array, constants: Array, past: bool) -> None:
+        seen.add(past)
+        kernel(x, out, constants, past)
+
+    for count in (1, 3):
+        for out, past in ((np.empty_like(x), True), (None, False), (np.empty(x.size + 1, dtype)[1:], True)):
+            seen.clear()
+            with threads(count):
+                assert bits(round_to(x, "fp16", mode, out=out)) == expected
+            assert seen == {past}
+    monkeypatch.setattr(plans, "_LARGER", x.nbytes + 1)
+    seen.clear()
+    round_to(x, "fp16", mode, out=np.empty_like(x))
+    assert seen == {False}
+
+
+@pytest.mark.parametrize("mode", DETERMINISTIC)
 @pytest.mark.parametrize("fmt", ["fp16", "bf16", "fp8_e4m3fn", "fp8_e4m3fnuz", "fp6_e3m2fn", "tf32", "e6m9", "e5m21"])
 @pytest.mark.parametrize("wide", [False, True])
 def test_each_loop_agrees_with_the_one_for_all(wide: bool, fmt: str, mode: RoundingMode) -> None:
@@ -118,7 +173,7 @@ def test_each_loop_agrees_with_the_one_for_all(wide: bool, fmt: str, mode: Round
             quick, general = plan_of(*options), by_fields(*options)
             results = [np.empty_like(x), np.empty_like(x)]
             for plan, out in zip((quick, general), results, strict=True):
-                plan.kernel(x, out, plan.constants)
+                plan.kernel(x, out, plan.constants, False)
             if mode is RoundingMode.TIES_TO_EVEN:
                 results = [np.where(np.isnan(out), np.copysign(out.dtype.type(np.nan), out), out) for out in results]
             assert bits(results[0]) == bits(results[1])

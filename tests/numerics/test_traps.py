@@ -129,7 +129,7 @@ def test_every_loop_is_reached_by_formats_that_the_other_tests_go_through() -> N
     plans = [plan for chosen in options for plan in (plan_of(*chosen), by_fields(*chosen))]
     serving = {loop for plan in plans for loop in (plan.kernel, plan.seeded) if loop is not None}
     loops = vars(deterministic) | vars(stochastic) | deterministic.ADD
-    others = "copy", "finish", "random_words"
+    others = "copy", "finish", "first_block", "random_words"
     public = {name: x for name, x in loops.items() if not str(name).startswith("_") and name not in others}
     assert serving == {x for x in public.values() if hasattr(x, "py_func")}
 

@@ -32,18 +32,9 @@ from precision_lab.numerics.kernels.bits import (
     shift_up,
 )
 from precision_lab.numerics.kernels.compiled import compiled
-from precision_lab.numerics.kernels.lanes import ALIGNMENT, BLOCK, Lanes, of_blocks, on_blocks, select
+from precision_lab.numerics.kernels.lanes import BLOCK, Lanes, first_block, of_blocks, on_blocks, select
 
 QUIET_NAN = U32(INFINITY | QUIET)
-
-
-@compiled()
-def _first_block(out, past_caches):
-    """Return where the elements before the first block begin and end, and whether blocks may go past the caches."""
-    beyond = out.ctypes.data % ALIGNMENT
-    if not past_caches or beyond % out.itemsize != 0:
-        return 0, 0, False
-    return 0, min((ALIGNMENT - beyond) % ALIGNMENT // out.itemsize, out.size), True
 
 
 def _in_blocks(layout: Any, one: Any, unusual: Any, block: Any) -> Any:
@@ -52,7 +43,7 @@ def _in_blocks(layout: Any, one: Any, unusual: Any, block: Any) -> Any:
     @compiled()
     def loop(x, out, c, past_caches):
         k = named(layout, c)
-        start, stop, past = _first_block(out, past_caches)
+        start, stop, past = first_block(out, past_caches)
         while start < x.size:
             for i in range(start, stop):
                 out[i] = one(x[i], k)

@@ -12,14 +12,23 @@ from types import SimpleNamespace
 from typing import Any
 
 from numba import types
-from numba.core.cgutils import get_or_insert_function, unpack_tuple
+from numba.core.cgutils import alloca_once, get_or_insert_function, unpack_tuple
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from precision_lab.numerics.kernels.compiled import compiled
 
 BLOCK = 32
 """Elements of a block."""
-ALIGNMENT = 32
+TILE = 4 * BLOCK
+"""Elements that are computed at a time where what comes next is fetched meanwhile."""
+LINE = 64
+"""Bytes that are fetched at once."""
+AHEAD = 4096
+"""Bytes from what is computed to what is fetched: less leaves too little time, and more gains nothing."""
+ALIGNMENT = 64
 """Bytes that the address of a block is a multiple of, where it is written past the caches."""
 
 
@@ -261,6 +270,15 @@ def select(condition: Any, yes: Lanes, no: Any) -> Lanes:
     return Lanes(yes.builder, yes.builder.select(condition, yes.value, yes.same(no).value))
 
 
+@compiled()
+def first_block(out, past_caches):
+    """Return where the elements before the first block begin and end, and whether blocks may go past the caches."""
+    beyond = out.ctypes.data % ALIGNMENT
+    if not past_caches or beyond % out.itemsize != 0:
+        return 0, 0, False
+    return 0, min((ALIGNMENT - beyond) % ALIGNMENT // out.itemsize, out.size), True
+
+
 def on_blocks(function: Callable[[Lanes, SimpleNamespace, int], Lanes]) -> Any:
     """Make an intrinsic ``f(x, out, start, k, past_caches)`` for use in loops, which writes a block of `out`.
 
@@ -270,22 +288,82 @@ def on_blocks(function: Callable[[Lanes, SimpleNamespace, int], Lanes]) -> Any:
 
     def write(typing_context: Any, x: Any, out: Any, start: Any, k: Any, past_caches: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            import llvmlite.ir as ir
-
             block = Place(context, builder, x, args[0], args[2]).load(0, BLOCK)
-            result = function(block, constants(builder, k, args[3]), out.dtype.bitwidth).value
-            target = Place(context, builder, out, args[1], args[2])
-            with builder.if_else(args[4]) as (past, usual):
-                with past:
-                    store = builder.store(result, target.address(0, BLOCK), align=ALIGNMENT)
-                    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-                with usual:
-                    target.store(0, Lanes(builder, result))
+            result = function(block, constants(builder, k, args[3]), out.dtype.bitwidth)
+            _put(builder, Place(context, builder, out, args[1], args[2]), [result], args[4])
             return context.get_dummy_value()
 
         return types.none(x, out, start, k, past_caches), codegen
 
     return intrinsic(write)
+
+
+def _put(builder: Any, target: Place, blocks: list[Lanes], past_caches: Any) -> None:
+    """Write blocks that follow each other."""
+    import llvmlite.ir as ir
+
+    with builder.if_else(past_caches) as (past, usual):
+        with past:
+            for i, block in enumerate(blocks):
+                store = builder.store(block.value, target.address(i * BLOCK, BLOCK), align=ALIGNMENT)
+                store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        with usual:
+            for i, block in enumerate(blocks):
+                target.store(i * BLOCK, block)
+
+
+@intrinsic
+def tile_for(typing_context: Any, out: Any) -> Any:
+    """Return an array of TILE elements like those of another; it is gone when the function that calls returns."""
+    kind = types.Array(out.dtype, 1, "C")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        import llvmlite.ir as ir
+
+        element = context.get_data_type(kind.dtype)
+        data = alloca_once(builder, ir.ArrayType(element, TILE))
+        data.align = ALIGNMENT
+        size, itemsize = (ir.IntType(64)(n) for n in (TILE, kind.dtype.bitwidth // 8))
+        tile = context.make_array(kind)(context, builder)
+        first = builder.bitcast(data, element.as_pointer())
+        populate_array(tile, first, shape=[size], strides=[itemsize], itemsize=itemsize, meminfo=None)
+        return tile._getvalue()
+
+    return kind(out), codegen
+
+
+@intrinsic
+def put_tile(typing_context: Any, tile: Any, out: Any, start: Any, past_caches: Any) -> Any:
+    """Write a tile to where it belongs in an array; past the caches as `on_blocks` makes it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        import llvmlite.ir as ir
+
+        source = Place(context, builder, tile, args[0], ir.IntType(64)(0))
+        blocks = [source.load(first, BLOCK) for first in range(0, TILE, BLOCK)]
+        _put(builder, Place(context, builder, out, args[1], args[2]), blocks, args[3])
+        return context.get_dummy_value()
+
+    return types.none(tile, out, start, past_caches), codegen
+
+
+@intrinsic
+def fetch_ahead(typing_context: Any, array: Any, start: Any) -> Any:
+    """Have the tile AHEAD bytes later, or what lies there beyond the end, fetched into the caches meanwhile."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        import llvmlite.ir as ir
+
+        word, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+        fetch = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        first = builder.bitcast(Place(context, builder, array, *args).first, pointer)
+        for line in range(AHEAD, AHEAD + TILE * array.dtype.bitwidth // 8, LINE):
+            address = builder.gep(first, [ir.Constant(ir.IntType(64), line)])
+            builder.call(fetch, [address, word(0), word(3), word(1)])  # to be read, into all of them, data
+        return context.get_dummy_value()
+
+    return types.none(array, start), codegen
 
 
 def of_blocks(function: Callable[[Lanes, SimpleNamespace], Any]) -> Any:

@@ -42,6 +42,7 @@ from precision_lab.numerics.kernels.bits import (
     shift_down,
 )
 from precision_lab.numerics.kernels.compiled import compiled
+from precision_lab.numerics.kernels.lanes import TILE, fetch_ahead, first_block, put_tile, tile_for
 
 
 @compiled()
@@ -55,18 +56,31 @@ def finish(r, b, sign, k, U, F):
 def elementwise(element: Any, layout: Any) -> Any:
     """Build the loop that writes ``element(x[i], constants)`` for every i: to `out`, or to x itself if that is `out`.
 
-    The compiler computes neighbours at once only where it sees that nothing is written which is read later: hence two
-    loops. Other overlaps are not for callers to have.
+    Other overlaps are not for callers to have. The compiler computes neighbours at once only where it sees that nothing
+    is written which is read later: hence a loop for x itself. What goes past the caches (lanes.py) is computed in them.
     """
 
     @compiled()
-    def loop(x, out, c):
+    def loop(x, out, c, past_caches=False):
         k = named(layout, c)
+        first, last = 0, 0
         if x.ctypes.data == out.ctypes.data:
-            for i in range(x.size):
-                out[i] = element(out[i], k)
-        else:
-            for i in range(x.size):
+            last = x.size - x.size % TILE
+            for start in range(U64(0), U64(last), U64(TILE)):
+                fetch_ahead(x, start)
+                for i in range(start, U64(start + U64(TILE))):
+                    out[i] = element(out[i], k)
+        elif past_caches:
+            tile = tile_for(out)
+            _, first, past = first_block(out, past_caches)
+            last = x.size - (x.size - first) % TILE
+            for start in range(U64(first), U64(last), U64(TILE)):
+                fetch_ahead(x, start)
+                for i in range(U64(0), U64(TILE)):
+                    tile[i] = element(x[U64(start + i)], k)
+                put_tile(tile, out, start, past)
+        for start, stop in ((0, first), (last, x.size)):
+            for i in range(U64(start), U64(stop)):
                 out[i] = element(x[i], k)
 
     return loop

@@ -57,31 +57,26 @@ def elementwise(element: Any, layout: Any) -> Any:
     """Build the loop that writes ``element(x[i], constants)`` for every i: to `out`, or to x itself if that is `out`.
 
     Other overlaps are not for callers to have. The compiler computes neighbours at once only where it sees that nothing
-    is written which is read later: hence a loop for x itself. What goes past the caches (lanes.py) is computed in them.
+    is written which is read later: hence a tile in between for x itself, and for what goes past the caches (lanes.py).
     """
 
     @compiled()
     def loop(x, out, c, past_caches=False):
         k = named(layout, c)
         first, last = 0, 0
-        if x.ctypes.data == out.ctypes.data:
-            last = x.size - x.size % TILE
-            for start in range(U64(0), U64(last), U64(TILE)):
-                fetch_ahead(x, start)
-                for i in range(start, U64(start + U64(TILE))):
-                    out[i] = element(out[i], k)
-        elif past_caches:
+        itself = x.ctypes.data == out.ctypes.data
+        if itself or past_caches:
             tile = tile_for(out)
-            _, first, past = first_block(out, past_caches)
+            _, first, past = first_block(out, past_caches and not itself)
             last = x.size - (x.size - first) % TILE
-            for start in range(U64(first), U64(last), U64(TILE)):
+            for start in range(first, last, TILE):
                 fetch_ahead(x, start)
-                for i in range(U64(0), U64(TILE)):
-                    tile[i] = element(x[U64(start + i)], k)
+                for i in range(TILE):
+                    tile[U64(i)] = element(x[U64(start + i)], k)
                 put_tile(tile, out, start, past)
         for start, stop in ((0, first), (last, x.size)):
-            for i in range(U64(start), U64(stop)):
-                out[i] = element(x[i], k)
+            for i in range(start, stop):
+                out[U64(i)] = element(x[U64(i)], k)
 
     return loop
 

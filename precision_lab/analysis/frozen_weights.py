@@ -16,8 +16,8 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, is_number
 from precision_lab.numerics.modes import RoundingMode
-from precision_lab.numerics.plans import packed
-from precision_lab.numerics.rounding import as_carrier, compiled_rounding
+from precision_lab.numerics.plans import packed, plan_of
+from precision_lab.numerics.rounding import as_carrier
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import PlainData, from_plain, number, register
 
@@ -133,7 +133,7 @@ class WeightGaps(PlainData):
 
         spacing = _spacing(fmt)
         carrier = as_carrier(w[:0]).dtype
-        store, constants = compiled_rounding(fmt, RoundingMode.TIES_TO_EVEN, carrier)
+        plan = plan_of(fmt, RoundingMode.TIES_TO_EVEN, True, False, carrier == np.float64)
         cells = take_zeros("weights", kernels.weights.CELLS, np.uint32)
         touched = np.array([kernels.weights.WEIGHT_ROWS, 0])
         buffer = np.empty(min(BLOCK, w.size), carrier)
@@ -141,7 +141,7 @@ class WeightGaps(PlainData):
             for start in range(part.start, part.stop, BLOCK):
                 block = as_carrier(w[start : min(start + BLOCK, part.stop)], to_odd=True)
                 stored = buffer[: block.size]
-                store(block, stored, constants, False)
+                plan.kernel(block, stored, plan.constants, False)
                 if not fmt.has_nan:
                     stored[~np.isfinite(block)] = np.nan
                 kernels.weights.count_weights(stored.astype(np.float32, copy=False), cells, touched, spacing)

@@ -304,8 +304,8 @@ def _loop(
 
     def of(m: RoundingMode) -> tuple[int, Array]:
         plan = plan_of(fmt, m, True, False, wide)
-        stream = (no_stream,) if m is RoundingMode.STOCHASTIC else ()
-        return kernels.address(plan.seeded or plan.kernel, nothing, nothing, plan.constants, *stream), plan.constants
+        last = no_stream if m is RoundingMode.STOCHASTIC else False
+        return kernels.address(plan.seeded or plan.kernel, nothing, nothing, plan.constants, last), plan.constants
 
     both = of(RoundingMode.TIES_TO_EVEN), of(mode)
     room = 4, kernels.TILE

@@ -34,7 +34,7 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted, integers_as_doubles, refuse_masked
 from precision_lab.numerics.modes import RoundingMode, get_mode
-from precision_lab.numerics.plans import Kernel, Plan, by_fields, past_caches, past_shared_caches, plan_of, stored_plan
+from precision_lab.numerics.plans import Plan, past_caches, past_shared_caches, plan_of, stored_plan
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.threads import LEAST, alone, in_slices, in_threads
 
@@ -314,17 +314,6 @@ def round_to(
     if result is not out:
         np.copyto(out, result)
     return out
-
-
-def compiled_rounding(fmt: FloatFormat, mode: RoundingMode, dtype: Any) -> tuple[Kernel, Array]:
-    """Return the loop that `round_to` runs for float32 or float64, and its constants.
-
-    For callers that round block by block. It takes a contiguous block, where to write, the constants and, for
-    ``stochastic``, an array of the seed and the index of the first element.
-    """
-    few = mode in (RoundingMode.TIES_TO_EVEN, RoundingMode.STOCHASTIC)
-    plan = (plan_of if few else by_fields)(fmt, mode, True, False, np.dtype(dtype) == np.float64)
-    return plan.seeded or plan.kernel, plan.constants
 
 
 def random_numbers(seed: int, first: int, count: int) -> NDArray[np.uint16]:

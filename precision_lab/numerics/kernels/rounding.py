@@ -263,8 +263,3 @@ def _make_mask(even: bool) -> Any:
 
 
 mask_even, mask_any = _make_mask(True), _make_mask(False)
-
-# for loops that have roundings compiled into them
-mask_even_plain = mask_even
-add_even_plain_32, add_even_32 = ADD[EVEN, True, 32], ADD[EVEN, False, 32]
-add_even_plain_64, add_even_64 = ADD[EVEN, True, 64], ADD[EVEN, False, 64]

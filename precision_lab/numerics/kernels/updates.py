@@ -194,14 +194,14 @@ def _make_loops(add_to_odd: Any, count_usual: Any, count_any: Any, tell: Any) ->
 
     @compiled()
     def step(w, u, storing, rounding, by_chance, stream, hides, stored, total, rounded):
-        _call(storing[0], (w, stored, storing[1]))
+        _call(storing[0], (w, stored, storing[1], False))
         if hides:
             _unhide(w, stored)
         add_to_odd(stored, u, total)
         if by_chance:
             _call(rounding[0], (total, rounded, rounding[1], stream))
         else:
-            _call(rounding[0], (total, rounded, rounding[1]))
+            _call(rounding[0], (total, rounded, rounding[1], False))
         stream[1] += U64(w.size)
 
     @compiled()

@@ -4,18 +4,22 @@ numba keeps what it compiles in files, and takes them for whole: one that was cu
 and every time. And where no folder can be written to, it refuses to compile. Here each file ends with a digest of what
 is before it, so that any damage is a miss: the loop is compiled again and the file replaced. Without a place nothing is
 kept. Only the folders that numba itself would take are used: what lies there is code, so they must be nobody else's.
+
+Of several processes that need a loop at the same time one compiles it, and the others take what it has kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numba import config, njit
@@ -26,6 +30,9 @@ from numba.core.extending import _Intrinsic
 
 from precision_lab.numerics.errors import CompilerDisabledError
 
+if sys.platform != "win32":  # there each process compiles for itself
+    import fcntl
+
 if config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba makes it; the loops reinterpret bits, Python cannot
     raise CompilerDisabledError(
         "numba's compiler is switched off, and these loops exist only compiled; unset NUMBA_DISABLE_JIT (or take "
@@ -33,6 +40,7 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba makes it; the loop
     )
 
 _DIGEST = hashlib.sha256
+_PATIENCE = 60.0  # seconds for which a process waits for another that compiles the same loop
 
 
 def compiled(*, signatures: Sequence[Any] = (), **options: Any) -> Callable[[Any], Any]:
@@ -52,6 +60,7 @@ def compiled(*, signatures: Sequence[Any] = (), **options: Any) -> Callable[[Any
         dispatcher = njit(nogil=True, **options)(function)
         with suppress(RuntimeError, OSError):  # no place can be written to
             dispatcher._cache = _Cache(function)
+            _compile_in_turn(dispatcher)
         if signatures:
             _compile_when_called(dispatcher, signatures)
         return dispatcher
@@ -78,8 +87,56 @@ def _compile_when_called(dispatcher: Any, signatures: Sequence[Any]) -> None:
     dispatcher.get_call_template = after_compiling(dispatcher.get_call_template)
 
 
+def _compile_in_turn(dispatcher: Any) -> None:
+    """Let go of a loop's turn when it is compiled, or cannot be."""
+    compile_, cache = dispatcher.compile, dispatcher._cache
+
+    def compile_and_let_go(signature: Any) -> Any:
+        # a turn is its process's: of all threads only the one that compiles may have it
+        with global_compiler_lock, ExitStack() as cache.turn:
+            return compile_(signature)
+
+    dispatcher.compile = compile_and_let_go
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait until no other process compiles the loop of this lock file; where it cannot be locked nobody waits.
+
+    The kernel opens a lock of `fcntl` when its process ends, and children do not inherit it. Who waits holds turns of
+    loops that call this one, and of no others, so that no two wait for each other.
+    """
+    try:
+        file = path.open("ab")
+    except OSError:
+        yield
+        return
+    with file:
+        try:
+            _lock(file)
+            yield
+        finally:
+            with suppress(OSError):  # it is only a sign: who has opened it may still wait for it
+                path.unlink()
+
+
+def _lock(file: IO[bytes]) -> None:
+    end = time.monotonic() + _PATIENCE
+    while sys.platform != "win32" and time.monotonic() < end:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+            continue
+        except OSError:  # a file system without locks
+            pass
+        return
+
+
 class _Cache(FunctionCache):
     """numba's, whose failures cost time and nothing else."""
+
+    turn: ExitStack  # ends when the loop is compiled
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
@@ -92,6 +149,13 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        kept = self._kept(sig, target_context)
+        if kept is None:
+            self.turn.enter_context(_turn(Path(f"{self._cache_file._index_path}.lock")))
+            kept = self._kept(sig, target_context)  # another process may have made it
+        return kept
+
+    def _kept(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # whatever was kept, it cannot be used

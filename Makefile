@@ -6,10 +6,12 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the tests start several hundred Pythons: without its compiled files each compiles the package anew
 unexport PYTHONDONTWRITEBYTECODE
-INSTALL := $(BIN)/python -m pip install --quiet
+# Python compiles the modules that are imported, pip would all of them
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 # the tests of `make test-all`
 ELSEWHERE := torch or browser or distributed or notebooks or docs or checkpoint or fuzz or mutants or dist
-TESTS := -n 2 --dist loadfile --no-loadscope-reorder -m "not exhaustive and not machines and not kills and not ($(ELSEWHERE))"
+# three processes for two cores: now and then one waits
+TESTS := -n 3 --dist loadfile --no-loadscope-reorder -m "not exhaustive and not machines and not kills and not ($(ELSEWHERE))"
 # of `make test-pythons`
 PYTHONS := python3.11 python3.12 python3.13
 # what the tests of `make test` import
@@ -129,9 +131,9 @@ $(VENV)/.core: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.core
+$(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[dev]'
-	@touch $@
+	@touch $(VENV)/.core $@
 
 # the CPU build by its version: a plain `torch` may bring gigabytes of CUDA
 $(VENV)/.all: $(VENV)/.dev

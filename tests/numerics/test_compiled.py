@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +20,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 from numba import float64
+from numba.core.errors import TypingError
 
 import precision_lab
 from precision_lab.numerics.kernels import compiled
 from precision_lab.numerics.kernels.compiled import _whole
+from tests.conftest import wait_until
 
 FILES: Any = compiled._Files  # numba has no types
 PACKAGE = Path(precision_lab.__file__).parent
@@ -360,6 +365,107 @@ def test_loops_with_signatures_are_compiled_for_these_when_they_are_called_first
     with pytest.raises(TypeError):
         outer(1j)
     assert list(outer.overloads) == [(float64,)]
+
+
+# ---- one of several compiles ----
+
+TURNS = """
+import os, sys, time
+from pathlib import Path
+from numba.core import event
+from precision_lab.numerics.kernels import compiled
+
+folder = Path(sys.argv[1])
+lock = compiled._lock
+
+def asks(file):
+    (folder / f"asks-{os.getpid()}").touch()
+    lock(file)
+
+class Slow(event.Listener):
+    def on_start(self, _):
+        if not (folder / "go").exists() and not os.fork():  # a child, who is none of those that compile
+            os.closerange(0, 3)
+            (folder / f"child-{os.getpid()}").touch()
+            time.sleep(10**6)
+        (folder / f"compiles-{os.getpid()}").touch()
+        while not (folder / "go").exists():
+            time.sleep(.01)
+
+    def on_end(self, _):
+        pass
+
+compiled._lock = asks
+event.register("numba:compile", Slow())
+
+@compiled.compiled()
+def loop(x):
+    return x + 1
+
+print(loop(1.5))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="each process compiles for itself")
+def test_of_several_processes_one_compiles_and_if_it_is_killed_another_whoever_it_left_behind(tmp_path: Path) -> None:
+    program, place = tmp_path / "program.py", tmp_path / "cache"
+    program.write_text(TURNS)
+
+    def pids(what: str) -> set[int]:
+        return {int(file.name.removeprefix(f"{what}-")) for file in tmp_path.glob(f"{what}-*")}
+
+    environment = {"NUMBA_CACHE_DIR": str(place)}
+    children = [start(program=(str(program), str(tmp_path)), environment=environment) for _ in range(3)]
+    try:
+        wait_until(lambda: len(pids("asks")) == 3 and len(pids("compiles")) == 1, 120)
+        (first,) = (child for child in children if child.pid in pids("compiles"))
+        first.kill()
+        wait_until(lambda: len(pids("compiles")) == 2, 30)
+        assert [file.suffix for file in kept(place).values()] == [".lock"]
+        (tmp_path / "go").touch()
+        assert [output(child) for child in children if child is not first] == ["2.5\n"] * 2
+    finally:
+        for pid in pids("child"):
+            os.kill(pid, signal.SIGKILL)
+        for child in children:
+            child.kill()
+            child.communicate()
+    assert len(pids("compiles")) == 2
+    assert sorted(file.suffix for file in kept(place).values()) == [".nbc", ".nbi"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")
+@pytest.mark.parametrize("error", [BlockingIOError(), OSError(errno.ENOLCK, "no locks here")])
+def test_nobody_waits_for_ever(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def lockf(*_: object) -> None:
+        tries.append(time.monotonic())
+        raise error
+
+    monkeypatch.setattr(compiled.fcntl, "lockf", lockf)
+    monkeypatch.setattr(compiled, "_PATIENCE", 0.05)
+    with compiled._turn(tmp_path / "loop.lock"):
+        assert (len(tries) > 1) == isinstance(error, BlockingIOError)
+    with compiled._turn(tmp_path):  # cannot be written to
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loop_that_cannot_be_compiled_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @compiled.compiled()
+    def wrong(x: Any) -> Any:
+        return x.nothing
+
+    lock = Path(f"{wrong._cache._cache_file._index_path}.lock")
+    seen = []
+    monkeypatch.setattr(compiled, "_lock", lambda file: seen.append((file, lock.exists())))
+    with pytest.raises(TypingError):
+        wrong(1.5)
+    ((file, there),) = seen
+    assert there
+    assert file.closed
+    assert not lock.exists()
 
 
 def test_a_loop_closes_over_what_has_a_name() -> None:

@@ -281,10 +281,10 @@ class Check:
     def _compare(self, call: _Call, result: Array, output: _Output) -> None:
         spec, patterns = self.spec, call.patterns
         self.checked += patterns.size
-        same = self._same_bits(patterns, result, output)
         if call.all_rows:
             chosen = np.arange(patterns.size)
         else:
+            same = self._same_bits(patterns, result, output)
             if spec.nan == "payload":
                 same &= ~np.isnan(spec.source.carrier(patterns))
             some = np.arange(0, patterns.size if len(self.rows) < _SAMPLED else 0, 997)  # right ones
@@ -295,15 +295,15 @@ class Check:
         wrong = self._wrong(rows)
         count = int(np.count_nonzero(wrong))
         self.wrong += count
-        keep = np.ones(wrong.size, np.bool_)
-        if not call.all_rows and count:
-            room = max(16, min(count, _KEPT - self.kept))
-            if count > room:
-                excess = np.flatnonzero(wrong)
-                keep[excess] = False
-                keep[excess[:: -(-count // room)]] = True
-        self.kept += int(np.count_nonzero(wrong & keep))
-        self.rows.append(rows.take(keep))
+        room = max(16, min(count, _KEPT - self.kept))
+        if count > room and not call.all_rows:
+            excess = np.flatnonzero(wrong)
+            keep = np.ones(wrong.size, np.bool_)
+            keep[excess] = False
+            keep[excess[:: -(-count // room)]] = True
+            rows, count = rows.take(keep), int(np.count_nonzero(wrong & keep))
+        self.kept += count
+        self.rows.append(rows)
 
     def _make_rows(self, call: _Call, chosen: Array, result: Array, output: _Output) -> Rows:
         patterns = call.patterns[chosen]

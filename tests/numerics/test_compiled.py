@@ -443,7 +443,7 @@ def test_nobody_waits_for_ever(error: OSError, tmp_path: Path, monkeypatch: pyte
         tries.append(time.monotonic())
         raise error
 
-    monkeypatch.setattr(compiled.fcntl, "lockf", lockf)
+    monkeypatch.setattr("fcntl.lockf", lockf)
     monkeypatch.setattr(compiled, "_PATIENCE", 0.05)
     with compiled._turn(tmp_path / "loop.lock"):
         assert (len(tries) > 1) == isinstance(error, BlockingIOError)

@@ -48,7 +48,6 @@ from precision_lab.numerics.rounding import (
     as_carrier,
     random_numbers,
     random_stream,
-    round_to,
 )
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
@@ -307,9 +306,28 @@ class Terms:
 
 @lru_cache(maxsize=256)
 def sum_constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
-    """Return the constants of kernels/sums.py: what happens at the ends of the range is asked of `round_to`."""
-    ends = round_to(np.array([1e300, -1e300, np.inf, -np.inf, -0.0, np.nan]), fmt, mode, rng=0)
-    beyond, beyond_negative, infinity, negative_infinity, negative_zero, nan = ends.tolist()
+    """Return the constants of kernels/sums.py as its loops read them."""
+    return as_words(accumulator(fmt, mode))
+
+
+def as_words(constants: tuple[Any, ...]) -> Array:
+    """Return a NamedTuple of a loop's constants as bit patterns of 64 bits, signs and all."""
+    return np.array([x if isinstance(x, int) else np.float64(x).view(np.uint64) for x in constants], np.uint64)
+
+
+def _ends(fmt: FloatFormat, mode: RoundingMode) -> tuple[float, ...]:
+    """Return what `round_to` makes of 1e300, -1e300, inf, -inf, -0.0 and NaN: no loop need be compiled for that."""
+    nan = math.copysign(math.nan, -1 if fmt.specials == "fnuz" else 1) if fmt.has_nan else -0.0
+    clamped = (mode.clamps(negative=negative) for negative in (False, True))
+    beyond = [*(fmt.max if clamps else fmt.overflow_value for clamps in clamped), *[fmt.overflow_value] * 2]
+    signed = (math.copysign(x, sign) for x, sign in zip(beyond, (1, -1, 1, -1), strict=True))
+    ends = (nan if x != x and fmt.specials == "fnuz" else x for x in signed)
+    return *ends, -0.0 if fmt.has_negative_zero else 0.0, nan
+
+
+def accumulator(fmt: FloatFormat, mode: RoundingMode) -> Any:
+    """Return the constants of kernels/sums.py."""
+    beyond, beyond_negative, infinity, negative_infinity, negative_zero, nan = _ends(fmt, mode)
     discarded = 52 - fmt.mantissa_bits
     low, half = (1 << discarded) - 1, 1 << (discarded - 1)
     below_16_bits = (1 << (discarded - 16)) - 1
@@ -327,7 +345,7 @@ def sum_constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
     dither_below = dither
     if not fmt.mantissa_bits and deciding == discarded:  # every significand but zero's is 1, odd
         dither, by_bit = dither + by_bit, 0
-    constants = load_kernels().sums.Accumulator(
+    return load_kernels().sums.Accumulator(
         discarded=discarded,
         low=low,
         dither=dither,
@@ -347,7 +365,6 @@ def sum_constants(fmt: FloatFormat, mode: RoundingMode) -> Array:
         cancelled=-0.0 if mode is RoundingMode.TOWARD_NEGATIVE else 0.0,
         nan=nan,
     )
-    return np.array([x if isinstance(x, int) else np.float64(x).view(np.uint64) for x in constants], np.uint64)
 
 
 def accumulate(

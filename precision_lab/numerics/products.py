@@ -6,12 +6,13 @@ rounded once; special cases are those of `accumulation`.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.numerics.accumulation import sum_constants
+from precision_lab.numerics.accumulation import accumulator, as_words, sum_constants
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted
@@ -26,7 +27,7 @@ def _taken(x: ArrayLike, inputs: FloatFormat | None, name: str) -> tuple[Array, 
     """Return an operand, rounded to `inputs`, as float32, and the dtype it came in."""
     array = as_carrier(x, to_odd=True)  # a large integer that was rounded is no float32
     rounded = array if inputs is None else np.asarray(round_to(array, inputs))
-    narrow = converted(rounded, np.float32)
+    narrow = rounded if rounded.dtype == np.float32 else converted(rounded, np.float32)
     if rounded.dtype == np.float64 and not np.array_equal(narrow, rounded, equal_nan=True):
         raise ValueError(f"{name} has values that float32 cannot hold; name their format in inputs=")
     return narrow, array.dtype
@@ -81,7 +82,7 @@ def _operands(a: ArrayLike, b: ArrayLike, inputs: FormatLike | None) -> tuple[Ar
     right, of_right = _taken(b, source, "b")
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
         raise ValueError(f"a and b must be matrices (m, k) and (k, n), got shapes {left.shape} and {right.shape}")
-    return left, right, np.result_type(of_left, of_right)
+    return left, right, of_left if of_left == of_right else np.result_type(of_left, of_right)
 
 
 def matmul(
@@ -159,28 +160,116 @@ def matmul(
 
 _FEW = 4  # elements that are summed one by one
 _TERMS = 1 << 15  # of which so many are held at a time
+_BLOCK = 512  # rows and columns that are worked on together
+_PACKED = 1 << 15  # numbers that are packed at a time, if a chunk of steps has not more
+_DRAWN = 1 << 18  # random numbers that are drawn at a time, if half a chunk has not more
+_NONE = np.empty(0, np.uint16), np.empty((0, 0, 0), np.int64)
 
 
 def _sums(
     left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: _Stream
 ) -> Array:
     """Multiply: in tiles, or where the result has few elements one by one."""
-    rows, columns = left.shape[0], right.shape[1]
-    if rows * columns <= _FEW:
-        return _few_sums(left, right, fmt, round_products, mode, stream)
-    kernels = load_kernels().products
+    few = len(left) * right.shape[1] <= _FEW
+    return (_few_sums if few else _in_tiles)(left, right, fmt, round_products, mode, stream)
 
+
+class _Tiled(NamedTuple):
+    """How tiles are added."""
+
+    add: Any
+    add_anything: Any
+    constants: Array
+    scale: float  # of sums
+
+
+@lru_cache(maxsize=256)
+def _tiled(fmt: FloatFormat, mode: RoundingMode, round_products: bool) -> _Tiled:
+    """Choose the loops and make their constants."""
+    products, tiles = load_kernels().products, load_kernels().tiles
     kind = {
-        RoundingMode.TIES_TO_EVEN: kernels.EVEN,
-        RoundingMode.TIES_TO_AWAY: kernels.FIELDS,
-        RoundingMode.TOWARD_ZERO: kernels.FIELDS,
-        RoundingMode.STOCHASTIC: kernels.CHANCE,
-    }.get(mode, kernels.BY_BIT)
-    result = np.empty((rows, columns), np.float32)
-    place = None if stream is None else np.array([*stream, rows * columns], np.uint64)
-    operands = np.ascontiguousarray(left), np.ascontiguousarray(right)
-    kernels.MULTIPLY[kind, round_products](*operands, result, sum_constants(fmt, mode), place)
-    return result
+        RoundingMode.TIES_TO_EVEN: tiles.EVEN,
+        RoundingMode.TIES_TO_AWAY: tiles.FIELDS,
+        RoundingMode.TOWARD_ZERO: tiles.FIELDS,
+        RoundingMode.STOCHASTIC: tiles.CHANCE,
+    }.get(mode, tiles.BY_BIT)
+    of_sums = accumulator(fmt, mode)._asdict()
+    power, scale = 2.0 ** of_sums["discarded"], tiles.SMALLEST / fmt.smallest_normal
+    as_they_are = ("dither", "dither_below", "by_bit", "number_shift", "nan")
+    scaled = ("largest", "beyond", "beyond_negative", "infinity", "negative_infinity")
+    constants = tiles.Rounding(
+        power=power,
+        split=1 - power,
+        up=1.5 * power,
+        down=-1.5 * power,
+        keep=2**64 - 1 - of_sums["low"],
+        to_top=63 - of_sums["deciding"],
+        **{name: of_sums[name] for name in as_they_are},
+        **{name: of_sums[name] * scale for name in scaled},
+        **{name: int(np.float64(of_sums[name]).view(np.uint64)) for name in ("negative_zero", "cancelled")},
+    )
+    loops = products.ADD[kind, round_products], products.ADD_ANYTHING[kind == tiles.CHANCE, round_products]
+    return _Tiled(*loops, as_words(constants), scale)
+
+
+@lru_cache(maxsize=256)
+def _blocks(size: int, whole: int) -> list[tuple[int, int]]:
+    """Return where blocks of rows or columns begin and end, all about as large; they begin at multiples of `whole`."""
+    count = -(-size // _BLOCK)
+    edges = [size * i // count // whole * whole for i in range(count)]
+    return list(zip(edges, [*edges[1:], size], strict=True))
+
+
+def _in_tiles(
+    left: Array, right: Array, fmt: FloatFormat, round_products: bool, mode: RoundingMode, stream: _Stream
+) -> Array:
+    """Multiply in tiles: a block of the result after the other, so many steps at a time as fit the caches."""
+    loops, of_tiles = load_kernels().products, load_kernels().tiles
+    height, width, chunk = of_tiles.tile_rows(), of_tiles.WIDTH, of_tiles.DEPTH
+    add, add_anything, constants, scale = _tiled(fmt, mode, round_products)
+    (rows, steps), columns = left.shape, right.shape[1]
+    if columns < width:  # there must be a whole tile
+        right = right[:, np.minimum(np.arange(width), columns - 1)]
+    wide = right.shape[1]
+    result = np.empty((rows, wide), np.float32)
+    flat_left, flat_right = _flat(left), _flat(right)
+    spare = np.zeros(chunk, np.float32)
+    each = 2 if round_products else 1
+    place = None if stream is None else np.array(stream, np.uint64)
+    for row, below in _blocks(rows, height):
+        for column, end in _blocks(wide, width):
+            panels, tiles = -(-(below - row) // height), -(-(end - column) // width)
+            deep = max(_PACKED // (panels * height + tiles * width) // chunk, 1) * chunk
+            at_once, numbers, places = panels, *_NONE
+            if place is not None:
+                of_panel = each * height * (end - column)  # a step
+                deep = min(deep, max(_DRAWN // of_panel // chunk * chunk, chunk // 2), max(steps, 1))
+                at_once = min(max(_DRAWN // (of_panel * deep), 1), panels)
+                # if those of a row are apart they begin and end within four; the last tile reads beyond
+                words = np.empty(at_once * deep * each * height * (-(-columns // 4) + 2) * 2, np.uint32)
+                numbers, places = words.view(np.uint16), np.empty((at_once, deep * each, height), np.int64)
+            shape = panels, tiles, max(-(-min(deep, steps) // chunk), 1), height
+            room = np.empty(loops.room_of.py_func(shape, 8).end)  # it begins within eight
+            for step in range(0, max(steps, 1), deep):
+                depth = min(deep, steps - step)
+                start = row, column, step, end
+                loops.pack(flat_left, flat_right, (rows, steps, wide), start, depth, scale, room, shape, spare)
+                for panel in range(0, panels, at_once):
+                    some = panel, min(panel + at_once, panels)
+                    if place is not None:
+                        first = row + panel * height, column, min(end, columns), step * each
+                        loops.draw(place, (rows, columns), first, depth * each, words, places)
+                    most = 1
+                    while not add(room, shape, numbers, places, constants, some, end - column, depth):
+                        add_anything(room, shape, numbers, places, constants, some, end - column, depth, most)
+                        most *= 2  # where anything occurs once, it often goes on
+            loops.unpack(room, shape, 1 / scale, result.reshape(-1), (rows, wide), row, column, end)
+    return result if wide == columns else np.ascontiguousarray(result[:, :columns])
+
+
+def _flat(x: Array) -> Array:
+    """Return a vector that a loop takes: contiguous, and of the kind that may be written to."""
+    return (x if x.flags.c_contiguous and x.flags.writeable else x.copy()).reshape(-1)
 
 
 def _few_sums(

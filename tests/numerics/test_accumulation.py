@@ -9,18 +9,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from precision_lab import accumulate, dot, exact_sum, matmul, round_to
 from precision_lab.numerics import reference
-from precision_lab.numerics.accumulation import METHODS, rounded_sum
+from precision_lab.numerics.accumulation import METHODS, _ends, rounded_sum
 from precision_lab.numerics.formats import FloatFormat, get_format
+from precision_lab.numerics.modes import RoundingMode
 from tests.numerics.helpers import MODES, REGISTERED, assert_same, uniforms, unsigned_nan
 
 ALL_MODES = (*MODES, "stochastic")
 CUSTOM = st.builds(FloatFormat.ieee, st.integers(2, 8), st.integers(0, 23))
 FORMAT = st.sampled_from(REGISTERED) | CUSTOM
+
+
+@pytest.mark.parametrize("mode", list(RoundingMode))
+def test_the_ends_of_the_range_are_those_of_arrays(mode: RoundingMode) -> None:
+    every = [*REGISTERED, *(FloatFormat.ieee(exponent, 2) for exponent in range(2, 9)), FloatFormat.ieee(5, 0)]
+    every += [FloatFormat("custom", 4, 3, 7, specials) for specials in ("fn", "fnuz", "finite")]
+    for fmt in every:
+        ends = round_to(np.array([1e300, -1e300, np.inf, -np.inf, -0.0, np.nan]), fmt, mode, rng=0)
+        assert np.array(_ends(fmt, mode)).tobytes() == ends.tobytes()
 
 
 def by_reference(
@@ -227,6 +237,7 @@ def test_nothing_sums_to_zero() -> None:
 # ---- the exact sum and the bounds ----
 
 
+@example([2.225073858507203e-309, 2.225073858507203e-309])  # subnormal, and their sum is no double
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=20))
 def test_the_exact_sum(terms: list[float]) -> None:
     assert exact_sum(terms) == sum(map(Fraction, terms))

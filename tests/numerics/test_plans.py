@@ -27,9 +27,10 @@ OF_BITS = [
     kernels.optimizers.EvenFields,
     kernels.weights.Spacing,
     kernels.sums.Accumulator,
+    kernels.tiles.Rounding,
 ]
 OF_DOUBLES = [kernels.sums.InTurn]
-OF_LOOPS = [kernels.tiles.Rounding, kernels.products._Operand]  # made by a loop, for another
+OF_LOOPS = [kernels.products.Room]  # made by a loop, for itself
 
 
 class Mixed(NamedTuple):

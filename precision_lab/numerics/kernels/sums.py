@@ -19,6 +19,7 @@ from precision_lab.numerics.kernels.bits import TILE, U64, any_order, named, rei
 from precision_lab.numerics.kernels.compiled import compiled
 
 LARGEST_64 = np.finfo(np.float64).max
+SMALLEST_64 = np.finfo(np.float64).smallest_normal
 _MAGNITUDE = U64(0x7FFFFFFFFFFFFFFF)
 _SIGN = U64(0x8000000000000000)
 _FRACTION = U64(0xFFFFFFFFFFFFF)
@@ -411,7 +412,7 @@ def sum_exactly(terms, largest, lowest, cells):
                 over = max(x, 0.0)
                 p, m = any_order(p, over), any_order(m, over - x)
         else:
-            power = reinterpret(U64(reinterpret(largest) & U64(~_FRACTION)))
+            power = max(reinterpret(U64(reinterpret(largest) & U64(~_FRACTION))), SMALLEST_64)  # 0: it is subnormal
             shift = 1.5 * 2.0**11 * power
             for x in tile:
                 over = max(x, 0.0)

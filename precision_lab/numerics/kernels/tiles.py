@@ -13,11 +13,13 @@ known afterwards: the tile keeps what all sums have in common, and where that la
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from numba import types
 from numba.core.cgutils import alloca_once_value, for_range, unpack_tuple
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from precision_lab.numerics.kernels.lanes import Lanes, constants, select
@@ -26,6 +28,7 @@ USUAL, GRADUAL, ANYTHING = range(3)  # what may occur
 EVEN, FIELDS, BY_BIT, CHANCE = range(4)  # ties to even; a dither; one that depends on a bit; a random one
 
 WIDTH = 8  # columns of a tile
+DEPTH = 64  # steps between two looks at what may occur: so many numbers of a row lie side by side
 SMALLEST = 2.0  # the smallest normal, scaled
 HIGHEST = 1 << 62  # set in the exponents of 2 and above
 
@@ -144,18 +147,11 @@ def _round_anything(s: Lanes, error: Lanes | None, kind: int, k: SimpleNamespace
 # --- tiles -----------------------------------------------------------------------------------------------------------
 
 
-@intrinsic
-def tile_rows(typing_context: Any) -> Any:
+@cache
+def tile_rows() -> int:
     """Return the rows of a tile: its accumulators are eight vectors of the processor, of which it has 16 or 32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.get_constant(types.int64, _rows_of(context))
-
-    return types.int64(), codegen
-
-
-def _rows_of(context: Any) -> int:
-    features = context.codegen().magic_tuple()[2].split(",")
+    target: Any = cpu_target
+    features = target.target_context.codegen().magic_tuple()[2].split(",")
     return 8 if "+avx512f" in features else 4
 
 
@@ -163,8 +159,8 @@ def make_tile(kind: int, round_products: bool, level: int) -> Any:
     """Make an intrinsic that adds to a tile of sums, and returns whether all of them had the demanded bit.
 
     Arrays are sums, the packed operands, random numbers, and where these begin: row by row, step by step, those of
-    products before those of sums. Positions are those of the tile in the first three of them, and its first column.
-    At the level of what is usual it leaves the sums as they were unless all had the bit.
+    products before those of sums. Positions are those of the tile in the first three of them and in the last, and its
+    first column. At the level of what is usual it leaves the sums as they were unless all had the bit.
     """
     each = 2 if round_products else 1
     signed = level != USUAL and kind == BY_BIT  # there is a mode in which a sum that is exactly zero is -0
@@ -173,13 +169,13 @@ def make_tile(kind: int, round_products: bool, level: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             import llvmlite.ir as ir
 
-            rows, long, real = _rows_of(context), ir.IntType(64), ir.DoubleType()
+            rows, long, real = tile_rows(), ir.IntType(64), ir.DoubleType()
             c = constants(builder, k, args[4])
             sums, left, right, numbers, places = (
                 context.make_array(array)(context, builder, value).data
                 for array, value in zip(arrays, unpack_tuple(builder, args[0]), strict=True)
             )
-            of_sums, of_left, of_right, column = unpack_tuple(builder, args[1])
+            of_sums, of_left, of_right, of_places, column = unpack_tuple(builder, args[1])
 
             def moved(start: Any, count: Any, times: int = 1) -> Any:
                 count = ir.Constant(long, count) if isinstance(count, int) else count
@@ -191,7 +187,7 @@ def make_tile(kind: int, round_products: bool, level: int) -> Any:
             def number(step: Any, row: int, which: int) -> Lanes | None:
                 if kind != CHANCE:
                     return None
-                place = moved(ir.Constant(long, rows * which + row), step, rows * each)
+                place = moved(moved(of_places, rows * which + row), step, rows * each)
                 start = builder.add(builder.load(builder.gep(places, [place])), column)
                 short = builder.load(line(numbers, start, ir.IntType(16)), align=2)
                 return Lanes(builder, short).widened(64)
@@ -204,7 +200,7 @@ def make_tile(kind: int, round_products: bool, level: int) -> Any:
                 b = Lanes(builder, builder.load(line(right, moved(of_right, step, WIDTH), real), align=8))
                 shared = Lanes(builder, builder.load(common))
                 for row, accumulator in enumerate(accumulators):
-                    a = b.same(builder.load(builder.gep(left, [moved(moved(of_left, row), step, rows)])))
+                    a = b.same(builder.load(builder.gep(left, [moved(moved(of_left, row, DEPTH), step)])))
                     acc = Lanes(builder, builder.load(accumulator))
                     product, error = a.times(b), None
                     if round_products:
@@ -258,7 +254,7 @@ def extremes(typing_context: Any, sums: Any, at: Any) -> Any:
         data = builder.bitcast(start, words.as_pointer())
         high = Lanes(builder, ir.Constant(words, [0] * WIDTH))
         low = infinity = high.same(_EXPONENT)
-        for row in range(_rows_of(context)):
+        for row in range(tile_rows()):
             bits = Lanes(builder, builder.load(builder.gep(data, [ir.Constant(ir.IntType(64), row)]), align=8))
             size = bits & _MAGNITUDE
             high = select(exceeds(size, high), size, high)

@@ -34,9 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector thousands of tests, which stay to the end: it would look at them again and again."""
-    gc.collect()
-    gc.freeze()
+    """Look for garbage rarely: thousands of tests stay to the end, and would be looked at again and again."""
+    gc.set_threshold(20_000, 20, 100)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted, is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.plans import overflows
 from precision_lab.numerics.rounding import _stream, as_carrier, random_numbers, round_to
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.shown import Shown
@@ -263,5 +264,5 @@ def _addition(fmt: FloatFormat, mode: RoundingMode) -> NDArray[np.float64]:
         RoundingMode.TOWARD_POSITIVE: (anything, anything),
         RoundingMode.TO_ODD: (anything, never),
     }.get(mode, (never, never))
-    beyond = fmt.max if mode.clamps(negative=False) else fmt.overflow_value
+    beyond, _, _ = overflows(fmt, mode, False)
     return np.array(load_kernels().sums.InTurn(fmt.mantissa_bits, fmt.emin, fmt.max, beyond, at_even, at_odd))

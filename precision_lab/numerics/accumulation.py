@@ -43,6 +43,7 @@ from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import is_number
 from precision_lab.numerics.modes import RoundingMode, get_mode
+from precision_lab.numerics.plans import overflows
 from precision_lab.numerics.rounding import (
     RandomSource,
     as_carrier,
@@ -318,9 +319,8 @@ def as_words(constants: tuple[Any, ...]) -> Array:
 def _ends(fmt: FloatFormat, mode: RoundingMode) -> tuple[float, ...]:
     """Return what `round_to` makes of 1e300, -1e300, inf, -inf, -0.0 and NaN: no loop need be compiled for that."""
     nan = math.copysign(math.nan, -1 if fmt.specials == "fnuz" else 1) if fmt.has_nan else -0.0
-    clamped = (mode.clamps(negative=negative) for negative in (False, True))
-    beyond = [*(fmt.max if clamps else fmt.overflow_value for clamps in clamped), *[fmt.overflow_value] * 2]
-    signed = (math.copysign(x, sign) for x, sign in zip(beyond, (1, -1, 1, -1), strict=True))
+    positive, negative, infinity = overflows(fmt, mode, False)
+    signed = positive, -negative, infinity, -infinity
     ends = (nan if x != x and fmt.specials == "fnuz" else x for x in signed)
     return *ends, -0.0 if fmt.has_negative_zero else 0.0, nan
 

@@ -108,7 +108,7 @@ def _is_plain(fmt: FloatFormat, subnormals: bool) -> bool:
     return subnormals and fmt.has_negative_zero and fmt.has_nan
 
 
-def _overflows(fmt: FloatFormat, mode: RoundingMode, saturate: bool) -> tuple[float, float, float]:
+def overflows(fmt: FloatFormat, mode: RoundingMode, saturate: bool) -> tuple[float, float, float]:
     """Return what is made of overflow, positive and negative, and of infinity."""
     beyond = fmt.max if saturate else fmt.overflow_value
     positive, negative = (fmt.max if mode.clamps(negative=negative) else beyond for negative in (False, True))
@@ -130,7 +130,7 @@ def _by_mask(fmt: FloatFormat, mode: RoundingMode, saturate: bool) -> Plan:
     loops = load_kernels().rounding
 
     positive_even, positive_odd, negative_even, _ = _dithers(fmt, mode, False)
-    overflow, overflow_negative, infinity = map(partial(magnitude_bits, False), _overflows(fmt, mode, saturate))
+    overflow, overflow_negative, infinity = map(partial(magnitude_bits, False), overflows(fmt, mode, saturate))
     discarded, even = _discarded(fmt, False), mode is RoundingMode.TIES_TO_EVEN
     constants = loops.ByMask(
         keep=2**32 - (1 << discarded),
@@ -156,7 +156,7 @@ def _by_addition(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturat
         RoundingMode.TO_ODD: loops.ODD,
     }
     _, _, width, fraction_bits, _ = _CARRIERS[wide]
-    overflow, overflow_negative, infinity = _overflows(fmt, mode, saturate)
+    overflow, overflow_negative, infinity = overflows(fmt, mode, saturate)
     constants = loops.ByAddition(
         lowest=2.0**fmt.emin,
         highest=2.0**fmt.emax,
@@ -186,7 +186,7 @@ def _by_chance(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate:
     smallest_normal, quantum, scale = _units(fmt, wide)
     width, discarded, signed_zero = _CARRIERS[wide].bits, _discarded(fmt, wide), fmt.has_negative_zero
     bits = partial(magnitude_bits, wide)
-    largest, overflow, nan = bits(fmt.max), bits(_overflows(fmt, mode, saturate)[-1]), _zero_and_nan(fmt, wide)
+    largest, overflow, nan = bits(fmt.max), bits(overflows(fmt, mode, saturate)[-1]), _zero_and_nan(fmt, wide)
     if overflow > bits(np.inf):
         overflow = nan["nan_flip"]
     if _is_plain(fmt, subnormals):
@@ -224,7 +224,7 @@ def by_fields(fmt: FloatFormat, mode: RoundingMode, subnormals: bool, saturate: 
     _, real, width, *_ = _CARRIERS[wide]
     smallest_normal, quantum, scale = _units(fmt, wide)
     spacing_bits = 1 << _discarded(fmt, wide)
-    over_positive, over_negative, infinity = _overflows(fmt, mode, saturate)
+    over_positive, over_negative, infinity = overflows(fmt, mode, saturate)
     starts = {  # the positions between two subnormals from which a value goes away from zero
         _ANY: float(np.finfo(real).smallest_subnormal),
         _HALF_UP: 0.5,

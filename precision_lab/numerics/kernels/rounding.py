@@ -61,7 +61,7 @@ def elementwise(element: Any, layout: Any) -> Any:
     """
 
     @compiled()
-    def loop(x, out, c, past_caches=False):
+    def loop(x, out, c, past_caches):
         k = named(layout, c)
         first, last = 0, 0
         itself = x.ctypes.data == out.ctypes.data

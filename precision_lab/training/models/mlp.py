@@ -292,7 +292,8 @@ class MLP:
             storage.activation_gradients,
             storage.weights if storage.transient_weights else FP32.weights,
             storage.gradients,
-            *(None if fmt is FP32.weights else fmt for fmt in (storage.operands, storage.gradient_operands)),
+            storage.operands,
+            storage.gradient_operands,
         )
         factor = checked_loss_scale(loss_scale, parameters.flat.dtype) / len(inputs)
         inputs = inputs.astype(np.float32, copy=False)

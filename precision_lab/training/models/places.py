@@ -141,7 +141,7 @@ def operations_are_separate() -> bool:
 
 def in_one_call(x: Array) -> bool:
     """Whether what is done to an array between two places is one compiled call: of float32 it is."""
-    return x.dtype.char == "f" and not _separately.get()
+    return x.dtype.char == "f" and not operations_are_separate()
 
 
 def sums_in_one_call(x: Array, storage: StorageConfig) -> bool:

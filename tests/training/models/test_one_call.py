@@ -39,7 +39,7 @@ def given_values(draw: st.DrawFn) -> tuple[str, StorageConfig]:
         role: get_format(draw(st.sampled_from(names)))
         for role in ("weights", "activations", "activation_gradients", "gradients", "sensitive")
     }
-    if operands := draw(st.sampled_from([None, None, "fp8_e4m3fn", "bf16", "e6m9"])):
+    if operands := draw(st.sampled_from([None, None, "fp8_e4m3fn", "bf16", "e6m9", "fp32"])):
         roles |= {"operands": get_format(operands), "gradient_operands": get_format("fp8_e5m2")}
     return kind, StorageConfig(**roles, master=get_format("fp32"), transient_weights=draw(st.booleans()))
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from precision_lab.numerics.formats import FORMATS, FormatLike, get_format
 from precision_lab.support.reading import CHANGED, InputError, state_of
 from precision_lab.support.text import shown
+from precision_lab.tensors.roles import Role
 
 Chunks: TypeAlias = Iterator[npt.NDArray[Any]]
 
@@ -67,6 +68,8 @@ class TensorInfo:
         None for a tensor of floats, which can be streamed; else why it is not, in a few words.
     column_major : bool
         Whether its elements come column by column (a Fortran-ordered ``.npy``).
+    role : Role
+        What it is for, as far as its name says.
 
     """
 
@@ -76,6 +79,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     skipped: str | None = None
     column_major: bool = False
+    role: Role = Role.PARAMETER
 
     @property
     def count(self) -> int:

@@ -43,6 +43,7 @@ from precision_lab.tensors.info import (
     refusal,
 )
 from precision_lab.tensors.npy import archive_of, npy_sources, npz_sources
+from precision_lab.tensors.roles import Role, role_of
 from precision_lab.tensors.safetensors import MAX_JSON_BYTES, json_object, safetensors_sources
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -272,12 +273,23 @@ def _fill(stream: io.FileIO | zipfile.ZipExtFile, view: memoryview) -> int:
 
 
 def sources_of(place: TensorSource, raw: Raw) -> list[Source]:
-    """List the tensors of a place; see `read_tensors`."""
+    """List the tensors of a place, and what each is for; see `read_tensors`."""
     if isinstance(place, Tensors):
         return place.sources
     if not isinstance(place, str | Path):
-        return memory_sources(place)
-    path = Path(place)
+        sources = memory_sources(place)
+        return sources if hasattr(place, "named_parameters") else _with_roles(sources)
+    return _with_roles(_sources_at(Path(place), raw))
+
+
+def _with_roles(sources: list[Source]) -> list[Source]:
+    for i, source in enumerate(sources):  # in place: there may be very many
+        if (role := role_of(source.info.name)) is not Role.PARAMETER:
+            sources[i] = replace(source, info=replace(source.info, role=role))
+    return sources
+
+
+def _sources_at(path: Path, raw: Raw) -> list[Source]:
     with blaming(path):
         if path.name.endswith(INDEX_SUFFIX):
             return _indexed_sources(path)
@@ -289,7 +301,7 @@ def sources_of(place: TensorSource, raw: Raw) -> list[Source]:
         names = ", ".join(index.name for index in indexes)
         raise refusal(path, f"several models in one folder ({names})", "give the path of the index file to read")
     if indexes:
-        return sources_of(indexes[0], raw)
+        return _sources_at(indexes[0], raw)
     files = [entry for entry in entries if entry.suffix.lower() in _IN_FOLDERS]
     if not files:
         raise refusal(path, "folder without tensors", f"give a folder with {', '.join(_IN_FOLDERS)} files")

@@ -129,7 +129,7 @@ class SumsResult(PlainReport, Shown):
     tensors : tuple of SummedTensor
         Worst first.
     skipped : tuple of TensorInfo
-        What is no floating-point tensor, with the reason.
+        What is no floating-point tensor, or no parameter, with the reason.
     format : FloatFormat
         Of the sums.
     squares : bool
@@ -177,7 +177,7 @@ def sum_tensors(
     dtype: FormatLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SumsResult:
-    """Add up every tensor of the files by each of `SUM_METHODS`.
+    """Add up every parameter of the files, or what they hold of one, by each of `SUM_METHODS`.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def sum_tensors(
     Raises
     ------
     TensorFileError
-        A file cannot be read.
+        A file cannot be read, or none has parameters.
     ValueError
         Unknown format; no paths; `limit` below 1.
 
@@ -209,7 +209,7 @@ def sum_tensors(
     places: list[Any] = [paths] if isinstance(paths, str | Path) else list(paths)
     if not places:
         raise ValueError("nothing to add up; name a file or a folder")
-    walk = Walk(places, dtype=dtype, chunk_bytes=1 << 20)  # mostly more than the limit
+    walk = Walk(places, dtype=dtype, chunk_bytes=1 << 20, parameters=True)  # chunks are mostly more than the limit
     tensors: list[SummedTensor] = []
     for info, chunks in walk:
         terms = _first(chunks, limit)

@@ -28,9 +28,9 @@ class FrozenScan(PlainReport, Shown):
     Attributes
     ----------
     tensors : tuple of (TensorInfo, tuple of WeightGaps)
-        The tensors of floats with their gaps in each format; those frozen most come first.
+        The parameters with their gaps in each format; those frozen most come first.
     skipped : tuple of TensorInfo
-        The others; their `skipped` says why.
+        The others; their `skipped` says why: no floats, codes, a buffer, state of an optimizer.
     formats : tuple of FloatFormat
         The formats that were asked about.
     update_sizes : tuple of float
@@ -110,8 +110,8 @@ def _by_format(reports: Sequence[UpdateReport]) -> dict[str, Any]:
 
 
 def default_formats(weights: TensorSource, *, dtype: FormatLike | None = None) -> tuple[FloatFormat, ...]:
-    """Return the 16-bit formats that the tensors of floats are stored in, bf16 if there are none."""
-    dtypes = {info.dtype for info in list_tensors(weights, dtype=dtype) if not info.skipped}
+    """Return the 16-bit formats that the parameters are stored in, bf16 if there are none."""
+    dtypes = {info.dtype for info in list_tensors(weights, dtype=dtype) if not info.left_out().skipped}
     return tuple(f for f in FORMATS.values() if f.dtype is not None and f.bits == 16 and f.dtype.name in dtypes) or (
         get_format("bf16"),
     )
@@ -125,7 +125,7 @@ def scan_frozen(
     dtype: FormatLike | None = None,
     progress: Progress | None = None,
 ) -> FrozenScan:
-    """Read every tensor of weights once, in bounded memory, and ask which of them updates of given sizes cannot move.
+    """Read every parameter once, in bounded memory, and ask which of them updates of given sizes cannot move.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def scan_frozen(
     Raises
     ------
     TensorFileError
-        The file cannot be read.
+        The file cannot be read, or has no parameters.
     ValueError
         No size, or one that is negative, infinite, NaN or no number; unknown format.
 
@@ -153,7 +153,7 @@ def scan_frozen(
     sizes = tuple(dict.fromkeys(WeightGaps(formats[0]).frozen(size).update_size for size in update_sizes))
     if not sizes:
         raise ValueError("no update size is given")
-    walk = Walk([weights], dtype=dtype, progress=progress)
+    walk = Walk([weights], dtype=dtype, progress=progress, parameters=True)
     tensors: list[tuple[TensorInfo, tuple[WeightGaps, ...]]] = []
     for info, chunks in walk:
         gaps: list[WeightGaps] = []
@@ -195,7 +195,7 @@ def scan_updates(
     formats = _formats(weights, formats, dtype)
     check_partners(weights, updates, list_tensors(weights), list_tensors(updates))
     find = updates.finder(CHUNK_BYTES)
-    walk = Walk([weights], dtype=dtype, progress=progress)
+    walk = Walk([weights], dtype=dtype, progress=progress, parameters=True)
     tensors: list[tuple[TensorInfo, tuple[UpdateReport, ...]]] = []
     for info, chunks in walk:
         reports: list[UpdateReport] = []

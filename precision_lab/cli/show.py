@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 from precision_lab.cli.options import TO_ERROR
-from precision_lab.support.text import printable, shown
+from precision_lab.support.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from precision_lab.tensors.info import TensorInfo
 
 
-_SAID = 20  # of the tensors that were skipped
+_SAID = 20  # lines about tensors
 
 _WIDE = 200  # columns where nobody sees them: a pipe or a file
 
@@ -144,9 +144,18 @@ def progress_bars(descriptions: Mapping[str, str]) -> Iterator[Callable[[str, in
         yield lambda which, done, total: bars.update(tasks[which], completed=done, total=total)
 
 
-def say_skipped(skipped: Sequence[TensorInfo]) -> None:
-    """Say on standard error which tensors were left out, and why; of very many the first."""
-    for info in skipped[:_SAID]:
-        say(f"skipped {shown(info.file.name)}: '{shown(info.name, 200)}': {shown(info.skipped)}", error=True)
-    if len(skipped) > _SAID:
-        say(f"skipped {len(skipped) - _SAID:,} more", error=True)
+def say_skipped(skipped: Sequence[TensorInfo], read: Iterable[TensorInfo] = ()) -> None:
+    """Say on standard error which tensors were left out, and why, and what is to be said of those that were read.
+
+    Those of one file and one reason are one line; of very many lines the first are said.
+    """
+    from precision_lab.tensors.info import lines_of
+
+    for start, lines in (
+        ("skipped ", list(lines_of(skipped, lambda info: info.skipped))),
+        ("", list(lines_of(read, lambda info: info.note))),
+    ):
+        for line in lines[:_SAID]:
+            say(start + line, error=True)
+        if len(lines) > _SAID:
+            say(f"{start}{len(lines) - _SAID:,} more such lines", error=True)

@@ -63,7 +63,7 @@ def scan(
             files, formats=formats, loss_scale=loss_scale, dtype=dtype, executor=pool, progress=progress
         )
     show(scan_table(result))
-    say_skipped(result.skipped)
+    say_skipped(result.skipped, (tensor.info for tensor in result.tensors))
     for file in files:
         if is_recording(file):
             _show_recording(Path(file))
@@ -158,7 +158,7 @@ def _plan_loss_scale(
     plans = plan_tensors(histograms, fmt, margin=margin)
     for table in loss_scale_tables(plans):
         show(table)
-    say_skipped(result.skipped)
+    say_skipped(result.skipped, (tensor.info for tensor in result.tensors))
     if data is not None:
         write_json(plans.parts(), data)
     if figure is not None:
@@ -218,7 +218,7 @@ def accumulation(
     with progress_bar("Adding up") as progress:
         result = sum_tensors(files, fmt, squares=squares, limit=limit, seed=seed, dtype=dtype, progress=progress)
     show(sums_table(result))
-    say_skipped(result.skipped)
+    say_skipped(result.skipped, (tensor.info for tensor in result.tensors))
     if data is not None:
         write_json(result.parts(), data)
 
@@ -244,9 +244,9 @@ def swamping(
 ) -> None:
     """Report which weights would stand still.
 
-    Which tensors of a checkpoint lose their updates when they are stored in a format, worst first: the real updates, or
-    any of a given size. The default format is the 16-bit one that the weights are stored in, or bf16. Files are read
-    as by scan.
+    Which parameters of a checkpoint lose their updates when they are stored in a format, worst first: the real updates,
+    or any of a given size. Buffers, scales, and what an optimizer keeps are no weights, and left out. The default
+    format is the 16-bit one that the weights are stored in, or bf16. Files are read as by scan.
 
     \b
     precision-lab swamping --weights model.safetensors --lr 1e-4
@@ -269,7 +269,7 @@ def swamping(
     show(frozen_table(result) if isinstance(result, FrozenScan) else updates_table(result))
     if lr is not None:
         say("Adam's updates are about as large as the learning rate at first, and smaller later: more is lost then.")
-    say_skipped(result.skipped)
+    say_skipped(result.skipped, (info for info, _ in result.tensors))
     if data is not None:
         write_json(result.parts(), data)
     if figure is not None:

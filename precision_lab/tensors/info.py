@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,7 +69,9 @@ class TensorInfo:
     column_major : bool
         Whether its elements come column by column (a Fortran-ordered ``.npy``).
     role : Role
-        What it is for, as far as its name says.
+        What it is for, as far as its name and what lies beside it say.
+    note : str or None
+        What is to be said of it although it is read, in a few words.
 
     """
 
@@ -80,6 +82,7 @@ class TensorInfo:
     skipped: str | None = None
     column_major: bool = False
     role: Role = Role.PARAMETER
+    note: str | None = None
 
     @property
     def count(self) -> int:
@@ -89,7 +92,17 @@ class TensorInfo:
     def described(self) -> dict[str, Any]:
         """Return plain JSON types: where the tensor is, what it is, and why it was skipped if it was."""
         place = {"file": str(self.file), "name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        if self.role is not Role.PARAMETER:
+            place["role"] = self.role.value
+        if self.note:
+            place["note"] = self.note
         return place | {"reason": self.skipped} if self.skipped else place
+
+    def left_out(self) -> TensorInfo:
+        """Return it as skipped, where weights are asked for and it is something else; else itself."""
+        if self.skipped or self.role is Role.PARAMETER:
+            return self
+        return replace(self, skipped=self.role.beside_weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +144,29 @@ def label_of(info: TensorInfo, with_file: bool = False) -> str:
     """Return the name of a tensor to show, after that of its file if asked for."""
     name = shown(info.name, _LONGEST)
     return f"{shown(info.file.name, _LONGEST)}: {name}" if with_file else name
+
+
+def lines_of(infos: Iterable[TensorInfo], said: Callable[[TensorInfo], str | None]) -> Iterator[str]:
+    """Yield a line for all tensors of a file of which the same is said: the file, which or how many, and what."""
+    groups: dict[tuple[Path, str], list[TensorInfo]] = {}
+    for info in infos:
+        if what := said(info):
+            groups.setdefault((info.file, what), []).append(info)
+    for (file, what), group in groups.items():
+        who = f"'{label_of(group[0])}'" if len(group) == 1 else how_many(len(group))
+        yield f"{shown(file.name, _LONGEST)}: {who}: {shown(what)}"
+
+
+def how_many(tensors: int) -> str:
+    """Return their number in words."""
+    return "a tensor" if tensors == 1 else f"{tensors:,} tensors"
+
+
+def name_of(place: TensorSource) -> str:
+    """Return what to call a place in a message."""
+    if hasattr(place, "sources"):
+        return str(place)  # of `Tensors`
+    return shown(place if isinstance(place, str | Path) else IN_MEMORY, 4096)
 
 
 def check_state(file: Path | int, state: tuple[int, int] | None, name: Path | None = None) -> None:

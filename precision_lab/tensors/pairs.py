@@ -7,20 +7,25 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from precision_lab.support.text import shown
+from precision_lab.tensors.codes import is_code
 from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo
 from precision_lab.tensors.reading import Tensors
+from precision_lab.tensors.roles import Role
 
 
 def check_partners(
     weights: Tensors, updates: Tensors, of_weights: Sequence[TensorInfo], of_updates: Sequence[TensorInfo]
 ) -> None:
-    """Raise if the tensors of floats of two files do not belong together one by one."""
+    """Raise if the parameters of two files do not belong together one by one; the weights say which are parameters."""
+    beside = {info.name for info in of_weights if _is_beside(info)}
+    beside |= {info.name for info in of_updates if _is_beside(info)} - {info.name for info in of_weights}
     sides = []
     for path, infos in ((weights, of_weights), (updates, of_updates)):
-        names = Counter(info.name for info in infos if not info.skipped)
+        listed = [info for info in infos if not info.skipped and info.name not in beside]
+        names = Counter(info.name for info in listed)
         if twice := [name for name, n in names.items() if n > 1]:
             raise TensorFileError(f"{path}: two tensors are named '{shown(twice[0], 100)}'; give one file of them")
-        sides.append({info.name: info for info in infos if not info.skipped})
+        sides.append({info.name: info for info in listed})
     here, there = (weights, sides[0]), (updates, sides[1])
     for (path, present), (other_path, other) in ((here, there), (there, here)):
         if missing := [name for name in present if name not in other]:
@@ -40,6 +45,10 @@ def check_partners(
                 f"{updates}, tensor '{shown(name, 100)}': stored in another order (rows, columns) than the weights; "
                 "save both with np.ascontiguousarray"
             )
+
+
+def _is_beside(info: TensorInfo) -> bool:
+    return info.role is not Role.PARAMETER or is_code(info.skipped)
 
 
 def in_step(first: Chunks, second: Chunks) -> Iterator[tuple[Any, Any]]:

@@ -23,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_lab.numerics.formats import FormatLike
+from precision_lab.numerics.torch_arrays import is_tensor
 from precision_lab.support.arguments import is_integer
 from precision_lab.support.reading import read_small, state_of
 from precision_lab.support.text import shown
 from precision_lab.support.threads import LEAST
 from precision_lab.tensors import torch_files
-from precision_lab.tensors.in_memory import memory_source, memory_sources, torch_sources
+from precision_lab.tensors.codes import UNSCALED, Codes, find_codes
+from precision_lab.tensors.in_memory import buffer_sources, memory_source, memory_sources, torch_sources
 from precision_lab.tensors.info import (
     IN_MEMORY,
     Chunks,
@@ -43,7 +45,7 @@ from precision_lab.tensors.info import (
     refusal,
 )
 from precision_lab.tensors.npy import archive_of, npy_sources, npz_sources
-from precision_lab.tensors.roles import Role, role_of
+from precision_lab.tensors.roles import Role, find_roles
 from precision_lab.tensors.safetensors import MAX_JSON_BYTES, json_object, safetensors_sources
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -232,7 +234,7 @@ def pieces_of(source: Source) -> range:
     """Return the numbers of the pieces of a tensor that several threads can read; of others one number, or none."""
     if source.info.skipped or not source.info.count:
         return range(0)
-    if source.member or torch_files.is_tensor(source.tensor) or source.info.count < LEAST:
+    if source.member or is_tensor(source.tensor) or source.info.count < LEAST:
         return range(1)
     return range(-(-source.info.count // (PIECE_BYTES // np.dtype(source.info.dtype).itemsize)))
 
@@ -244,7 +246,7 @@ def read_pieces(source: Source, numbers: Iterator[int]) -> Chunks:
 
 def _memory_chunks(source: Source, elements: int, numbers: Iterator[int] | None) -> Chunks:
     with blaming(source.info.file, source.info.name):
-        if torch_files.is_tensor(source.tensor):
+        if is_tensor(source.tensor):
             for chunk in torch_files.chunks_of(source.tensor, elements, mapped=source.state is not None):
                 check_state(source.info.file, source.state)
                 yield chunk
@@ -276,16 +278,33 @@ def sources_of(place: TensorSource, raw: Raw) -> list[Source]:
     """List the tensors of a place, and what each is for; see `read_tensors`."""
     if isinstance(place, Tensors):
         return place.sources
-    if not isinstance(place, str | Path):
-        sources = memory_sources(place)
-        return sources if hasattr(place, "named_parameters") else _with_roles(sources)
-    return _with_roles(_sources_at(Path(place), raw))
+    if isinstance(place, str | Path):
+        return _with_roles(_sources_at(Path(place), raw))
+    sources = memory_sources(place)
+    if not hasattr(place, "named_parameters"):
+        return _with_roles(sources)
+    found = find_codes([source.info for source in (*sources, *buffer_sources(place))])
+    return _with_codes(sources, found)  # all else that a module calls a parameter is one
 
 
 def _with_roles(sources: list[Source]) -> list[Source]:
-    for i, source in enumerate(sources):  # in place: there may be very many
-        if (role := role_of(source.info.name)) is not Role.PARAMETER:
-            sources[i] = replace(source, info=replace(source.info, role=role))
+    infos = [source.info for source in sources]
+    found = find_codes(infos)
+    for i, role in find_roles(infos):  # in place: there may be very many
+        sources[i] = replace(sources[i], info=replace(infos[i], role=role))
+    return _with_codes(sources, found)
+
+
+def _with_codes(sources: list[Source], found: Codes) -> list[Source]:
+    for i, reason in found.reasons.items():
+        if i < len(sources):
+            sources[i] = replace(sources[i], info=replace(sources[i].info, skipped=reason))
+    for i in found.scales:
+        if i < len(sources):
+            sources[i] = replace(sources[i], info=replace(sources[i].info, role=Role.SCALE))
+    for i in found.unscaled:
+        if i < len(sources) and sources[i].info.role is Role.PARAMETER:
+            sources[i] = replace(sources[i], info=replace(sources[i].info, note=UNSCALED))
     return sources
 
 

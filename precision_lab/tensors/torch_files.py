@@ -11,11 +11,10 @@ import io
 import os
 import pickletools
 import re
-import reprlib
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import IO, Any
@@ -23,9 +22,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from precision_lab.numerics.torch_arrays import dtype_name, is_tensor, without_elements
+from precision_lab.tensors.nested import leaves
+
 SUFFIXES = (".pt", ".pth")
-_DEEPEST = 16  # dictionaries within dictionaries
-_MOST = 10**6  # tensors and containers: ten times what the largest models and their optimizers have
 _LATER_PROTOCOLS = range(0x8C, 0x98)  # the instructions that pickle's protocols 4 and 5 added
 _MAPPED = {b"_rebuild_tensor_v2", b"_rebuild_tensor_v3", b"_rebuild_parameter"}
 """What makes tensors in torch.load without a look at their elements."""
@@ -157,55 +157,9 @@ def _refuse_unfolding(pickle: IO[bytes]) -> None:
         raise ValueError("a call in it is given lists without end")
 
 
-def is_tensor(value: object) -> bool:
-    """Say whether something is a torch tensor, without importing torch."""
-    return hasattr(value, "detach") and hasattr(value, "untyped_storage")
-
-
 def named_tensors(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors of nested dictionaries and lists, their keys joined by dots; what else is there is left out.
-
-    A container that stands in several places, also within itself, is entered once, under its first name: a file of a
-    few lines can hold a list of ten times the same list, twelve deep.
-
-    Raises
-    ------
-    ValueError
-        Nested too deeply, or too much of it.
-
-    """
-    entered: set[int] = set()  # by identity: all of them live as long as `content` does
-    count = 0
-    waiting: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter([("", content)]))]
-    while waiting:
-        prefix, entries = waiting[-1]
-        for key, value in entries:
-            if not (is_tensor(value) or isinstance(value, Mapping | list | tuple)) or id(value) in entered:
-                continue
-            count += 1
-            if count > _MOST:
-                raise ValueError(f"more than {_MOST:,} tensors, lists and dictionaries; save the state_dict() alone")
-            name = prefix + _text(key)
-            if is_tensor(value):
-                yield name or "tensor", value
-                continue
-            if len(waiting) > _DEEPEST:
-                raise ValueError(f"more than {_DEEPEST} dictionaries within each other; save the state_dict() alone")
-            entered.add(id(value))
-            inner = value.items() if isinstance(value, Mapping) else enumerate(value)
-            waiting.append((name + "." * (len(waiting) > 1), iter(inner)))
-            break
-        else:
-            waiting.pop()
-
-
-_short = reprlib.Repr()
-_short.maxlevel = 2
-
-
-def _text(key: Any) -> str:
-    """Return a key as text; a tuple may hold the same tuple ten times, and that one ten others."""
-    return str(key) if isinstance(key, str | int | float | None) else _short.repr(key)
+    """Yield the tensors of nested dictionaries and lists; see `nested.leaves`."""
+    return ((leaf.name, leaf.value) for leaf in leaves(content, is_tensor))
 
 
 def described(tensor: Any) -> tuple[str, tuple[int, ...], str | None]:
@@ -217,19 +171,10 @@ def described(tensor: Any) -> tuple[str, tuple[int, ...], str | None]:
         return dtype_name(tensor), (), f"torch cannot say what is in it ({type(error).__name__})"
 
 
-def dtype_name(tensor: Any) -> str:
-    """Return what NumPy or ml_dtypes call the elements: ``bfloat16``."""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def cannot_be_read(tensor: Any) -> str | None:
     """Say why the elements of a tensor are not to be had one by one; None if they are."""
-    if tensor.is_nested:
-        return "nested tensor"
-    if str(tensor.layout) != "torch.strided" or tensor.is_quantized:
-        return "sparse or quantized tensor"
-    if str(tensor.device) == "meta":
-        return "a tensor without data (on the meta device)"
+    if why := without_elements(tensor):
+        return why
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return "an expanded view: it has more elements than are stored"
     return None

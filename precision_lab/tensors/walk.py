@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 from precision_lab.numerics.formats import FormatLike
 from precision_lab.support.threads import in_threads
-from precision_lab.tensors.info import Chunks, Source, TensorInfo, TensorSource, raw_dtype
+from precision_lab.tensors.codes import is_code
+from precision_lab.tensors.info import (
+    Chunks,
+    Source,
+    TensorFileError,
+    TensorInfo,
+    TensorSource,
+    how_many,
+    name_of,
+    raw_dtype,
+)
 from precision_lab.tensors.reading import list_tensors, open_tensors, pieces_of, read_pieces, stream_of
+from precision_lab.tensors.roles import Role
 
 Result = TypeVar("Result")
 Progress: TypeAlias = Callable[[int, int], None]
@@ -31,6 +43,8 @@ class Walk:
         for, and what is left of a tensor when the next tensor is.
     chunk_bytes : int, optional
         As for `read_tensors`; default `CHUNK_BYTES`.
+    parameters : bool
+        Whether only parameters are asked for: buffers, scales and what an optimizer keeps are passed as skipped.
 
     Attributes
     ----------
@@ -39,12 +53,13 @@ class Walk:
     tensors, elements : int
         How many there are to go through.
     skipped : list of TensorInfo
-        The tensors that were passed on the way and are none of floats.
+        The tensors that were passed on the way: none of floats, codes, or no parameters.
 
     Raises
     ------
     TensorFileError
-        A file cannot be read: all headers are checked before the first element is read.
+        A file cannot be read: all headers are checked before the first element is read. There are tensors, but codes
+        only; or parameters are asked for, and what there is of floats is something else.
     ValueError
         Unknown format.
 
@@ -57,6 +72,7 @@ class Walk:
         dtype: FormatLike | None = None,
         progress: Progress | None = None,
         chunk_bytes: int | None = None,
+        parameters: bool = False,
     ) -> None:
         self._dtype = raw_dtype(dtype)
         self.places = list(places)
@@ -65,11 +81,23 @@ class Walk:
         self._chunk_bytes = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
         self._progress, self._done, self._told = progress, 0, 0
         self._lock, self._caller = threading.Lock(), 0
-        infos = (info for place in self.places for info in list_tensors(place, dtype=self._dtype) if not info.skipped)
+        self._parameters = parameters
         self.tensors = self.elements = 0
-        for info in infos:
-            self.tensors += 1
-            self.elements += info.count
+        values = False  # whether there are any but scales
+        left_out: Counter[str] = Counter()
+        for place in self.places:
+            for given in list_tensors(place, dtype=self._dtype):
+                info = self._asked(given)
+                if info.skipped is None:
+                    self.tensors += 1
+                    self.elements += info.count
+                    values = values or info.role is not Role.SCALE
+                elif given.skipped is None or is_code(info.skipped):
+                    left_out[info.skipped] += 1
+        if left_out and not values:
+            reason, number = max(left_out.items(), key=lambda item: (is_code(item[0]), item[1]))
+            others = " and others" if len(self.places) > 1 else ""
+            raise TensorFileError(f"{name_of(self.places[0])}{others}: no weights: {how_many(number)}: {reason}")
         self.skipped: list[TensorInfo] = []
 
     def __iter__(self) -> Iterator[tuple[TensorInfo, Chunks]]:
@@ -103,10 +131,14 @@ class Walk:
         for place in self.places:
             sources = open_tensors(place, dtype=self._dtype).sources
             for source, (_, chunks) in zip(sources, stream_of(sources, self._chunk_bytes), strict=True):
-                if source.info.skipped:
-                    self.skipped.append(source.info)
+                info = self._asked(source.info)
+                if info.skipped:
+                    self.skipped.append(info)
                 else:
                     yield source, chunks
+
+    def _asked(self, info: TensorInfo) -> TensorInfo:
+        return info.left_out() if self._parameters else info
 
     def _each(self, chunks: Chunks) -> Chunks:
         for chunk in chunks:

@@ -12,8 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from precision_lab import scan
 from precision_lab.analysis import swamping_scan
 from precision_lab.analysis.frozen_weights import WeightGaps
+from precision_lab.analysis.sums import sum_tensors
 from precision_lab.analysis.swamping_scan import default_formats, scan_frozen, scan_updates
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.tensors import walk
@@ -166,3 +168,120 @@ def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_bad_sizes_are_refused(sizes: list[float], weights_file: Path) -> None:
     with pytest.raises(ValueError, match="update size"):
         scan_frozen(weights_file, sizes)
+
+
+# ---- what is no weight ----
+
+
+def stands_still(w: NDArray[Any], size: float) -> int:
+    """Count by plain float32: bf16 of w + u and of w - u is w."""
+    w = w.astype(ml_dtypes.bfloat16).astype(np.float32)
+    both = [(w + np.float32(u)).astype(ml_dtypes.bfloat16).astype(np.float32) == w for u in (size, -size)]
+    return int((both[0] & both[1]).sum())
+
+
+def beside(prefix: str, w: NDArray[Any]) -> Tensors:
+    """What a checkpoint may hold besides weights: all of it would move, were it counted."""
+    tiny = np.full(w.shape, 1e-12, np.float32)
+    return {
+        f"{prefix}state.0.exp_avg": tiny,
+        f"{prefix}state.0.exp_avg_sq": tiny,
+        f"{prefix}state.0.step": np.array(20, np.float32),
+        "bn.running_mean": tiny,
+        "bn.running_var": tiny,
+        "attn.bias": np.tril(np.ones((1, 1, 4, 4), np.float32)),
+    }
+
+
+@pytest.mark.parametrize("low", [1.0, 0.3, 1e-4], ids=["stands still", "in part", "moves"])
+@pytest.mark.parametrize("prefix", ["optimizer.", ""])
+def test_only_weights_are_counted(low: float, prefix: str, tmp_path: Path) -> None:
+    w = np.random.default_rng(3).uniform(low, 1.9 * low, 4096).astype(np.float32)
+    alone, together = {"model.w": w}, {"model.w": w, **beside(prefix, w)}
+    expected = stands_still(w, 1e-3)
+    assert (expected == 4096) == (low == 1)
+    assert (expected == 0) == (low == 1e-4)
+    save_file(together, tmp_path / "all.safetensors")
+    for place in (alone, together, tmp_path / "all.safetensors"):
+        result = scan_frozen(place, [1e-3], formats=["bf16"])
+        assert [info.name for info, _ in result.tensors] == ["model.w"]
+        assert result.total[0].count == 4096
+        assert result.total[0].frozen(1e-3).both == expected
+        if place is not alone:
+            assert {info.name: info.skipped for info in result.skipped} == {
+                **dict.fromkeys(list(beside(prefix, w))[:3], "state of the optimizer, no weights"),
+                **dict.fromkeys(list(beside(prefix, w))[3:], "a buffer, no weights"),
+            }
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "kind", ["AdamW", "SGD", "Adagrad", "RMSprop", "Adadelta", "Rprop", "NAdam", "ASGD", "Adafactor"]
+)
+def test_a_training_checkpoint_of_torch(kind: str, tmp_path: Path) -> None:
+    """Whatever its optimizer keeps, only the weights are counted; and from its file alone nothing is."""
+    import torch
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 64, bias=False)
+    layer.weight.data.uniform_(1, 1.9)
+    optimizer = getattr(torch.optim, kind)(layer.parameters(), lr=1e-3, **({"momentum": 0.9} if kind == "SGD" else {}))
+    layer.weight.grad = torch.randn(64, 64)
+    optimizer.step()
+    torch.save({"model": layer.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "both.pt")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    expected = stands_still(layer.weight.detach().numpy(), 1e-3)
+    result = scan_frozen(tmp_path / "both.pt", [1e-3], formats=["bf16"])
+    assert [info.name for info, _ in result.tensors] == ["model.weight"]
+    assert (result.total[0].count, result.total[0].frozen(1e-3).both) == (4096, expected)
+    assert {info.skipped for info in result.skipped} == {"state of the optimizer, no weights"}
+    with pytest.raises(TensorFileError, match=r"optimizer\.pt: no weights: .*state of the optimizer"):
+        scan_frozen(tmp_path / "optimizer.pt", [1e-3])
+
+
+def test_codes_are_counted_nowhere(tmp_path: Path) -> None:
+    w = np.random.default_rng(0).normal(0, 0.02, (128, 128)).astype(np.float32)
+    scale = np.abs(w).max() / np.float32(448)
+    codes = {"l.weight": (w / scale).astype(ml_dtypes.float8_e4m3fn), "l.weight_scale_inv": scale.reshape(1, 1)}
+    save_file(codes | {"norm.weight": np.ones(3, np.float32)}, tmp_path / "some.safetensors")
+    save_file(codes, tmp_path / "all.safetensors")
+    result = scan_frozen(tmp_path / "some.safetensors", [1e-4], formats=["bf16"])
+    assert [(info.name, gaps[0].count) for info, gaps in result.tensors] == [("norm.weight", 3)]
+    for many in (
+        lambda file: scan_frozen(file, [1e-4]),
+        scan,
+        lambda file: sum_tensors(file, "bf16"),
+        lambda file: scan_updates(file, file),
+    ):
+        with pytest.raises(TensorFileError, match=r"no weights: .*codes: the values are code times 'weight_scale_inv'"):
+            many(tmp_path / "all.safetensors")
+    assert scan(tmp_path / "some.safetensors").total.max_abs == 1
+    assert [one.info.name for one in sum_tensors(tmp_path / "some.safetensors", "bf16").tensors] == ["norm.weight"]
+
+
+def test_codes_and_scales_in_different_shards(tmp_path: Path) -> None:
+    save_file({"l.weight": np.ones((4, 4), ml_dtypes.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    save_file({"l.weight_scale_inv": np.ones((1, 1), np.float32), "n": np.ones(2)}, tmp_path / "b.safetensors")
+    names = {"l.weight": "a.safetensors", "l.weight_scale_inv": "b.safetensors", "n": "b.safetensors"}
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    result = scan_frozen(tmp_path, [1e-4])
+    assert [info.name for info, _ in result.tensors] == ["n"]
+    assert scan(tmp_path).total.count == 3  # with the scale
+    with pytest.raises(TensorFileError, match="no weights: a tensor: scales of codes"):
+        scan_frozen({"l.weight_scale_inv": np.ones(1)}, [1e-4])
+
+
+def test_the_updates_of_weights_only(tmp_path: Path) -> None:
+    """Buffers need no updates, and where they have some these count for nothing."""
+    w = np.linspace(1, 1.9, 64, dtype=np.float32)
+    weights = {"w": w, "bn.running_mean": w}
+    for updates in (
+        {"w": w * 1e-3},
+        {"w": w * 1e-3, "bn.running_mean": w},
+        {"bn.running_mean": w * 1e-9, "w": w * 1e-3},
+    ):
+        result = scan_updates(weights, updates, formats=["bf16"])
+        assert [info.name for info, _ in result.tensors] == ["w"]
+        assert result.total[0] == update_report(w, updates["w"], "bf16")
+    with pytest.raises(TensorFileError, match="no tensor 'w'"):
+        scan_updates(weights, {"bn.running_mean": w})

@@ -44,6 +44,21 @@ def test_sizes_worst_first(command_line: CommandLine, folder: Path) -> None:
     assert finished.err == "skipped weights.safetensors: 'steps': integer tensor\n"
 
 
+def test_what_is_no_weight_is_one_line_for_each_reason(command_line: CommandLine, tmp_path: Path) -> None:
+    state = {f"state.{i}.{part}": np.ones(()) for i in range(28) for part in ("exp_avg", "exp_avg_sq", "step")}
+    more = {"bn.running_mean": np.ones(3), "ids": np.arange(3), "x": np.ones(4, ml_dtypes.float8_e5m2)}
+    save_file({"w": np.ones(3, np.float32), **state, **more}, tmp_path / "w.safetensors")
+    finished = command_line("swamping", "--weights", tmp_path / "w.safetensors", "--lr", "1e-3")
+    assert finished.status == 0
+    assert sorted(finished.err.splitlines()) == [
+        "skipped w.safetensors: 'bn.running_mean': a buffer, no weights",
+        "skipped w.safetensors: 'ids': integer tensor",
+        "skipped w.safetensors: 84 tensors: state of the optimizer, no weights",
+        "w.safetensors: 'x': fp8 without a scale beside it: read as values",
+    ]
+    assert "state." not in finished.out
+
+
 def test_a_learning_rate_is_a_size_with_a_warning(command_line: CommandLine, folder: Path) -> None:
     finished = command_line("swamping", "--weights", folder / "weights.safetensors", "--lr", "1e-3", "-f", "fp16")
     assert finished.status == 0

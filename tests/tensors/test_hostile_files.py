@@ -20,7 +20,7 @@ from precision_lab.analysis.sums import sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen
 from precision_lab.support import reading
 from precision_lab.support.reading import InputError, read_small
-from precision_lab.tensors import torch_files
+from precision_lab.tensors import nested, torch_files
 from precision_lab.tensors.info import labels_of, names_of
 from precision_lab.tensors.reading import open_tensors
 
@@ -183,7 +183,7 @@ def test_shared_containers_are_entered_once(tmp_path: Path) -> None:
 def test_the_number_of_tensors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(torch_files, "_MOST", 10)
+    monkeypatch.setattr(nested, "MOST", 10)
     numbers = list(range(100))
     assert len(list(torch_files.named_tensors({"numbers": numbers, "w": torch.ones(1)}))) == 1
     with pytest.raises(ValueError, match="more than 10 tensors"):

@@ -65,9 +65,9 @@ MORE = {  # files of tests that do not name the module
     "training/preflight/test_run.py training/test_optimizers.py",
     "testing/__init__.py": "testing/test_exports.py",
     **{f"testing/accumulator_{part}.py": "testing/test_accumulators.py" for part in ("model", "order", "probe")},
-    "testing/cast_check.py": "testing/test_casts.py",
+    **{f"testing/cast_{part}.py": "testing/test_casts.py" for part in ("check", "course")},
     "testing/cast_faults.py": "testing/test_casts_zoo.py",
-    "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py",
+    "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py testing/test_flush_watch.py",
 }
 MARKS = "not (exhaustive or machines or browser or distributed or notebooks or docs or checkpoint)"
 OTHER = {"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "%": "*", "**": "*", "@": "*", "<<": ">>", ">>": "<<"}

@@ -11,11 +11,35 @@ the very thread that computes.
 
 from __future__ import annotations
 
+import ctypes
 import struct
+from collections.abc import Callable
 
 # from its bits: under flush to zero the compiler of Python reads 5e-324 as 0.0, and keeps that in the .pyc
 (_SUBNORMAL,) = struct.unpack("=d", struct.pack("=Q", 1))
 _ONE = 1.0  # a variable, so that the product is taken when it is asked for
+
+
+_ROOM = 256  # bytes for an fenv_t, which has 8 to 32
+
+
+def flushes_subnormals() -> bool:
+    """Return whether this thread flushes subnormal numbers to zero."""
+    product: float = _SUBNORMAL * _ONE
+    return product == 0.0
+
+
+def keep_environment() -> Callable[[], None] | None:
+    """Return a function that makes the switches of this thread what they are at this call; None where C has none."""
+    kept = (ctypes.c_ubyte * _ROOM)()
+    try:
+        library = ctypes.CDLL(None)
+        get, put = library.fegetenv, library.fesetenv
+    except (AttributeError, OSError, TypeError):  # Windows
+        return None
+    if get(kept) != 0:
+        return None
+    return lambda: put(kept) and None
 
 
 def require_gradual_underflow(since: str = "") -> None:
@@ -32,7 +56,7 @@ def require_gradual_underflow(since: str = "") -> None:
         With who does such a thing and the cure, in one line.
 
     """
-    if _SUBNORMAL * _ONE == 0.0:
+    if flushes_subnormals():
         raise FloatingPointError(
             f"subnormal numbers are flushed to zero in this thread{f' {since}' if since else ''}, and every answer "
             "could be wrong: torch.set_flush_denormal(True) or a library built with -ffast-math has switched it on; "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
 from precision_lab.numerics.codes import code_dtype, decode, encode
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import Array, round_to
+from precision_lab.testing.cast_course import Call, Course, Output, Outputs, Progress, hexadecimal, short_calls
 from precision_lab.testing.cast_faults import (
     NAN,
     NO_VALUE,
@@ -27,41 +27,13 @@ from precision_lab.testing.cast_faults import (
 )
 from precision_lab.testing.cast_report import CastReport, Example, Fault, exact_text
 from precision_lab.testing.hard_inputs import Source, hard_patterns, is_narrow
-from precision_lab.testing.isolation import SLOT, Answer, Caller
+from precision_lab.testing.isolation import SLOT, Caller
 
-Progress = Callable[[int, int], None]
 _SECONDS = 2.0  # for the hard cases after the essential ones; a slow cast gets through a part of them
-_FIRST_CALL = 60.0  # seconds: it may compile
-_LENGTHS = range(1, 71)
 _PIECE = 1 << 16  # elements that are looked at together: they fit into the caches
 _KEPT = 1 << 16  # wrong results that are kept to be explained
 _SAMPLED = 500  # calls of which some right results are kept, too
 _STUDIED = 8_000  # rows of each kind, right and wrong, on which mistakes are tried
-
-
-class _Call(NamedTuple):
-    patterns: Array
-    shift: int = 0  # elements by which it is moved in memory
-    all_rows: bool = False  # keep right results too
-    piece: int = SLOT  # elements of one call
-
-
-class _Output(NamedTuple):
-    """What a cast returns."""
-
-    kind: str  # dtype, codes or values
-    text: str
-
-
-def output_of(dtype: np.dtype[Any], target: FloatFormat) -> _Output | None:
-    """Return what an array of this dtype means, None if nothing."""
-    if target.dtype is not None and dtype == target.dtype and dtype not in (np.float32, np.float64):
-        return _Output("dtype", f"an array of {dtype}")
-    if dtype == code_dtype(target):
-        return _Output("codes", f"codes in {dtype}")
-    if dtype in (np.float32, np.float64):
-        return _Output("values", f"values in {dtype}")
-    return None
 
 
 def _nan_codes(patterns: Array, source: Source, target: FloatFormat) -> Array:
@@ -76,7 +48,7 @@ def _nan_codes(patterns: Array, source: Source, target: FloatFormat) -> Array:
     return quiet | kept.astype(np.int64)
 
 
-def _raw_codes(result: Array, output: _Output, target: FloatFormat) -> tuple[Array, Array]:
+def _raw_codes(result: Array, output: Output, target: FloatFormat) -> tuple[Array, Array]:
     """Return the codes of results, -1 where there is none, and the values of results."""
     if output.kind == "values":
         with np.errstate(invalid="ignore"):
@@ -103,20 +75,15 @@ def _raw_codes(result: Array, output: _Output, target: FloatFormat) -> tuple[Arr
     return np.where(inside, codes, -1), values
 
 
-class Check:
+class Check(Course):
     """One run of `check_cast`: what has been seen so far."""
 
     def __init__(self, spec: Spec, caller: Caller, time_limit: float, progress: Progress | None) -> None:
-        self.spec, self.caller, self.time_limit, self.progress = spec, caller, time_limit, progress
-        self.checked = self.wrong = self.kept = 0
-        self.seconds = 0.0  # that the cast took, for so many elements
-        self.elements = 0
+        accepted = Outputs(spec.target.dtype, code_dtype(spec.target))
+        super().__init__(spec.source, accepted, caller, time_limit, progress)
+        self.spec = spec
+        self.wrong = self.kept = 0
         self.rows: list[Rows] = []
-        self.output: _Output | None = None
-        self.faults: list[Fault] = []  # that end a call
-        self.notes: list[str] = []
-        self.left_out: set[str] = set()  # kinds of inputs on which it raises
-        self.total = 0
 
     # -- the course of events --
 
@@ -125,11 +92,11 @@ class Check:
         source, target = self.spec.source, self.spec.target
         one = source.patterns(np.ones(1))
         complete = False
-        if self._first(np.repeat(one, 8)):
+        if self.first(np.repeat(one, 8)):
             first, rest = hard_patterns(source, target, seed)
             swept = exhaustive and not is_narrow(source)  # of a narrow one all are among the rest
             self.total = 2 * first.size + rest.size + (2**source.bits if swept else 0)
-            if self._go(_short_calls(first)) and self._repeat(first):
+            if self.go(short_calls(first)) and self._repeat(first):
                 complete = self._hard(rest) and (is_narrow(source) or not exhaustive)
                 if complete and is_narrow(source):
                     exhaustive = True
@@ -137,83 +104,15 @@ class Check:
                     complete = self._sweep()
         return self._report(exhaustive and complete and not self.left_out)
 
-    def _first(self, patterns: Array) -> bool:
-        """Make the first call, on ones: it may compile, and shows what the cast returns."""
-        answer = self._ask(patterns, _FIRST_CALL)
-        if answer.status == "ok":
-            return self._accept(_Call(patterns), answer)
-        alone = answer.status in ("died", "hung")
-        hint = "; if it works outside, pass isolate='spawn' or isolate=False" if alone else ""
-        self._broken(answer, patterns, f"already for ones{hint}")
-        return False
-
-    def _ask(self, patterns: Array, limit: float, shift: int = 0) -> Answer:
-        self.caller.submit(self.spec.source.array(patterns), shift)
-        answer = self.caller.answer(limit)
-        if answer.status != "ok":
-            self.caller.restart()
-        return answer
-
-    def _go(self, calls: Iterable[_Call]) -> bool:
-        """Make calls, looking at each result while the next is made; False if the check must end."""
-        queue: list[_Call] = []
-        source = iter(calls)
-        while True:
-            while len(queue) < 2 and (call := next(source, None)) is not None:
-                call = self._without_left_out(call)
-                if call.patterns.size:
-                    self.caller.submit(self.spec.source.array(call.patterns), call.shift, call.piece)
-                    queue.append(call)
-            if not queue:
-                return True
-            answer = self.caller.answer(self.time_limit)
-            call = queue.pop(0)
-            if answer.status != "ok":
-                self.caller.restart()
-                pending, queue = queue, []
-                if not self._locate(call, answer):
-                    return False
-                for again in (call, *pending):
-                    if not self._go(iter([again])):
-                        return False
-                continue
-            if not self._accept(call, answer):
-                return False
-
-    def _accept(self, call: _Call, answer: Answer) -> bool:
-        """Take a result into account; False if it is of no use."""
-        assert answer.result is not None
-        self.seconds += answer.seconds
-        self.elements += call.patterns.size
-        output = output_of(answer.result.dtype, self.spec.target)
-        if output is None:
-            wanted = [f"{self.spec.target.dtype}"] if self.spec.target.dtype is not None else []
-            wanted += [f"{code_dtype(self.spec.target)} (codes)", "float32 or float64 (values)"]
-            got = f"returns an array of {answer.result.dtype}; accepted are {', '.join(wanted)}"
-            self.faults.append(Fault("wrong dtype", got, 0))
-            return False
-        if self.output is None:
-            self.output = output
-        elif output != self.output and not any(fault.name == "changing dtype" for fault in self.faults):
-            text = f"returns {self.output.text} at first, and {output.text} for {call.patterns.size} elements"
-            self.faults.append(Fault("changing dtype", text, 0))
-        if answer.mutated and not any(fault.name == "changes its input" for fault in self.faults):
-            text = f"writes to the array that it is given (first seen with {call.patterns.size} elements)"
-            self.faults.append(Fault("changes its input", text, 0))
-        self._compare(call, answer.result, output)
-        if self.progress is not None and self.total:
-            self.progress(min(self.checked, self.total), self.total)
-        return True
-
     def _repeat(self, first: Array) -> bool:
         """Try the essential inputs twice; where the answers differ, the cast is not deterministic."""
         size = 4096
-        calls = [_Call(first[i : i + size], (i // size) % 16, True) for i in range(0, first.size, size)]
+        calls = [Call(first[i : i + size], (i // size) % 16, True) for i in range(0, first.size, size)]
         before = len(self.rows)
-        if not self._go(iter(calls)):
+        if not self.go(iter(calls)):
             return False
         middle = len(self.rows)
-        if not self._go(iter(calls)):
+        if not self.go(iter(calls)):
             return False
         one, two = (
             Rows(*map(np.concatenate, zip(*part, strict=True)))
@@ -234,13 +133,13 @@ class Check:
         end = math.inf if is_narrow(self.spec.source) else self.seconds + _SECONDS
         done = 0
 
-        def calls() -> Iterator[_Call]:
+        def calls() -> Iterator[Call]:
             nonlocal done
             while done < rest.size and (self.seconds < end or done == 0):
-                yield _Call(rest[done : done + size], done % 5)
+                yield Call(rest[done : done + size], done % 5)
                 done += size
 
-        complete = self._go(calls())
+        complete = self.go(calls())
         if complete and done < rest.size:
             share = f"{done:,} of the {rest.size:,}"
             self.notes.append(f"the cast takes {each * 1e6:.3g} microseconds an element: {share} further inputs tried")
@@ -252,7 +151,7 @@ class Check:
         self.total = self.checked + every
         base = np.arange(min(SLOT, every)).astype(self.spec.source.pattern_dtype)
         starts = range(0, every, base.size)
-        return self._go(_Call(base + base.dtype.type(start), piece=_PIECE) for start in starts)
+        return self.go(Call(base + base.dtype.type(start), piece=_PIECE) for start in starts)
 
     # -- comparison --
 
@@ -261,7 +160,7 @@ class Check:
         x = spec.source.carrier(patterns)
         return np.asarray(encode(x, spec.target, spec.mode, subnormals=spec.subnormals, saturate=spec.saturate))
 
-    def _same_bits(self, patterns: Array, result: Array, output: _Output) -> Array:
+    def _same_bits(self, patterns: Array, result: Array, output: Output) -> Array:
         """Return where a result has the very bits that are expected."""
         spec = self.spec
         same = np.empty(patterns.size, np.bool_)
@@ -278,7 +177,8 @@ class Check:
                 np.equal(result[part].view(code_dtype(spec.target)), self._expected(patterns[part]), out=same[part])
         return same
 
-    def _compare(self, call: _Call, result: Array, output: _Output) -> None:
+    def compare(self, call: Call, result: Array, output: Output) -> None:
+        """Compare results with a single rounding, and keep those that may tell something."""
         spec, patterns = self.spec, call.patterns
         self.checked += patterns.size
         if call.all_rows:
@@ -305,7 +205,7 @@ class Check:
         self.kept += count
         self.rows.append(rows)
 
-    def _make_rows(self, call: _Call, chosen: Array, result: Array, output: _Output) -> Rows:
+    def _make_rows(self, call: Call, chosen: Array, result: Array, output: Output) -> Rows:
         patterns = call.patterns[chosen]
         raw, stored = _raw_codes(np.ascontiguousarray(result), output, self.spec.target)
         address = call.shift * self.spec.source.dtype.itemsize % 64
@@ -336,55 +236,6 @@ class Check:
         elif rule == "quiet" and target.specials == "ieee":
             bad = bad | (rows.raw & (1 << (target.mantissa_bits - 1)) == 0)
         return np.where(nan, bad, wrong)
-
-    # -- calls that fail --
-
-    def _without_left_out(self, call: _Call) -> _Call:
-        if not self.left_out:
-            return call
-        values = self.spec.source.values(call.patterns)
-        out = np.isnan(values) if "NaN" in self.left_out else np.zeros(values.shape, np.bool_)
-        if "infinity" in self.left_out:
-            out = out | np.isinf(values)
-        return call._replace(patterns=call.patterns[~out])
-
-    def _locate(self, call: _Call, answer: Answer) -> bool:
-        """Find the input on which a call fails; return whether the check can go on without its kind."""
-        # a call that hangs is waited for again and again: much longer than it should take is long enough
-        usual = self.seconds / max(self.elements, 1) * call.patterns.size
-        limit = min(self.time_limit, max(0.25, 20 * usual)) if answer.status == "hung" else self.time_limit
-        patterns = call.patterns
-        while patterns.size > 1:
-            half = patterns.size // 2
-            for part in (patterns[:half], patterns[half:]):
-                other = self._ask(part, limit)
-                if other.status == answer.status:
-                    patterns, answer = part, other._replace(message=other.message)
-                    break
-            else:
-                break
-        if patterns.size > 1:
-            self.time_limit *= 5
-            if self._ask(call.patterns, self.time_limit).status == "ok":
-                return True  # a busy machine, perhaps
-            self._broken(answer, patterns[:0], f"for an array of {patterns.size} elements, but for neither half of it")
-            return False
-        value = float(self.spec.source.values(patterns)[0])
-        kind = "NaN" if math.isnan(value) else "infinity" if math.isinf(value) else ""
-        self._broken(answer, patterns, f"for the input {_input_text(patterns[0], value, self.spec.source)}")
-        if not kind or kind in self.left_out:
-            self.notes.append("the check ended there: what else is wrong is not known")
-            return False
-        self.left_out.add(kind)
-        self.notes.append(f"the check went on without {kind}")
-        return True
-
-    def _broken(self, answer: Answer, patterns: Array, where: str) -> None:
-        name = {"raised": "raises", "hung": "hangs", "died": "crashes", "wrong type": "wrong result"}[answer.status]
-        message = f"no answer, {where}" if answer.status == "hung" else f"{answer.message}, {where}"
-        if answer.status == "wrong type":
-            message = f"returns {message}"
-        self.faults.append(Fault(name, message, 0))
 
     # -- the report --
 
@@ -533,9 +384,9 @@ class Check:
             expected = self._code_text(int(self._expected(rows.patterns[i : i + 1])[0]), None)
             if math.isnan(value):
                 expected = "NaN"
-            hexadecimal = _hex(pattern, self.spec.source.bits)
+            shown = hexadecimal(pattern, self.spec.source.bits)
             got = self._code_text(int(row.raw), float(row.stored))
-            examples.append(Example(hexadecimal, exact_text(value), expected, got, place))
+            examples.append(Example(shown, exact_text(value), expected, got, place))
         return tuple(examples)
 
     def _code_text(self, code: int, stored: float | None) -> str:
@@ -543,17 +394,7 @@ class Check:
         if code < 0:
             return f"{stored!r}, which it cannot hold"
         value = float(decode(code, target, np.float64))
-        return f"{_hex(code, target.bits)} = {exact_text(value)}"
-
-
-def _short_calls(patterns: Array) -> Iterator[_Call]:
-    """Yield arrays of every small length, three times, at changing addresses and with changing inputs."""
-    start = 0
-    for turn in range(3):
-        for length in _LENGTHS:
-            chosen = np.take(patterns, np.arange(start, start + length), mode="wrap")
-            yield _Call(chosen, (5 * length + 7 * turn) % 32, True)
-            start += length
+        return f"{hexadecimal(code, target.bits)} = {exact_text(value)}"
 
 
 def _sample(rows: Rows, wrong: Array, nan: Array) -> Rows:
@@ -582,11 +423,3 @@ def _range_text(rows: Rows) -> str:
         return ""
     low, high = (math.frexp(float(v))[1] - 1 for v in (values.min(), values.max()))
     return f"; inputs from 2^{low} to below 2^{high + 1}"
-
-
-def _hex(pattern: int, bits: int) -> str:
-    return f"{pattern:#0{2 + -(-bits // 4)}x}"
-
-
-def _input_text(pattern: Any, value: float, source: Source) -> str:
-    return f"{_hex(int(pattern), source.bits)} = {exact_text(value)}"

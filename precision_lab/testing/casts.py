@@ -20,7 +20,8 @@ from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import Array
 from precision_lab.support.environment import require_gradual_underflow
-from precision_lab.testing.cast_check import Check, Progress
+from precision_lab.testing.cast_check import Check
+from precision_lab.testing.cast_course import Progress
 from precision_lab.testing.cast_faults import (
     Spec,
 )

@@ -38,6 +38,7 @@ from threadpoolctl import threadpool_limits
 
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.processes import end_with_forking_thread, end_with_parent, wait_for_end_of
+from precision_lab.testing.flush_watch import FlushWatch, Switch
 
 Array = NDArray[Any]
 SLOT = 1 << 18  # elements that a call may have
@@ -64,6 +65,8 @@ class Answer(NamedTuple):
         Whether the input was changed.
     seconds : float
         How long it took.
+    switch : Switch or None
+        How the call made its process flush subnormal numbers to zero, if it did.
 
     """
 
@@ -72,6 +75,7 @@ class Answer(NamedTuple):
     result: Array | None = None
     mutated: bool = False
     seconds: float = 0.0
+    switch: Switch | None = None
 
 
 class Caller(Protocol):
@@ -125,6 +129,19 @@ def call_once(function: Callable[[Array], Any], x: Array, before: Array | None =
     if result.dtype.itemsize > _WIDEST or result.dtype.hasobject:
         return Answer("wrong type", f"an array of {result.dtype}", None, mutated, seconds)
     return Answer("ok", "", result, mutated, seconds)
+
+
+def call_watched(function: Callable[[Array], Any], x: Array, before: Array, watch: FlushWatch) -> Answer:
+    """Call it as `call_once` does; if then the process flushes subnormal numbers, once more where it does not."""
+    answer = call_once(function, x, before)
+    if (seen := watch.look()) is None:
+        return answer
+    if not seen.undone:
+        return answer._replace(switch=seen)
+    bits = f"u{x.dtype.itemsize}"
+    x.view(bits)[...] = before.view(bits)
+    answer = call_once(function, x, before)
+    return answer._replace(switch=seen._replace(again=watch.look() is not None))
 
 
 def isolation(function: Callable[[Array], Any], dtype: np.dtype[Any], way: str | bool = True) -> Caller:
@@ -190,25 +207,31 @@ def _name_of(function: Callable[[Array], Any]) -> tuple[str, str] | None:
 
 
 def call_in_pieces(
-    function: Callable[[Array], Any], x: Array, piece: int, before: Array, room: Callable[[np.dtype[Any], int], Array]
+    function: Callable[[Array], Any],
+    x: Array,
+    piece: int,
+    before: Array,
+    room: Callable[[np.dtype[Any], int], Array],
+    watch: FlushWatch,
 ) -> Answer:
     """Call it with every piece of an array and put together what it returns, in the array that `room` gives."""
     result: Array | None = None
     kind: np.dtype[Any] | None = None
-    mutated, seconds = False, 0.0
+    mutated, seconds, switch = False, 0.0, watch.taken()
     for start in range(0, x.size, piece):
         part = slice(start, min(start + piece, x.size))
-        answer = call_once(function, x[part], before[part])
+        answer = call_watched(function, x[part], before[part], watch)
+        switch = switch or answer.switch
         if answer.result is None:
-            return answer
+            return answer._replace(switch=switch)
         if result is None:
             kind = answer.result.dtype
             result = room(kind.newbyteorder("="), x.size)
         elif answer.result.dtype != kind:
-            return Answer("wrong type", f"arrays of {kind} and of {answer.result.dtype}")
+            return Answer("wrong type", f"arrays of {kind} and of {answer.result.dtype}", switch=switch)
         mutated, seconds = mutated or answer.mutated, seconds + answer.seconds
         result[part] = answer.result
-    return Answer("ok", "", result, mutated, seconds)
+    return Answer("ok", "", result, mutated, seconds, switch)
 
 
 def _names(dtype: np.dtype[Any]) -> tuple[str, str]:
@@ -227,6 +250,12 @@ def _as_text(answer: Answer) -> bytes:
     """Write an answer down, of its result the dtype only."""
     result = None if answer.result is None else _names(answer.result.dtype)
     return json.dumps(answer._replace(result=None)._asdict() | {"result": result}).encode()
+
+
+def _from_text(text: bytes) -> dict[str, Any]:
+    """Read what `_as_text` wrote: the fields of an answer, of its result the dtype."""
+    fields: dict[str, Any] = json.loads(text)
+    return fields | {"switch": None if fields["switch"] is None else Switch(*fields["switch"])}
 
 
 def _keep_quiet() -> None:
@@ -313,11 +342,11 @@ class Forked:
     def _serve(self, requests: int, answers: int) -> None:
         _keep_quiet()
         threadpool_limits(1)
-        before = np.empty(SLOT, self._dtype)
+        before, watch = np.empty(SLOT, self._dtype), FlushWatch()
         while len(request := os.read(requests, _REQUEST.size)) == _REQUEST.size:
             slot, shift, count, piece = _REQUEST.unpack(request)
             x, room = self._input(slot, shift, count), partial(self._output, slot)
-            text = _as_text(call_in_pieces(self._function, x, piece, before, room))
+            text = _as_text(call_in_pieces(self._function, x, piece, before, room, watch))
             os.write(answers, _LENGTH.pack(len(text)) + text)
 
     def _input(self, slot: int, shift: int, count: int) -> Array:
@@ -349,7 +378,7 @@ class Forked:
             return Answer("hung", f"no answer within {limit:g} s")
         if not text:
             return Answer("died", self._how_it_died())
-        answer = json.loads(text)
+        answer = _from_text(text)
         if answer["result"] is not None:
             answer["result"] = self._output(slot, _named(*answer["result"]), count)
         return Answer(**answer)
@@ -455,7 +484,7 @@ class Spawned:
             return Answer("hung", f"no answer within {limit:g} s")
         if text is None:
             return Answer("died", _ending(self._process.wait()))
-        self._last = json.loads(text)
+        self._last = _from_text(text)
         return None if self._last["status"] == "ok" else Answer(**self._last)
 
     def submit(self, x: Array, shift: int = 0, piece: int = SLOT) -> None:
@@ -522,6 +551,7 @@ def serve(module: str, name: str, dtype: tuple[str, str], caller: int) -> None:
         answers.write(b"".join(_LENGTH.pack(len(part)) + part for part in parts))
         answers.flush()
 
+    watch = FlushWatch()
     try:
         function: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -529,10 +559,11 @@ def serve(module: str, name: str, dtype: tuple[str, str], caller: int) -> None:
     except Exception as error:
         return send(Answer("raised", f"{type(error).__name__}: {error}, where {module} is imported anew"))
     send(Answer("ok"))
+    watch.look(f"importing {module}")
     kind = _named(*dtype)
     before = np.empty(SLOT, kind)
     while len(request := sys.stdin.buffer.read(_REQUEST.size)) == _REQUEST.size:
         size, shift, count, piece = _REQUEST.unpack(request)
         x = np.empty(count + shift, kind)[shift:]
         x.view(np.uint8)[...] = np.frombuffer(sys.stdin.buffer.read(size), np.uint8)
-        send(call_in_pieces(function, x, piece, before, lambda result_dtype, length: np.empty(length, result_dtype)))
+        send(call_in_pieces(function, x, piece, before, lambda kind, length: np.empty(length, kind), watch))

@@ -66,7 +66,10 @@ MORE = {  # files of tests that do not name the module
     "testing/__init__.py": "testing/test_exports.py",
     **{f"testing/accumulator_{part}.py": "testing/test_accumulators.py" for part in ("model", "order", "probe")},
     **{f"testing/cast_{part}.py": "testing/test_casts.py" for part in ("check", "course")},
-    "testing/cast_faults.py": "testing/test_casts_zoo.py",
+    **{
+        f"testing/cast_{part}.py": "testing/test_casts_zoo.py testing/test_clamps_and_decoders.py"
+        for part in ("faults", "models", "suspects")
+    },
     "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py testing/test_flush_watch.py",
 }
 MARKS = "not (exhaustive or machines or browser or distributed or notebooks or docs or checkpoint)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import numpy as np
 
@@ -12,19 +13,16 @@ from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.rounding import Array, round_to
 from precision_lab.testing.cast_course import Call, Course, Output, Outputs, Progress, hexadecimal, short_calls
 from precision_lab.testing.cast_faults import (
-    NAN,
-    NO_VALUE,
     Finding,
-    Rows,
-    Spec,
-    canonical,
     explain,
     meaning_of_values,
     other_meaning,
     place_of,
     predict_all,
     refine,
+    well_founded,
 )
+from precision_lab.testing.cast_models import NAN, NO_VALUE, Rows, Spec, canonical
 from precision_lab.testing.cast_report import CastReport, Example, Fault, exact_text
 from precision_lab.testing.hard_inputs import Source, hard_patterns, is_narrow
 from precision_lab.testing.isolation import SLOT, Caller
@@ -33,6 +31,8 @@ _SECONDS = 2.0  # for the hard cases after the essential ones; a slow cast gets 
 _PIECE = 1 << 16  # elements that are looked at together: they fit into the caches
 _KEPT = 1 << 16  # wrong results that are kept to be explained
 _SAMPLED = 500  # calls of which some right results are kept, too
+_FAR = 4  # binades without a wrong result, between two ranges that are told apart
+_RANGES = 3  # more than these are no ranges
 _STUDIED = 8_000  # rows of each kind, right and wrong, on which mistakes are tried
 
 
@@ -268,31 +268,32 @@ class Check(Course):
         """Return the faults that explain wrong rows, and how many rows none explains."""
         faults: list[Fault] = []
         nan = np.isnan(rows.values)
-        for name, text, chosen in self._nan_faults(rows, wrong & nan):
-            faults.append(Fault(name, text, int(np.count_nonzero(chosen)), self._examples(rows.take(chosen))))
-        wrong = wrong & ~nan
-        alien = wrong & (rows.got == NO_VALUE)
+        alien = wrong & ~nan & (rows.got == NO_VALUE)
         if alien.any():
             some = rows.take(alien)
             name, text = meaning_of_values(some, self.spec)
             faults.append(Fault(name, text + _range_text(some), some.got.size, self._examples(some)))
         rows, wrong, nan = rows.take(~alien), wrong[~alien], nan[~alien]
-        if not wrong.any():
-            return faults, 0
-        if (all_at_once := other_meaning(rows, self.spec)) is not None:
-            mine = wrong
-            faults.append(Fault(*all_at_once, int(np.count_nonzero(mine)), self._examples(rows.take(mine))))
-            return faults, 0
-        findings = [] if restless else explain(_sample(rows, wrong, nan), self.spec)
-        findings = refine(findings, rows.take(~nan), self.spec)
-        bad = rows.take(wrong)
-        predicted = predict_all(findings, bad, self.spec)
-        explained = predicted == bad.got
+        all_at_once = other_meaning(rows, self.spec) if (wrong & ~nan).any() else None
+        findings: list[Finding] = []
+        if all_at_once is None and not restless and wrong.any():
+            judged = rows.take(~nan | (self.spec.nan != "ignore" and self.spec.target.has_nan))
+            findings = explain(_sample(judged), self.spec)
+            findings = well_founded(refine(findings, judged, self.spec), judged, self.spec)
+        predicted = self._predicted(findings, rows)
+        unnamed = wrong & nan & ((predicted != rows.got) | (predicted == rows.expected))
+        for name, text, chosen in self._nan_faults(rows, unnamed):
+            faults.append(Fault(name, text, int(np.count_nonzero(chosen)), self._examples(rows.take(chosen))))
+        if all_at_once is not None:
+            mine = rows.take(wrong & ~nan)
+            return [*faults, Fault(*all_at_once, int(mine.got.size), self._examples(mine))], 0
+        bad = rows.take(wrong & ~unnamed)
+        explained = predicted[wrong & ~unnamed] == bad.got
         left = explained.copy()
         parts = []
         for i, finding in enumerate(findings):
             others = [*findings[:i], *findings[i + 1 :]]
-            mine = explained & (predict_all(others, bad, self.spec) != bad.got)
+            mine = explained & (self._predicted(others, bad) != bad.got)
             parts.append((finding, mine))
             left &= ~mine
         for i, (finding, mine) in enumerate(parts):
@@ -300,8 +301,11 @@ class Check(Course):
                 mine = mine | left  # each of several mistakes alone would do
             faults.append(self._fault_of(finding, bad.take(mine)))
         strange = bad.take(~explained)
-        faults += self._unexplained(strange, rows, restless)
+        faults += self._unexplained(strange, rows.take(~nan), restless)
         return _merged(faults), int(strange.got.size)
+
+    def _predicted(self, findings: list[Finding], rows: Rows) -> Array:
+        return predict_all(findings, rows, self.spec)
 
     def _fault_of(self, finding: Finding, rows: Rows) -> Fault:
         suspect, condition = finding
@@ -366,8 +370,7 @@ class Check(Course):
             ("far off", "results far from the right one, by no rule known here", ~near),
         ]
         for name, text, chosen in kinds:
-            if chosen.any():
-                some = strange.take(chosen)
+            for some in _apart(strange.take(chosen)):
                 yield Fault(name, text + _range_text(some), int(some.got.size), self._examples(some))
 
     def _examples(self, rows: Rows, places: bool = False) -> tuple[Example, ...]:
@@ -397,23 +400,44 @@ class Check(Course):
         return f"{hexadecimal(code, target.bits)} = {exact_text(value)}"
 
 
-def _sample(rows: Rows, wrong: Array, nan: Array) -> Rows:
+def _sample(rows: Rows) -> Rows:
     """Choose rows to try mistakes on: wrong and right ones, of every kind some."""
-    target_kind = np.where(np.isinf(rows.values), 4, 0) + np.where(rows.expected == rows.got, 8, 0)
-    zero = rows.values == 0
-    kind = target_kind + np.where(zero, 2, 0)
+    kind = np.where(np.isinf(rows.values), 4, 0) + np.where(rows.expected == rows.got, 8, 0)
+    kind += np.where(rows.values == 0, 2, 0) + np.where(np.isnan(rows.values), 16, 0)
     chosen = []
     rng = np.random.default_rng(0)
     for k in np.unique(kind):
-        members = np.flatnonzero((kind == k) & ~nan)
+        members = np.flatnonzero(kind == k)
         limit = _STUDIED if k in (0, 8) else 500
         chosen.append(members if members.size <= limit else rng.choice(members, limit, replace=False))
     return rows.take(np.sort(np.concatenate(chosen)))
 
 
 def _merged(faults: list[Fault]) -> list[Fault]:
-    """Drop findings that explain nothing of their own."""
-    return [fault for fault in faults if fault.count]
+    """Drop findings that explain nothing of their own; the bounds of a clamp are one mistake."""
+    clamps = [fault for fault in faults if fault.count and fault.name == "clamps"]
+    others = [fault for fault in faults if fault.count and fault.name != "clamps"]
+    if len(clamps) < 2:
+        return [*clamps, *others]
+    examples = [example for some in zip_longest(*(fault.examples for fault in clamps)) for example in some if example]
+    text = ", and ".join(fault.text for fault in clamps)
+    return [Fault("clamps", text, sum(fault.count for fault in clamps), tuple(examples[:3])), *others]
+
+
+def _apart(rows: Rows) -> Iterator[Rows]:
+    """Yield rows by ranges of magnitude, where these lie far apart: they need not have one cause."""
+    if not rows.got.size:
+        return
+    _, exponents = np.frexp(np.where(np.isfinite(rows.values), np.abs(rows.values), 0.0))
+    kinds = np.unique(exponents[np.isfinite(rows.values) & (rows.values != 0)])
+    gaps = kinds[1:][np.diff(kinds) > _FAR]
+    if not 0 < gaps.size < _RANGES:
+        yield rows
+        return
+    ranges = np.digitize(exponents, gaps)
+    for number in range(gaps.size + 1):
+        if (ranges == number).any():
+            yield rows.take(ranges == number)
 
 
 def _range_text(rows: Rows) -> str:

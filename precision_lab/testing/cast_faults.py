@@ -6,116 +6,27 @@ From the right cast on, the suspect is added that mends most predictions and spo
 suspect may be confined: to negative inputs, to magnitudes from some power of two on, to the last elements of an array.
 What no model predicts is counted as unexplained.
 
-The models are written in float64, apart from the compiled roundings: a value divided by the spacing of the target is
-below 2^24 and exact.
+Among many mistakes there is always one that is right here and there. So at the end a mistake is kept only if nearly all
+that it changes comes out as it says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from precision_lab.numerics.codes import code_dtype, encode
-from precision_lab.numerics.formats import FORMATS, FloatFormat
-from precision_lab.numerics.rounding import Array, round_to
-from precision_lab.testing.hard_inputs import Source
+from precision_lab.numerics.formats import FORMATS
+from precision_lab.numerics.rounding import round_to
+from precision_lab.testing.cast_models import Codes, Mask, Model, Rows, Spec, canonical, predict, read
+from precision_lab.testing.cast_suspects import Suspect, readings, suggested, suspects
 
-Codes = NDArray[np.int64]
-Mask = NDArray[np.bool_]
-
-NAN = 1 << 40  # stands for every code of a NaN
-NO_VALUE = 1 << 41  # a float that is no value of the target
 _SHARE = 0.6  # of what a mistake changes that must become right, less what becomes wrong
+_FOUNDED = 0.95  # of what a mistake changes that must come out as it says, in the end
 _FEWEST = 5  # rows that a mistake must explain for it to be confined to some place
-
-
-class Spec(NamedTuple):
-    """What a cast should do."""
-
-    source: Source
-    target: FloatFormat
-    mode: str
-    subnormals: bool
-    saturate: bool
-    nan: str
-
-
-class Rows(NamedTuple):
-    """Inputs that were tried, each with what came back and where it stood.
-
-    Attributes
-    ----------
-    patterns, values : ndarray
-        Of the inputs.
-    expected, got : ndarray of int64
-        Codes; NAN for every NaN, NO_VALUE for what is no value of the target.
-    raw : ndarray of int64
-        The codes as they came, -1 where there was none.
-    stored : ndarray of float64
-        The values that came.
-    position, length, address : ndarray of int64
-        Where the input stood, in an array of how many, at which byte of 64 that began.
-
-    """
-
-    patterns: Array
-    values: NDArray[np.float64]
-    expected: Codes
-    got: Codes
-    raw: Codes
-    stored: NDArray[np.float64]
-    position: Codes
-    length: Codes
-    address: Codes
-
-    def take(self, chosen: Any) -> Rows:
-        """Return some of the rows."""
-        return Rows(*(column[chosen] for column in self))
-
-
-def canonical(codes: Array, target: FloatFormat) -> Codes:
-    """Return codes with one number for all NaNs."""
-    wide = codes.astype(np.int64)
-    if not target.has_nan:
-        return wide
-    magnitude = wide & ((1 << (target.bits - 1)) - 1)
-    if target.specials == "ieee":
-        is_nan = magnitude > (2**target.exponent_bits - 1) << target.mantissa_bits
-    elif target.specials == "fn":
-        is_nan = magnitude == 2 ** (target.bits - 1) - 1
-    else:
-        is_nan = wide == 2 ** (target.bits - 1)
-    return np.where(is_nan, NAN, wide)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A cast, right or wrong; every field that is not empty is one mistake."""
-
-    flushes_inputs: bool = False
-    scale: int = 0  # a power of two
-    via: FloatFormat | int | None = None  # a format, or a number of significand bits
-    via_mode: str = "ties_to_even"
-    mode: str = ""
-    looks_at: int | None = None  # bits beyond the last
-    carry: str = ""
-    flushes: str = ""
-    overflows_from: str = ""
-    overflows_to: str = ""
-    infinity_to: str = ""
-    loses_sign: str = ""
-
-
-class Suspect(NamedTuple):
-    """A mistake: its short name, what it means, and what it changes in the model."""
-
-    name: str
-    text: str
-    changes: dict[str, Any]
 
 
 class Condition(NamedTuple):
@@ -133,253 +44,6 @@ class Finding(NamedTuple):
 
 
 EVERYWHERE = Condition("", lambda rows: np.ones(rows.values.shape, np.bool_))
-
-
-def _goes_away(mode: str, rest: Array, odd: Mask, negative: Mask) -> Mask:
-    """Return where the value with this rest, in spacings, goes to the larger magnitude."""
-    tie, above, inexact = rest == 0.5, rest > 0.5, rest > 0
-    rules: dict[str, Callable[[], Mask]] = {
-        "ties_to_even": lambda: above | (tie & odd),
-        "ties_to_away": lambda: above | tie,
-        "ties_to_zero": lambda: above,
-        "ties_to_odd": lambda: above | (tie & ~odd),
-        "ties_upward": lambda: above | (tie & ~negative),
-        "ties_downward": lambda: above | (tie & negative),
-        "toward_zero": lambda: np.zeros_like(tie),
-        "away_from_zero": lambda: inexact,
-        "toward_positive": lambda: inexact & ~negative,
-        "toward_negative": lambda: inexact & negative,
-        "to_odd": lambda: inexact & ~odd,
-        "only_odd_ties": lambda: tie & odd,
-    }
-    return rules[mode]()
-
-
-def _to_bits(v: Array, bits: int, mode: str) -> Array:
-    """Round magnitudes to so many significand bits, without limits to the exponent."""
-    fraction, exponent = np.frexp(v)
-    scaled = np.ldexp(fraction, bits)
-    below = np.floor(scaled)
-    away = _goes_away(mode, scaled - below, below % 2 == 1, np.zeros(v.shape, np.bool_))
-    with np.errstate(over="ignore"):
-        result: Array = np.ldexp(below + away, exponent - bits)
-    return result
-
-
-def predict(model: Model, x: NDArray[np.float64], spec: Spec) -> Codes:
-    """Return the codes that a cast with these mistakes gives for numbers that are not NaN."""
-    target = spec.target
-    mantissa = target.mantissa_bits
-    negative, v = np.signbit(x), np.abs(x)
-    flushed = np.zeros(v.shape, np.bool_)
-    if model.flushes_inputs:
-        flushed = (v > 0) & (v < spec.source.smallest_normal)
-        v = np.where(flushed, 0.0, v)
-    with np.errstate(over="ignore", under="ignore"):
-        if model.scale:
-            v = np.ldexp(v, model.scale)
-        if isinstance(model.via, FloatFormat):
-            signed = np.where(negative, -v, v)
-            v = np.abs(np.asarray(round_to(signed, model.via, model.via_mode)))
-        elif model.via is not None:
-            finite = np.isfinite(v)
-            v = np.where(finite, _to_bits(np.where(finite, v, 0.0), model.via, model.via_mode), v)
-    infinite, nan = np.isinf(x), np.isnan(v)
-    overflowed = np.isinf(v) & ~infinite  # on the way
-    usual = np.where(np.isinf(v) | nan, 0.0, v)
-
-    _, exponent = np.frexp(np.where(usual > 0, usual, target.smallest_subnormal))
-    exponent = np.maximum(exponent - 1, target.emin)
-    scaled = np.ldexp(usual, mantissa - exponent)
-    below = np.floor(scaled)
-    odd, rest = below % 2 == 1, scaled - below
-    if model.looks_at is not None:
-        rest = np.ldexp(np.floor(np.ldexp(rest, model.looks_at)), -model.looks_at)
-    away = _goes_away(model.mode or spec.mode, rest, odd, negative)
-    significand = below + away
-    if model.carry:
-        lost = away & (significand == 2.0 ** (mantissa + 1))
-        significand = np.where(lost, below if model.carry == "sticks" else 2.0**mantissa, significand)
-    with np.errstate(over="ignore"):
-        r = np.ldexp(significand, exponent - mantissa)
-
-    if model.flushes in ("before", "after") or not (spec.subnormals or model.flushes):
-        tiny = (usual if model.flushes == "before" else r) < target.smallest_normal
-        flushed = flushed | (tiny & (usual > 0))
-        r = np.where(tiny, 0.0, r)
-
-    code_bits = np.asarray(encode(np.minimum(r, target.max), target)).astype(np.int64)
-    over = {
-        "": r > target.max,
-        "max": usual > target.max,
-        "tie": usual >= target.overflow_threshold,
-        "past tie": usual > target.overflow_threshold,
-        "next binade": usual >= 2.0 ** (target.emax + 1),
-        "top binade": r >= 2.0**target.emax,
-    }[model.overflows_from]
-    over = over | overflowed
-    code_bits = np.where(over, _beyond(model.overflows_to, r, negative, spec), code_bits)
-    code_bits = np.where(infinite, _infinity(model.infinity_to, spec), code_bits)
-
-    zero = code_bits == 0
-    drops = {
-        "": np.zeros_like(zero),
-        "zeros": zero & (x == 0),
-        "rounded": zero & (x != 0),
-        "flushed": flushed,
-        "all": zero,
-    }[model.loses_sign]
-    if model.overflows_to == "positive zero":
-        drops = drops | over
-    sign = np.where(negative & ~drops, 1 << (target.bits - 1), 0)
-    if not target.has_negative_zero:
-        sign = np.where(zero, 0, sign)
-    codes = np.where(code_bits >= NAN, NAN, code_bits | sign)
-    return canonical(np.where(nan, NAN, codes), target)
-
-
-def _infinity(to: str, spec: Spec) -> int:
-    """Return the magnitude of the code that infinity becomes."""
-    target = spec.target
-    largest = int(encode(target.max, target))
-    if to == "":
-        to = "max" if spec.saturate or target.saturates else "infinity"
-    if to == "infinity" and not target.has_infinity:
-        to = "nan"
-    if to == "nan" and not target.has_nan:
-        to = "max"
-    return {"infinity": largest + 1, "max": largest, "nan": NAN, "zero": 0, "positive zero": 0}[to]
-
-
-def _beyond(to: str, r: Array, negative: Mask, spec: Spec) -> Codes:
-    """Return the magnitudes of the codes of results beyond the largest value."""
-    target = spec.target
-    if to == "wraps":
-        fraction, exponent = np.frexp(np.where((r > 0) & np.isfinite(r), r, 1.0))
-        significand = np.ldexp(fraction, target.precision).astype(np.int64) - 2**target.mantissa_bits
-        code = ((exponent.astype(np.int64) - 1 + target.bias) << target.mantissa_bits) + significand
-        return canonical(code & ((1 << (target.bits - 1)) - 1), target)
-    if to:
-        return np.full(r.shape, _infinity(to, spec))
-    usual, largest = _infinity("", spec), int(encode(target.max, target))
-    stays = {
-        "toward_zero": np.ones_like(negative),
-        "to_odd": np.ones_like(negative),
-        "toward_positive": negative,
-        "toward_negative": ~negative,
-    }.get(spec.mode, np.zeros_like(negative))
-    return np.where(stays, largest, usual)
-
-
-def suspects(spec: Spec) -> list[Suspect]:
-    """Return every mistake that could be told from right, the simple ones first."""
-    source, target = spec.source, spec.target
-    beyond = "infinity" if target.has_infinity else "NaN" if target.has_nan else "the largest value"
-    modes = {
-        "toward_zero": ("truncates", "rounds toward zero"),
-        "ties_to_away": ("ties away", "rounds ties away from zero"),
-        "ties_to_even": ("ties to even", "rounds ties to even"),
-        "ties_to_zero": ("ties toward zero", "rounds ties toward zero (half down)"),
-        "ties_upward": ("ties upward", "rounds ties toward +infinity (half up)"),
-        "ties_downward": ("ties downward", "rounds ties toward -infinity"),
-        "ties_to_odd": ("ties to odd", "rounds ties to odd"),
-        "toward_positive": ("rounds up", "rounds toward +infinity"),
-        "toward_negative": ("rounds down", "rounds toward -infinity"),
-        "away_from_zero": ("rounds away", "rounds everything inexact away from zero"),
-        "to_odd": ("rounds to odd", "rounds everything inexact to odd"),
-        "only_odd_ties": ("rounds only ties up", "rounds toward zero all but ties"),
-    }
-    mistakes = [Suspect(*modes[mode], {"mode": mode}) for mode in modes if mode != spec.mode]
-    for name in ("fp32", "fp16", "bf16", "tf32"):
-        fmt = FORMATS[name]
-        if fmt in (source.format, target) or fmt.mantissa_bits >= source.mantissa_bits:
-            continue
-        if fmt.precision < target.precision:
-            mistakes.append(
-                Suspect(f"passes through {name}", f"what {name} cannot hold is lost on the way", {"via": fmt})
-            )
-            continue
-        chopped = {"via": fmt, "via_mode": "toward_zero"}
-        mistakes += [
-            Suspect(f"rounds twice, via {name}", f"to {name} first, then to {target}", {"via": fmt}),
-            Suspect(f"truncates to {name} first", f"truncates to {name}, then rounds to {target}", chopped),
-        ]
-    for bits in range(target.precision, source.mantissa_bits + 1):
-        then = "subnormal results once more to their spacing" if bits == target.precision else f"to {target}"
-        text = f"to {bits} significand bits first, then {then}"
-        mistakes.append(Suspect(f"rounds twice, via {bits} bits", text, {"via": bits}))
-    for bits in range(1, source.mantissa_bits - target.mantissa_bits):
-        text = f"looks at {bits} bit{'s' * (bits > 1)} beyond the last one kept and ignores those below"
-        mistakes.append(Suspect("ignores low bits", text, {"looks_at": bits}))
-    if spec.subnormals:
-        mistakes += [
-            Suspect("flushes subnormal results", "subnormal results become zero", {"flushes": "after"}),
-        ]
-    else:
-        text = "subnormal results are kept, where zero was asked for"
-        mistakes.append(Suspect("keeps subnormal results", text, {"flushes": "never"}))
-    if spec.subnormals and source.smallest_normal < target.smallest_normal:  # else it is the next
-        text = "subnormal results become zero, even those that would round to the smallest normal"
-        mistakes.append(Suspect("flushes subnormal results", text, {"flushes": "before"}))
-    mistakes += [
-        Suspect("flushes subnormal inputs", "takes subnormal inputs for zero", {"flushes_inputs": True}),
-        Suspect("loses the sign of zero", "-0.0 becomes +0.0", {"loses_sign": "zeros"}),
-        Suspect("loses the sign of zero", "every zero result is +0.0", {"loses_sign": "all"}),
-        Suspect("loses the sign of flushed values", "what is flushed becomes +0.0", {"loses_sign": "flushed"}),
-        Suspect("loses the sign of underflow", "what is rounded to zero becomes +0.0", {"loses_sign": "rounded"}),
-    ]
-    saturates = spec.saturate or target.saturates
-    outcomes = {"infinity": "infinity", "max": "the largest value", "nan": "NaN", "zero": "zero"}
-    for to, text in outcomes.items():
-        if _infinity(to, spec) == _infinity("", spec) or (to == "infinity" and not target.has_infinity):
-            continue
-        name = "saturates" if to == "max" else "does not saturate" if saturates else f"overflows to {text}"
-        mistakes += [
-            Suspect(name, f"turns overflow into {text}", {"overflows_to": to}),
-            Suspect(f"infinity becomes {text}", f"turns infinity into {text}", {"infinity_to": to}),
-        ]
-    mistakes += [
-        Suspect("overflows to zero", "turns overflow into +0.0", {"overflows_to": "positive zero"}),
-        Suspect("overflow wraps around", "lets overflow run on into other codes", {"overflows_to": "wraps"}),
-        Suspect(
-            "overflows too early",
-            f"everything above the largest value {target.max:g} becomes {beyond}",
-            {"overflows_from": "max"},
-        ),
-        Suspect(
-            "overflows too early",
-            f"the tie at {target.overflow_threshold:g} becomes {beyond}",
-            {"overflows_from": "tie"},
-        ),
-        Suspect(
-            "overflows too late",
-            f"the tie at {target.overflow_threshold:g} stays {target.max:g}",
-            {"overflows_from": "past tie"},
-        ),
-        Suspect(
-            "overflows too late",
-            f"below {2.0 ** (target.emax + 1):g} everything stays {target.max:g}",
-            {"overflows_from": "next binade"},
-        ),
-        Suspect(
-            "overflows too early",
-            f"from {2.0**target.emax:g} on: the highest exponent is not used",
-            {"overflows_from": "top binade"},
-        ),
-        Suspect(
-            "carry into the exponent lost",
-            "a significand rounded up to 2 becomes 1",
-            {"carry": "wraps"},
-        ),
-        Suspect(
-            "carry into the exponent lost",
-            "a significand of ones is not rounded up",
-            {"carry": "sticks"},
-        ),
-        Suspect("exponent off by one", "is twice what it should be", {"scale": 1}),
-        Suspect("exponent off by one", "is half what it should be", {"scale": -1}),
-    ]
-    return mistakes
 
 
 def place_conditions() -> list[Condition]:
@@ -439,7 +103,7 @@ def _binades(rows: Rows, gains: Codes) -> list[Condition]:
 
 
 def _confined(
-    rows: Rows, gains: Codes, changed: Mask, held: list[tuple[Condition, Mask]]
+    suspect: Suspect, rows: Rows, gains: Codes, changed: Mask, held: list[tuple[Condition, Mask]]
 ) -> list[tuple[float, Condition]]:
     """Return conditions under which a mistake would explain more, with a score each.
 
@@ -448,7 +112,8 @@ def _confined(
     """
     options: list[tuple[float, Condition]] = []
     mended, spoiled = np.count_nonzero(gains > 0), np.count_nonzero(gains < 0)
-    for condition, holds in [*((c, c.holds(rows)) for c in _binades(rows, gains)), *held]:
+    sizes = _binades(rows, gains) if suspect.in_binades else []
+    for condition, holds in [*((c, c.holds(rows)) for c in sizes), *(held if suspect.in_places else [])]:
         here = gains[holds]
         gain = int(here.sum())
         if gain < max(_FEWEST, _SHARE * np.count_nonzero(changed & holds)):
@@ -474,13 +139,14 @@ def predict_all(findings: Iterable[Finding], rows: Rows, spec: Spec) -> Codes:
         for i, finding in enumerate(findings):
             if chosen >> i & 1:
                 model = replace(model, **finding.suspect.changes)
-        result[where] = predict(model, rows.values[where], spec)
+        x = read(model, rows.patterns[where], rows.values[where], spec.source)
+        result[where] = predict(model, x, spec)
     return result
 
 
 def explain(rows: Rows, spec: Spec, limit: int = 6) -> list[Finding]:
-    """Return the fewest mistakes, each with its condition, that predict most of the rows (no NaNs among the inputs)."""
-    candidates = suspects(spec)
+    """Return the fewest mistakes, each with its condition, that predict most of the rows."""
+    candidates = [*suspects(spec), *suggested(rows, spec), *readings(spec)]
     held = [(condition, condition.holds(rows)) for condition in place_conditions()]
     findings: list[Finding] = []
     current = rows.expected
@@ -497,7 +163,7 @@ def explain(rows: Rows, spec: Spec, limit: int = 6) -> list[Finding]:
             gain = int(gains.sum())
             options = [(float(gain), EVERYWHERE)] if gain >= _SHARE * np.count_nonzero(changed) else []
             if (gains < 0).any():  # somewhere it is right: then where?
-                options += _confined(rows, gains, changed, held)
+                options += _confined(suspect, rows, gains, changed, held)
             for score, condition in options:
                 if score > 0 and (best is None or score > best[0]):
                     best = score, Finding(suspect, condition)
@@ -523,6 +189,21 @@ def refine(findings: list[Finding], rows: Rows, spec: Spec) -> list[Finding]:
         best = max(_binades(rows, gains), key=lambda condition: int(gains[condition.holds(rows)].sum()))
         result[i] = finding._replace(condition=best)
     return result
+
+
+def well_founded(findings: list[Finding], rows: Rows, spec: Spec) -> list[Finding]:
+    """Keep the mistakes of which nearly all that they change comes out as they say."""
+    while findings:
+        predicted = predict_all(findings, rows, spec)
+        shares: list[float] = []
+        for finding in findings:
+            changed = predicted != predict_all([other for other in findings if other is not finding], rows, spec)
+            right = np.count_nonzero(changed & (predicted == rows.got))
+            shares.append(float(right) / max(int(np.count_nonzero(changed)), 1))
+        if min(shares) >= _FOUNDED:
+            break
+        findings = [finding for finding, share in zip(findings, shares, strict=True) if share > min(shares)]
+    return findings
 
 
 def place_of(strange: Rows, right: Rows) -> Condition | None:

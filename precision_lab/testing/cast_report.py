@@ -155,3 +155,13 @@ def exact_text(value: float) -> str:
     if power == 0:
         return f"{sign}{odd}"
     return f"{sign}{f'{odd}*' if odd > 1 else ''}2^{power}"
+
+
+def short_text(value: float) -> str:
+    """Write a double exactly: a power of two as that, others in decimal where six digits are enough.
+
+    >>> short_text(10000.0), short_text(2.0**-23), short_text(448.0), short_text(1 + 2.0**-10)
+    ('10000', '2^-23', '448', '1025*2^-10')
+    """
+    exact = exact_text(value)
+    return exact if exact.lstrip("-").startswith("2^") or float(f"{value:g}") != value else f"{value:g}"

@@ -4,8 +4,8 @@
 for bit, with a single rounding. It tries all inputs where the source has up to 20 bits; else every hard case of every
 binade of both formats (hard_inputs.py), random ones, and, if asked, all 2^32 float32 patterns. The same inputs stand in
 arrays of all lengths from 1 to 70, at changing places and addresses, because vectorised casts have a body and a tail.
-What differs is explained by named mistakes (cast_faults.py): "truncates", "rounds twice, via fp32", "flushes subnormal
-results", where it shows, and the three simplest inputs that show it.
+What differs is explained by named mistakes (cast_faults.py): "truncates", "rounds twice, via fp32", "clamps", where it
+shows, and the three simplest inputs that show it; what none explains is described by what it looks like.
 
 The cast runs in a process of its own (isolation.py), where it may crash, hang or spoil its input without harm.
 """
@@ -22,9 +22,7 @@ from precision_lab.numerics.rounding import Array
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.testing.cast_check import Check
 from precision_lab.testing.cast_course import Progress
-from precision_lab.testing.cast_faults import (
-    Spec,
-)
+from precision_lab.testing.cast_models import Spec
 from precision_lab.testing.cast_report import CastReport
 from precision_lab.testing.hard_inputs import get_source
 from precision_lab.testing.isolation import isolation

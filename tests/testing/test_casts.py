@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import precision_lab as pl
 from precision_lab.numerics import reference
-from precision_lab.testing.cast_faults import Model, Spec, canonical, predict
+from precision_lab.testing.cast_models import Model, Spec, canonical, predict
 from precision_lab.testing.cast_report import CastReport, exact_text
 from precision_lab.testing.casts import check_cast
 from precision_lab.testing.hard_inputs import get_source, hard_patterns, special_patterns

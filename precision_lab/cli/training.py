@@ -140,12 +140,13 @@ def train(
     """Train a small model under storage configurations.
 
     The same model, data, seeds and optimizer; only where values are rounded differs. A float32 control of each seed is
-    always among the runs. An interrupted command with --checkpoint goes on where it stopped.
+    always among the runs. Nothing is judged with one seed, or where the control does not come below half of its first
+    loss. An interrupted command with --checkpoint goes on where it stopped.
 
     \b
     precision-lab train --storage all --optimizer adam --lr 1e-3 --steps 4000 --seeds 3 --json runs.json
     precision-lab train --storage pure_bf16 --storage weights=bf16,master=fp32 --optimizer sgd --lr 0.01
-    precision-lab train --model transformer --data novel.txt --steps 500 --seeds 1
+    precision-lab train --model transformer --data novel.txt --steps 500 --seeds 2
     """
     from precision_lab.experiments.storage import Setting, StorageExperimentConfig, run
     from precision_lab.presentation.tables.storage import storage_tables

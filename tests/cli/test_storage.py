@@ -52,7 +52,8 @@ def test_train_shows_the_control_and_what_was_asked(command_line: CommandLine, t
         "8",
         "16",
     ]
-    assert cells(finished.out, "fp32")[-1] == "keeps fp32's result"
+    assert "too short to tell" in finished.out
+    assert "keeps fp32's result" not in finished.out
     assert len(json.loads(out.read_text())["outcomes"]["Adam, lr 0.001"]) == 3
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert len(kept.read_text().splitlines()) == 3
@@ -85,8 +86,43 @@ def test_a_text_of_one_symbol_has_no_loss_to_compare(command_line: CommandLine, 
     )
     assert finished.status == 0, finished.err
     outcomes = [one for found in json.loads((tmp_path / "out.json").read_text())["outcomes"].values() for one in found]
-    assert [(one["final_loss"], one["ratio"]) for one in outcomes] == [(0, "nan")] * 2
-    assert cells(finished.out, "pure_bf16")[-1] == "keeps fp32's result"
+    assert [(one["final_loss"], one["ratio"], one["keeps"]) for one in outcomes] == [(0, "nan", None)] * 2
+    assert "fp32 does not learn, 0 becomes 0" in finished.out
+
+
+@pytest.mark.parametrize(("steps", "seeds"), [(5, 1), (20, 2), (60, 2)])
+def test_nothing_is_judged_where_nobody_has_learned(command_line: CommandLine, steps: int, seeds: int) -> None:
+    options = ("--storage", "pure_bf16", "--steps", steps, "--seeds", seeds, "--workers", 1)
+    out = command_line("train", *options).out
+    assert out.count("too short to tell: fp32 came from") == 2
+    assert "(give more --steps)" in out
+    assert "keeps" not in out
+
+
+def test_nothing_is_judged_of_a_text_that_nobody_has_read(command_line: CommandLine, tmp_path: Path) -> None:
+    text = tmp_path / "novel.txt"
+    text.write_text("It was a dark and stormy night; the rain fell in torrents. " * 60, encoding="utf-8")
+    data = ("--model", "transformer", "--data", text, "--batch", 8)
+    out = command_line("train", *data, "--storage", "master_bf16", "--steps", 6, "--seeds", 2, "--workers", 1).out
+    assert out.count("too short to tell") == 2
+    assert "keeps" not in out
+
+
+def test_one_seed_decides_nothing(command_line: CommandLine) -> None:
+    options = ("--storage", "master_bf16", "--steps", 200, "--workers", 1)
+    out = command_line("train", *options, "--seeds", 1).out
+    assert "not decided with 1 seed, 1 times fp32's loss (give --seeds 3)" in out
+    assert "keeps" not in out
+    out = command_line("train", *options, "--seeds", 2).out
+    assert cells(out, "master_bf16")[-1] == "keeps fp32's result"
+
+
+def test_a_control_that_gets_worse_is_none(command_line: CommandLine) -> None:
+    """A learning rate with which nobody learns: more steps are no cure."""
+    options = ("--storage", "master_bf16", "--optimizer", "sgd", "--lr", 30, "--steps", 100, "--seeds", 2)
+    out = command_line("train", *options, "--workers", 1).out
+    assert out.count("not decided: fp32 does not learn") == 2
+    assert "--steps" not in out
 
 
 def test_ctrl_c_stops_the_processes_and_keeps_what_is_done(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ SMALL = StorageExperimentConfig(
     configurations=("pure_bf16", "master_bf16", "pure_fp16"),
     settings=(Setting("sgd", 0.01), Setting("adam", 1e-3)),
     seeds=2,
-    steps=400,
-    hidden=(8,),
+    steps=800,
+    hidden=(24,),
     section_steps=40,
     sections=("ablation", "range", "accumulation"),
 )
@@ -61,15 +61,15 @@ def test_every_setting_has_every_configuration_and_every_seed(result: StorageRes
 
 def test_a_run_is_the_one_that_train_makes(result: StorageResult) -> None:
     config = TrainingConfig(
-        hidden=(8,), storage=CONFIGURATIONS["pure_bf16"], optimizer="sgd", learning_rate=0.01, steps=400, seed=1
+        hidden=(24,), storage=CONFIGURATIONS["pure_bf16"], optimizer="sgd", learning_rate=0.01, steps=800, seed=1
     )
     expected = train(config)
     found = outcome(result, "SGD, lr 0.01", "pure_bf16").runs[1]
     assert found.config == config
     assert found.block == 20
-    assert found.losses == tuple(expected.losses[i : i + 20].mean() for i in range(0, 400, 20))
-    assert found.middles == [i + 10 for i in range(0, 400, 20)]
-    assert [s.step for s in expected.by_step] == list(range(0, 400, 20))
+    assert found.losses == tuple(expected.losses[i : i + 20].mean() for i in range(0, 800, 20))
+    assert found.middles == [i + 10 for i in range(0, 800, 20)]
+    assert [s.step for s in expected.by_step] == list(range(0, 800, 20))
     assert found.edq_ratios == tuple(s.product / s.intended for s in expected.by_step)
     assert found.final_loss == expected.final_loss
     assert found.updates.lost == expected.updates.lost
@@ -114,8 +114,47 @@ def test_sentences_of_runs_that_go_wrong(result: StorageResult) -> None:
     assert with_runs(result, final_loss=math.nan).sentence.startswith("breaks: the parameters become infinite or NaN")
     assert with_runs(result, final_loss=1e6, diverged=True).sentence.startswith("diverges")
     assert with_runs(result, stopped="it raised").sentence.startswith("stops: it raised")
-    skipped = with_runs(result, final_loss=2.4, skipped=400).sentence
-    assert "400 of 400 steps are skipped" in skipped
+    skipped = with_runs(result, final_loss=2.4, skipped=800).sentence
+    assert "800 of 800 steps are skipped" in skipped
+
+
+def judged(result: StorageResult, *, of_first: float, seeds: int = 2, final: float = 1.0) -> ConfigurationSummary:
+    """Runs whose control ends at a share of a first loss of 2, and which end at a multiple of that themselves."""
+    o = outcome(result, "SGD, lr 0.01", "master_bf16")
+    control = tuple(replace(r, initial_loss=2.0, final_loss=2.0 * of_first) for r in o.controls[:seeds])
+    runs = tuple(replace(r, initial_loss=2.0, final_loss=2.0 * of_first * final) for r in o.runs[:seeds])
+    return replace(o, runs=runs, controls=control)
+
+
+def test_a_verdict_takes_a_control_that_has_learned(result: StorageResult) -> None:
+    assert judged(result, of_first=0.49).keeps is True
+    assert judged(result, of_first=0.49, final=2).keeps is False
+    for of_first, words in ((0.5, "too short to tell: fp32 came from 2 to 1 only"), (1.0, "fp32 does not learn, 2 be")):
+        found = judged(result, of_first=of_first)
+        assert found.keeps is None
+        assert words in found.sentence
+    one = judged(result, of_first=0.1, seeds=1)
+    assert (one.keeps, one.sentence) == (None, "not decided with 1 seed, 1 times fp32's loss (give --seeds 3)")
+
+
+def test_every_seed_has_to_learn(result: StorageResult) -> None:
+    o = judged(result, of_first=0.1)
+    lazy = replace(o, controls=(o.controls[0], replace(o.controls[1], final_loss=1.9)))
+    assert lazy.sentence == "too short to tell: fp32 came from 2 to 1.9 only (give more --steps)"
+    assert "does not learn" in replace(o, controls=(o.controls[0], replace(o.controls[1], final_loss=math.nan))).sentence
+
+
+def test_what_breaks_is_broken_whoever_learns(result: StorageResult) -> None:
+    o = judged(result, of_first=1.0, seeds=1)
+    broken = replace(o, runs=tuple(replace(r, final_loss=math.nan) for r in o.runs))
+    assert broken.keeps is False
+    assert broken.sentence.startswith("breaks")
+
+
+def test_the_answer_is_no_firmer_than_the_runs(result: StorageResult) -> None:
+    few = replace(SMALL, settings=SMALL.settings[1:], steps=20, configurations=("pure_bf16",), sections=())
+    assert run(few).answer.startswith("Adam, lr 0.001: too short to tell: fp32 came from")
+    assert "the cheapest that keeps it is" in result.answer
 
 
 def test_sections_answer_their_question(result: StorageResult) -> None:

@@ -131,14 +131,15 @@ def test_the_first_screen_answers_with_numbers_of_the_results(report: Page) -> N
     for outcomes in result_of("storage").outcomes.values():
         for outcome in outcomes:
             if outcome.label in ("fp32", "pure_bf16", "master_bf16"):
-                kept = f"{times(outcome.ratio)} fp32's" if not outcome.keeps else "as good as fp32"
+                loses = f"{times(outcome.ratio)} fp32's"
+                kept = {True: "as good as fp32", False: loses, None: "not decided"}[outcome.keeps]
                 verdict = "the control" if outcome.label == "fp32" else kept
                 assert f"{outcome.final_loss:.3g} {verdict} {percent(outcome.lost)} % lost" in first
                 assert f"{outcome.bytes_per_parameter:g} bytes" in first
     assert "quick runs" in first
 
 
-def outcome(label: str, *, keeps: bool, loss: float = 0.25, ratio: float = 3.0) -> Any:
+def outcome(label: str, *, keeps: bool | None, loss: float = 0.25, ratio: float = 3.0) -> Any:
     """What stands for an `Outcome`."""
     found = {"final_loss": loss, "lost": 0.5, "keeps": keeps, "ratio": ratio}
     return SimpleNamespace(label=label, bytes_per_parameter=4.0, **found)
@@ -146,9 +147,15 @@ def outcome(label: str, *, keeps: bool, loss: float = 0.25, ratio: float = 3.0) 
 
 @pytest.mark.parametrize(
     ("keeps", "verdict"),
-    [((True, True), "Yes, here."), ((True, False), "Not always."), ((False, False), "Not on their own.")],
+    [
+        ((True, True), "Yes, here."),
+        ((True, False), "Not always."),
+        ((False, False), "Not on their own."),
+        ((True, None), "Not decided by these runs."),
+        ((None, False), "Not decided by these runs."),
+    ],
 )
-def test_the_verdict_follows_the_results(keeps: tuple[bool, bool], verdict: str) -> None:
+def test_the_verdict_follows_the_results(keeps: tuple[bool | None, ...], verdict: str) -> None:
     outcomes: dict[str, tuple[Any, ...]] = {
         setting: (
             outcome("fp32", keeps=True),

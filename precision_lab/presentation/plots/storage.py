@@ -17,13 +17,13 @@ from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import FATE_COLORS, INK, SMALL, dress, plain_ticks, style, styled
 
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
-KEEPS, LOSES, BREAKS = "#009E73", FATE_COLORS["flushed"], "#222222"
+KEEPS, LOSES, BREAKS, UNDECIDED = "#009E73", FATE_COLORS["flushed"], "#222222", "#888888"
 
 
 def _color(outcome: ConfigurationSummary) -> str:
-    if not math.isfinite(outcome.final_loss) or any(run.diverged or run.stopped for run in outcome.runs):
+    if outcome.broken:
         return BREAKS
-    return KEEPS if outcome.keeps else LOSES
+    return {True: KEEPS, False: LOSES, None: UNDECIDED}[outcome.keeps]
 
 
 def plot_final_losses(
@@ -213,7 +213,8 @@ def storage_figure(result: StorageResult) -> Figure:
         figure = Figure(figsize=(14, 13), dpi=110, layout="constrained")
         figure.suptitle(
             f"Where are the numbers kept? The digits MLP stored in {len(first)} ways\n"
-            "green: keeps float32's result, orange: loses, black: breaks; a dot a seed, band: float32's spread",
+            "green: keeps float32's result, orange: loses, black: breaks, grey: not decided; a dot a seed, band: float32's "
+            "spread",
             x=0.01,
             ha="left",
             fontsize=11,

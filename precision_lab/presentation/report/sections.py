@@ -82,6 +82,8 @@ def hero(result: StorageResult) -> dict[str, Any] | None:
     }
     alone, mastered = keeps["pure_bf16"], keeps["master_bf16"]
     verdict = "Yes, here." if all(alone) else "Not on their own." if not any(alone) else "Not always."
+    if None in alone:
+        verdict = "Not decided by these runs."
     ends = list(dict.fromkeys((next(iter(by_label)), list(by_label)[-1])))  # the first optimizer and the last
     shown = [by_label[setting] for setting in ends]
     reason = "In bf16 alone, " + "; ".join(map(_sentence, ends, shown)) + ". "
@@ -90,6 +92,8 @@ def hero(result: StorageResult) -> dict[str, Any] | None:
     reason += f"That takes {pure} bytes per parameter, fp32 {control}. "
     if all(mastered):
         reason += f"With an fp32 master copy of the weights, {master} bytes, the result is fp32's."
+    elif None in mastered:
+        reason += f"What an fp32 master copy of the weights, {master} bytes, would keep is not decided by these runs."
     else:
         reason += f"Even with an fp32 master copy of the weights, {master} bytes, not every run gets fp32's result."
     others = [label for label, kept in keeps.items() if all(kept) and label not in _ASKED]
@@ -125,8 +129,9 @@ def _loss(outcome: ConfigurationSummary) -> str:
 
 def _hero_cell(outcome: ConfigurationSummary) -> dict[str, Any]:
     loses = f"{times(outcome.ratio)} fp32's" if math.isfinite(outcome.ratio) else "not fp32's result"
+    verdicts = {True: "as good as fp32", False: loses, None: "not decided"}
     return {
-        "verdict": "the control" if outcome.label == "fp32" else "as good as fp32" if outcome.keeps else loses,
+        "verdict": "the control" if outcome.label == "fp32" else verdicts[outcome.keeps],
         "loss": _loss(outcome),
         "keeps": outcome.keeps,
         "lost": f"{percent(outcome.lost)} % lost",

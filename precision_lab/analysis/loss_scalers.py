@@ -9,9 +9,9 @@ So frameworks search for S as they go. All do the same two things: after an over
 the step is skipped and S shrinks; after a while without one S grows. They differ in the details, and the details decide
 what a gradient spike costs: how many overflows it takes until S moves (hysteresis), how many clean steps until it grows
 (window), and what happens when S is at its floor. There jmp's S stands still at 1 and every step is skipped, DeepSpeed
-raises, and torch's S halves on towards 0. It does harm before it gets there: from 2^-128 on 1/S is infinite in fp32,
-the gradients are unscaled to inf and NaN *after* they were searched for them, and the step is taken. Here each of these
-is a recorded outcome: a scaler that is `exhausted` says so and gives the `reason`.
+and fairseq raise, and torch's S halves on towards 0. It does harm before it gets there: from 2^-128 on 1/S is infinite
+in fp32, the gradients are unscaled to inf and NaN *after* they were searched for them, and the step is taken. Here each
+of these is a recorded outcome: a scaler that is `exhausted` says so and gives the `reason`.
 
 Scalers are values: `adjust` leaves a scaler as it is and returns the next one. `loss_scale_plan` says what every S
 would do to a histogram of gradients and which to choose; `loss_scale_replay` what a scaler would have done to a
@@ -87,11 +87,12 @@ class StaticLossScale(_Fixed):
 class DynamicLossScale:
     """A loss scale that shrinks after overflows and grows after a while without.
 
-    One rule whose parameters hold what the frameworks do; `torch`, `apex`, `megatron`, `deepspeed`, `jmp` and `flax`
-    fill them in. After each step::
+    One rule whose parameters hold what the frameworks do; `torch`, `apex`, `megatron`, `deepspeed`, `jmp`, `flax`,
+    `keras`, `keras3` and `fairseq` fill them in. After each step::
 
         overflow:    clean_steps = 0;  overflows += 1
                      if overflows >= hysteresis:  S = max(S * backoff_factor, min_scale)
+                     but an error is raised, and S stays, where it would become <= raises_at
         no overflow: clean_steps += 1;  if consecutive_hysteresis: overflows = 0
                      if clean_steps == window + delay:
                          S = min(S * growth_factor, max_scale);  clean_steps = delay;  overflows = 0
@@ -118,6 +119,11 @@ class DynamicLossScale:
         S does not grow if it would become infinite.
     raises_at_min_scale : bool
         The framework raises an error at an overflow that finds S at its floor.
+    raises_at : float
+        The framework raises an error at an overflow that would leave S at this or below; 0: it does not.
+    tolerance : float
+        S shrinks only where the overflows since it last shrank are this share, or more, of the steps since it last
+        moved; 0: always.
     scale_dtype : {"float32", "float64"}
         How S is stored.
     framework : str
@@ -127,6 +133,8 @@ class DynamicLossScale:
     clean_steps, overflows, unanswered : int
         State: steps without overflow that count; overflows since the hysteresis was refilled, at most `hysteresis`;
         overflows so far that should have made S smaller and could not.
+    since_shrunk, since_moved : int
+        State where there is a `tolerance`, else 0: overflows since S last shrank, and steps since it last moved.
 
     Raises
     ------
@@ -146,12 +154,16 @@ class DynamicLossScale:
     delay: int = 0
     keeps_finite: bool = True
     raises_at_min_scale: bool = False
+    raises_at: float = 0.0
+    tolerance: float = 0.0
     scale_dtype: ScaleDtype = "float32"
     framework: str = "custom"
     loss_scale: float = field(default=cast(float, None), kw_only=True)
     clean_steps: int = field(default=0, kw_only=True)
     overflows: int = field(default=0, kw_only=True)
     unanswered: int = field(default=0, kw_only=True)
+    since_shrunk: int = field(default=0, kw_only=True)
+    since_moved: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.scale_dtype not in ("float32", "float64"):
@@ -180,9 +192,15 @@ class DynamicLossScale:
                 f"loss_scale must be from min_scale to max_scale, {self.min_scale:g} to {self.max_scale:g}, "
                 f"got {self.loss_scale:g}"
             )
+        for name, limit in (("raises_at", self.init_scale), ("tolerance", math.inf)):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < limit:
+                below = "on and finite" if limit == math.inf else f"to below init_scale = {limit:g}"
+                raise ValueError(f"{name} must be a number from 0 {below}, got {value!r}")
         check_integer("clean_steps", self.clean_steps, 0, self.window + self.delay - 1)
         check_integer("overflows", self.overflows, 0, self.hysteresis)
-        check_integer("unanswered", self.unanswered, 0)
+        for name in ("unanswered", "since_shrunk", "since_moved"):
+            check_integer(name, getattr(self, name), 0)
 
     @classmethod
     def torch(
@@ -323,15 +341,62 @@ class DynamicLossScale:
             framework="flax",
         )
 
+    @classmethod
+    def keras(cls, init_scale: float = 2.0**15, *, window: int = 2000) -> Self:
+        """Build the rule of Keras 2 (tf_keras/mixed_precision/loss_scale_optimizer.py, ``_DynamicLossScaleState``).
+
+        S is an fp32 variable; it falls to ``max(S / 2, 1)`` and grows to 2 S where that is finite: the rule of `jmp`.
+        `window` is its ``dynamic_growth_steps``. Keras 3 has another one, `keras3`.
+        """
+        return cls(init_scale, window, min_scale=1.0, framework="Keras 2")
+
+    @classmethod
+    def keras3(cls, init_scale: float = 2.0**15, *, window: int = 2000) -> Self:
+        """Build the rule of Keras 3 (keras/src/optimizers/loss_scale_optimizer.py, ``LossScaleOptimizer``).
+
+        S is an fp32 variable that is halved and doubled without floor and cap: it can become 0, or infinite, and stays
+        so. `window` is its ``dynamic_growth_steps``.
+        """
+        return cls(init_scale, window, keeps_finite=False, framework="Keras 3")
+
+    @classmethod
+    def fairseq(
+        cls,
+        init_scale: float = 2.0**15,
+        *,
+        window: int = 2000,
+        tolerance: float = 0.0,
+        threshold: float = 0.0,
+        raises_at: float = 1e-4,
+    ) -> Self:
+        """Build the rule of fairseq (fairseq/optim/dynamic_loss_scaler.py, ``DynamicLossScaler``).
+
+        S is a Python float. An overflow that would leave S at ``min_loss_scale`` or below raises a FloatingPointError;
+        here the scaler has `ended` and stays as it is. `window` is its ``scale_window``, `raises_at` its
+        ``min_loss_scale``, `threshold` (0 for its None) a floor at which S stays. Its ``tolerance`` is that of the
+        class above; growth does not forget the overflows. These are the defaults of the class; fairseq-train hands it
+        ``fp16_init_scale``, 2^7, and a window of 2^14 / (GPUs * ``update_freq``).
+        """
+        return cls(
+            init_scale,
+            window,
+            min_scale=threshold,
+            keeps_finite=False,
+            raises_at=raises_at,
+            tolerance=tolerance,
+            scale_dtype="float64",
+            framework="fairseq",
+        )
+
     @property
     def at_floor(self) -> bool:
         """S is as small as it can become: the next overflow that should shrink it will not."""
-        return self.loss_scale == self.min_scale
+        return self.loss_scale == self.min_scale or self._smaller() <= self.raises_at > 0
 
     @property
     def ended(self) -> bool:
         """No training goes on from here: the framework has raised, or S can neither be used nor come back."""
-        return (self.raises_at_min_scale and self.unanswered > 0 and self.at_floor) or not self._usable
+        return (self.unanswered > 0 and self._raises) or not self._usable
 
     @property
     def exhausted(self) -> bool:
@@ -360,6 +425,17 @@ class DynamicLossScale:
         return "an overflow found the loss scale at its smallest; it has grown since"
 
     @property
+    def _raises(self) -> bool:
+        """The framework raises an error at an overflow that should shrink S as it is."""
+        return (self.raises_at_min_scale and self.loss_scale == self.min_scale) or (
+            self.raises_at > 0 and self._smaller() <= self.raises_at
+        )
+
+    def _smaller(self) -> float:
+        """Return what S shrinks to."""
+        return max(self._stored(self.loss_scale * self.backoff_factor), self.min_scale)
+
+    @property
     def _usable(self) -> bool:
         return 0 < self.loss_scale < math.inf and _to_fp32(1 / self.loss_scale) < math.inf
 
@@ -372,24 +448,31 @@ class DynamicLossScale:
             Whether the gradients of this step, scaled by `loss_scale`, had an inf or NaN; the step is then skipped.
 
         """
-        if self.raises_at_min_scale and self.ended:
+        if (self.raises_at_min_scale or self.raises_at) and self.ended:
             return self
+        moved = self.since_moved + 1 if self.tolerance else 0
         if found_inf:
             overflows = min(self.overflows + 1, self.hysteresis)
-            if overflows < self.hysteresis:
-                return self._with(clean_steps=0, overflows=overflows)
-            smaller = max(self._stored(self.loss_scale * self.backoff_factor), self.min_scale)
+            shrunk = self.since_shrunk + 1 if self.tolerance else 0
+            if overflows < self.hysteresis or (self.tolerance and shrunk / moved < self.tolerance):
+                return self._with(clean_steps=0, overflows=overflows, since_shrunk=shrunk, since_moved=moved)
+            smaller = self.loss_scale if self._raises else self._smaller()
             stuck = smaller == self.loss_scale
             return self._with(
-                loss_scale=smaller, clean_steps=0, overflows=overflows, unanswered=self.unanswered + stuck
+                loss_scale=smaller,
+                clean_steps=0,
+                overflows=overflows,
+                unanswered=self.unanswered + stuck,
+                since_shrunk=0,
+                since_moved=0,
             )
         overflows = 0 if self.consecutive_hysteresis else self.overflows
         if self.clean_steps + 1 < self.window + self.delay:
-            return self._with(clean_steps=self.clean_steps + 1, overflows=overflows)
+            return self._with(clean_steps=self.clean_steps + 1, overflows=overflows, since_moved=moved)
         larger = min(self._stored(self.loss_scale * self.growth_factor), self.max_scale)
         if self.keeps_finite and larger == math.inf:
             larger = self.loss_scale
-        return self._with(loss_scale=larger, clean_steps=self.delay, overflows=0)
+        return self._with(loss_scale=larger, clean_steps=self.delay, overflows=0, since_moved=0)
 
     def _with(self, **changes: Any) -> Self:
         """Return a copy in another state; what is right need not be checked again, a million times."""
@@ -438,12 +521,15 @@ SCALERS: dict[str, LossScale] = {
     "deepspeed": DynamicLossScale.deepspeed(),
     "jmp": DynamicLossScale.jmp(),
     "flax": DynamicLossScale.flax(),
+    "keras": DynamicLossScale.keras(),
+    "keras3": DynamicLossScale.keras3(),
+    "fairseq": DynamicLossScale.fairseq(),
 }
 """The scalers by name, each as its framework starts it."""
 
 
 def get_scaler(spec: str) -> LossScale:
-    """Return the scaler of a name in `SCALERS`, or for a number the static one.
+    """Return the scaler of a name in `SCALERS`, in letters of any case, or for a number the static one.
 
     Raises
     ------
@@ -451,8 +537,8 @@ def get_scaler(spec: str) -> LossScale:
         It is neither.
 
     """
-    if spec in SCALERS:
-        return SCALERS[spec]
+    if spec.lower() in SCALERS:
+        return SCALERS[spec.lower()]
     try:
         return StaticLossScale(float(spec))
     except ValueError:

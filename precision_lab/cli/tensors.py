@@ -105,8 +105,8 @@ def _show_recording(file: Path) -> None:
     "scalers",
     multiple=True,
     metavar="NAME",
-    help="With --replay, as often as you like: torch, apex, megatron, deepspeed, jmp, flax, none, all, or a number "
-    "that never changes. Default torch.",
+    help="With --replay, as often as you like: torch, apex, megatron, deepspeed, jmp, flax, keras (Keras 2), keras3, "
+    "fairseq, none, all, or a number that never changes. Default torch.",
 )
 @json_option
 @figure_option

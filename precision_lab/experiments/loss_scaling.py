@@ -47,8 +47,9 @@ from precision_lab.training.optimizers import Adam
 from precision_lab.training.step import Recipe, StepRecord, begin, parameters_of, training_step
 from precision_lab.training.storage import FP32, StorageConfig
 
-RULES: Mapping[str, LossScale] = {**SCALERS, "static 2^16": StaticLossScale(2.0**16)}
-"""The rules that meet with the accidents, with their frameworks' defaults."""
+_MET = ("none", "torch", "apex", "megatron", "deepspeed", "jmp", "flax")
+RULES: Mapping[str, LossScale] = {name: SCALERS[name] for name in _MET} | {"static 2^16": StaticLossScale(2.0**16)}
+"""The rules that meet with the accidents, with their frameworks' defaults; those of Keras and fairseq do as these."""
 
 STUCK_AFTER = 100
 """A run is stuck if it skips this many last steps in a row."""

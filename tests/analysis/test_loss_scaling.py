@@ -163,6 +163,65 @@ class Flax:
         self.steps = 0 if grow or found else self.steps + 1
 
 
+class Keras2:
+    """S an fp32 variable between 1 and what is finite; after so many finite steps in a row it doubles."""
+
+    def __init__(self, init: float, window: int) -> None:
+        self.scale, self.window, self.good = FP32(init), window, 0
+
+    def update(self, found: bool) -> None:
+        if found:
+            self.good, self.scale = 0, np.maximum(self.scale / FP32(2), FP32(1))
+        elif self.good + 1 < self.window:
+            self.good += 1
+        else:
+            self.good = 0
+            with np.errstate(over="ignore"):
+                larger = self.scale * FP32(2)
+            self.scale = larger if np.isfinite(larger) else self.scale
+
+
+class Keras3:
+    """S an fp32 variable without floor and cap."""
+
+    def __init__(self, init: float, window: int) -> None:
+        self.scale, self.window, self.counter = FP32(init), window, 0
+
+    def update(self, found: bool) -> None:
+        if found:
+            self.counter, self.scale = 0, self.scale / FP32(2)
+        elif self.counter == self.window - 1:
+            with np.errstate(over="ignore"):
+                self.counter, self.scale = 0, self.scale * FP32(2)
+        else:
+            self.counter += 1
+
+
+class Fairseq:
+    """By the numbers of the iterations: of the last overflow, and of the last step after which S moved."""
+
+    def __init__(self, init: float, window: int, tolerance: float, threshold: float | None, least: float) -> None:
+        self.scale, self.window, self.tolerance, self.threshold, self.least = init, window, tolerance, threshold, least
+        self.now, self.last_overflow, self.last_move, self.overflows = 0, -1, -1, 0
+
+    def update(self, found: bool) -> None:
+        if not found:
+            if (self.now - self.last_overflow) % self.window == 0:
+                self.scale, self.last_move = self.scale * 2, self.now
+            self.now += 1
+            return
+        self.last_overflow = self.now
+        self.overflows += 1
+        if self.overflows / (self.now - self.last_move) >= self.tolerance:
+            halved = self.scale / 2
+            if self.threshold is not None and halved < self.threshold:
+                halved = self.threshold
+            if halved <= self.least:
+                raise RuntimeError("at minimum")
+            self.scale, self.last_move, self.overflows = halved, self.now, 0
+        self.now += 1
+
+
 Draw = Callable[[list[Any]], Any]
 Pair = tuple[DynamicLossScale, Any]
 INITS: list[Any] = [1.0, 2.0, 3.7, 2.0**4, 2.0**16, 2.0**24, 2.0**32, 2.0**126, 1.5 * 2.0**127]
@@ -215,6 +274,27 @@ def flax_pair(draw: Draw) -> Pair:
     return scaler, Flax(init, window, growth, backoff, 2.0**-126)
 
 
+def keras_pair(draw: Draw) -> Pair:
+    init, window = draw(INITS), draw([1, 2, 3, 5])
+    return DynamicLossScale.keras(init, window=window), Keras2(init, window)
+
+
+def keras3_pair(draw: Draw) -> Pair:
+    init, window = draw([*INITS, 2.0**-147, 2.0**-126]), draw([1, 2, 3, 5])
+    return DynamicLossScale.keras3(init, window=window), Keras3(init, window)
+
+
+def fairseq_pair(draw: Draw) -> Pair:
+    init, window, tolerance = draw([1.0, 3.7, 2.0**4, 2.0**-12]), draw([1, 2, 3, 5]), draw([0.0, 0.05, 0.3, 0.5, 1.0])
+    threshold, least = draw([None, 2.0**-13, 2.0**-12]), draw([1e-4, 2.0**-13, 2.0**-30])
+    if threshold is not None and threshold > init:
+        threshold = None
+    scaler = DynamicLossScale.fairseq(
+        init, window=window, tolerance=tolerance, threshold=threshold or 0.0, raises_at=least
+    )
+    return scaler, Fairseq(init, window, tolerance, threshold, least)
+
+
 PAIRS: dict[str, Callable[[Draw], Pair]] = {
     "torch": torch_pair,
     "apex": apex_pair,
@@ -222,6 +302,9 @@ PAIRS: dict[str, Callable[[Draw], Pair]] = {
     "deepspeed": deepspeed_pair,
     "jmp": jmp_pair,
     "flax": flax_pair,
+    "keras": keras_pair,
+    "keras3": keras3_pair,
+    "fairseq": fairseq_pair,
 }
 
 
@@ -293,7 +376,8 @@ class ScalerMachine(RuleBasedStateMachine):
         assert s.min_scale <= s.loss_scale <= s.max_scale
         assert s.exhausted == bool(s.reason)
         assert not s.ended or s.exhausted
-        assert s.at_floor == (s.loss_scale == s.min_scale)
+        halved = max(s.loss_scale * s.backoff_factor, s.min_scale)
+        assert s.at_floor == (s.loss_scale == s.min_scale or halved <= s.raises_at > 0)
         if s.scale_dtype == "float32":
             assert s.loss_scale == float(FP32(s.loss_scale))
         if not s.exhausted:
@@ -310,6 +394,7 @@ def _machine(name: str) -> Any:
 
 TestTorch, TestApex, TestMegatron = _machine("torch"), _machine("apex"), _machine("megatron")
 TestDeepSpeed, TestJmp, TestFlax = _machine("deepspeed"), _machine("jmp"), _machine("flax")
+TestFairseq = _machine("fairseq")  # the rules of Keras are no others
 
 
 # ---- golden traces -------------------------------------------------------------------------------------------------
@@ -345,6 +430,15 @@ def trace_of(scaler: LossScale, pattern: str) -> list[float]:
         (DynamicLossScale.jmp(2.0**2, window=2), "xxxx...x", [1, 0, 0, 0, 0, 1, 1, 0]),
         # flax: a window of two takes three steps, each time
         (DynamicLossScale.flax(window=2), "......x...", [16, 16, 17, 17, 17, 18, 17, 17, 17, 18]),
+        # Keras 2: as jmp; Keras 3 goes on below 1
+        (DynamicLossScale.keras(2.0**2, window=2), "xxxx...x", [1, 0, 0, 0, 0, 1, 1, 0]),
+        (DynamicLossScale.keras3(2.0**2, window=2), "xxxx...x", [1, 0, -1, -2, -2, -1, -1, -2]),
+        # fairseq: two clean steps grow; an overflow halves
+        (DynamicLossScale.fairseq(window=2), "..x.x..xx...", [15, 16, 15, 15, 14, 14, 15, 14, 13, 13, 14, 14]),
+        # a third of the steps since S moved may overflow; from then on one of one, one of two, one of three
+        (DynamicLossScale.fairseq(window=9, tolerance=0.34), "..x.xx.x..x", [15] * 4 + [14, 13, 13, 12, 12, 12, 12]),
+        # growth does not forget the overflow before it: two of four
+        (DynamicLossScale.fairseq(window=3, tolerance=0.5), "..x...xx", [15, 15, 15, 15, 15, 16, 15, 14]),
         (NoLossScale(), "x.x", [0, 0, 0]),
         (StaticLossScale(2**10), "x.x", [10, 10, 10]),
     ],
@@ -356,7 +450,10 @@ def test_golden_traces(scaler: LossScale, pattern: str, exponents: list[float]) 
 
 @pytest.mark.parametrize(
     ("name", "init", "window"),
-    [("torch", 16, 2000), ("apex", 16, 2000), ("megatron", 32, 1000), ("deepspeed", 16, 1000), ("jmp", 15, 2000)],
+    [
+        *[("torch", 16, 2000), ("apex", 16, 2000), ("megatron", 32, 1000), ("deepspeed", 16, 1000), ("jmp", 15, 2000)],
+        *[("keras", 15, 2000), ("keras3", 15, 2000), ("fairseq", 15, 2000)],
+    ],
 )
 def test_defaults_of_the_frameworks(name: str, init: int, window: int) -> None:
     scaler = SCALERS[name]
@@ -364,7 +461,8 @@ def test_defaults_of_the_frameworks(name: str, init: int, window: int) -> None:
     assert (scaler.loss_scale, scaler.window) == (2.0**init, window)
     assert scaler.hysteresis == (2 if name in ("megatron", "deepspeed") else 1)
     assert scaler.max_scale == (2.0**24 if name == "apex" else math.inf)
-    assert scaler.min_scale == (0 if name in ("torch", "apex") else 1)
+    assert scaler.min_scale == (0 if name in ("torch", "apex", "keras3", "fairseq") else 1)
+    assert scaler.raises_at == (1e-4 if name == "fairseq" else 0)
 
 
 def test_flax_grows_after_2001_clean_steps() -> None:
@@ -433,6 +531,27 @@ def test_deepspeed_has_ended_where_it_raises_and_stays_as_it_is() -> None:
     assert not silent.ended
 
 
+def test_fairseq_halves_above_a_ten_thousandth_and_raises_at_the_overflow_that_would_not() -> None:
+    smallest = overflowing(DynamicLossScale.fairseq(), 28)
+    assert (smallest.loss_scale, smallest.at_floor, smallest.exhausted) == (2.0**-13, True, False)
+    assert smallest.loss_scale > 1e-4 > smallest.loss_scale / 2
+    assert not overflowing(DynamicLossScale.fairseq(), 27).at_floor
+    ended = smallest.adjust(True)
+    assert (ended.loss_scale, ended.ended, ended.adjust(False)) == (2.0**-13, True, ended)
+    assert ended.reason == "an overflow found the loss scale at its smallest, 2^-13: fairseq raises an error here"
+    at_threshold = overflowing(DynamicLossScale.fairseq(threshold=1.0), 40)
+    assert (at_threshold.loss_scale, at_threshold.unanswered, at_threshold.ended) == (1.0, 25, False)
+    assert overflowing(DynamicLossScale.fairseq(1.0, raises_at=0.5), 1).ended  # at the limit itself
+
+
+def test_keras_2_is_jmp_and_keras_3_has_no_floor_and_no_cap() -> None:
+    ours = dataclasses.replace(DynamicLossScale.keras(), framework="jmp")
+    assert ours == DynamicLossScale.jmp()
+    assert overflowing(DynamicLossScale.keras(), 99).loss_scale == 1
+    assert overflowing(DynamicLossScale.keras3(), 15 + 150).loss_scale == 0
+    assert DynamicLossScale.keras3(2.0**127, window=1).adjust(False).loss_scale == math.inf
+
+
 def test_what_was_stuck_and_has_grown_since_says_so() -> None:
     stuck = DynamicLossScale.jmp(1.0, window=1).adjust(True)
     assert "the step is skipped and nothing changes" in stuck.reason
@@ -454,6 +573,7 @@ def test_fixed_scalers_are_never_exhausted() -> None:
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
+FRAMEWORKS = tuple(name for name, scaler in SCALERS.items() if isinstance(scaler, DynamicLossScale))
 NUMBERS_REFUSED = (0, -1.0, math.nan, math.inf, "2", None, True, 10**400)
 
 
@@ -469,7 +589,7 @@ def refused(call: Callable[[], object], *words: str) -> None:
 @pytest.mark.parametrize("scale", NUMBERS_REFUSED)
 def test_a_scale_is_positive_and_finite(scale: Any) -> None:
     refused(lambda: StaticLossScale(scale), "loss_scale must be a number above 0 and finite")
-    for variant in ("torch", "apex", "megatron", "deepspeed", "jmp", "flax"):
+    for variant in FRAMEWORKS:
         refused(lambda v=variant: getattr(DynamicLossScale, v)(scale), "init_scale must be a number above 0")  # type: ignore[misc]
 
 
@@ -500,6 +620,11 @@ def test_a_scale_is_positive_and_finite(scale: Any) -> None:
         ({"window": 3, "clean_steps": 3}, "clean_steps must be an integer in 0..2"),
         ({"overflows": 2}, "overflows must be an integer in 0..1"),
         ({"unanswered": -1}, "unanswered must be"),
+        ({"since_moved": -1}, "since_moved must be"),
+        ({"raises_at": 2.0**16}, "raises_at must be a number from 0 to below init_scale = 65536"),
+        ({"raises_at": math.nan}, "raises_at must be"),
+        ({"tolerance": -0.1}, "tolerance must be a number from 0 on and finite, got -0.1"),
+        ({"tolerance": "0"}, "tolerance must be"),
     ],
 )
 def test_wrong_parameters_are_refused(options: dict[str, Any], words: str) -> None:
@@ -519,8 +644,11 @@ def test_scalers_by_name() -> None:
     assert get_scaler("torch") == DynamicLossScale.torch()
     assert get_scaler("none") == NoLossScale()
     assert get_scaler("1024") == StaticLossScale(1024.0)
+    assert get_scaler("keras") == DynamicLossScale.keras()
+    assert get_scaler("DeepSpeed") == DynamicLossScale.deepspeed()
+    assert get_scaler("fairseq") == DynamicLossScale.fairseq()
     for wrong in ("pytorch", "-1", "nan", "0", ""):
-        refused(lambda w=wrong: get_scaler(w), "none, torch, apex, megatron, deepspeed, jmp, flax", "positive number")  # type: ignore[misc]
+        refused(lambda w=wrong: get_scaler(w), ", ".join(SCALERS), "positive number")  # type: ignore[misc]
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_scalers_can_be_compared(command_line: CommandLine, trace: Path, tmp_pat
     )
     assert finished.status == 0, finished.err
     traces = json.loads((tmp_path / "traces.json").read_text())["traces"]
-    names = ["none", "torch", "apex", "Megatron", "DeepSpeed", "jmp", "flax", "static"]
+    names = ["none", "torch", "apex", "Megatron", "DeepSpeed", "jmp", "flax", "Keras 2", "Keras 3", "fairseq", "static"]
     assert [trace["scaler"] for trace in traces] == names
     for name in names:
         assert cells(finished.out, name)[1] == "6"
@@ -118,7 +118,9 @@ def test_a_scaler_at_the_end_of_the_road_says_so(command_line: CommandLine, tmp_
     assert cells(finished.out, "DeepSpeed")[1] == "18"
     assert cells(finished.out, "DeepSpeed")[-1] == "over after step 17"
     assert cells(finished.out, "torch")[-1] == "over after step 143"
-    assert cells(finished.out, "jmp")[-1] == "stuck 285 times"
+    assert cells(finished.out, "jmp")[-1] == cells(finished.out, "Keras 2")[-1] == "stuck 285 times"
+    assert cells(finished.out, "fairseq")[-1] == "over after step 28"
+    assert "fairseq: an overflow found the loss scale at its smallest, 2^-13: fairseq raises" in finished.out
     assert (
         "DeepSpeed: an overflow found the loss scale at its smallest, 1: DeepSpeed raises an error here."
         in finished.out

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from precision_lab.analysis.loss_scale_replay import replay_loss_scale
-from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale
+from precision_lab.analysis.loss_scalers import DynamicLossScale
 from precision_lab.experiments.claims import runs
 from precision_lab.experiments.claims.claim import (
     ARTICLE,
@@ -22,6 +22,7 @@ from precision_lab.experiments.claims.claim import (
     share,
     stated,
 )
+from precision_lab.experiments.loss_scaling import RULES
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import Array
@@ -190,7 +191,7 @@ def _unscaled(arithmetic: Arithmetic) -> Verdict:
 )
 def _rule(arithmetic: Arithmetic) -> Verdict:
     window = 50
-    names = [name for name, scaler in SCALERS.items() if isinstance(scaler, DynamicLossScale)]
+    names = [name for name, scaler in RULES.items() if isinstance(scaler, DynamicLossScale)]
     frameworks: dict[str, DynamicLossScale] = {name: getattr(DynamicLossScale, name)(window=window) for name in names}
     halve = [n for n, s in frameworks.items() if s.adjust(found_inf=True).loss_scale == s.loss_scale / 2]
 
@@ -257,7 +258,7 @@ def _converges(arithmetic: Arithmetic) -> Verdict:
 def _ramp(arithmetic: Arithmetic) -> Verdict:
     (accident,) = runs.ramp().accidents.values()
     by_name = {run.name: run for run in accident}
-    dynamic = [by_name[name] for name, scaler in SCALERS.items() if isinstance(scaler, DynamicLossScale)]
+    dynamic = [by_name[name] for name, scaler in RULES.items() if isinstance(scaler, DynamicLossScale)]
     nan = sum(run.outcome == "NaN" for run in dynamic)
     fallen = [run for run in dynamic if run.stopped and run.loss_scales[-1] < _FP32.smallest_normal]
     evidence = {

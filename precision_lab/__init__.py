@@ -8,9 +8,11 @@ Names are loaded when they are first asked for (SPEC 1 of scientific Python): wh
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from precision_lab.analysis.any_scale import count_conversion
     from precision_lab.analysis.frozen_weights import Frozen, WeightGaps, frozen_fraction
     from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-    from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale, plan_tensors
+    from precision_lab.analysis.loss_scale_files import plan_files
+    from precision_lab.analysis.loss_scale_plan import Covers, LossScalePlan, plan_loss_scale, plan_tensors
     from precision_lab.analysis.loss_scale_replay import ScaleTrace, replay_loss_scale
     from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, NoLossScale, StaticLossScale, get_scaler
     from precision_lab.analysis.scan import ScanResult, scan
@@ -54,6 +56,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Conversion",
+    "Covers",
     "DynamicLossScale",
     "ExponentHistogram",
     "Finding",
@@ -84,6 +87,7 @@ __all__ = [
     "accumulate",
     "audit_hyperparameters",
     "cast",
+    "count_conversion",
     "decode",
     "dot",
     "encode",
@@ -99,6 +103,7 @@ __all__ = [
     "matmul_fp32_accumulate",
     "memory_ledger",
     "neighbours",
+    "plan_files",
     "plan_loss_scale",
     "plan_tensors",
     "preflight",
@@ -117,9 +122,11 @@ __all__ = [
 
 # of each module; the tests hold it against what type checkers read above
 _NAMES = {
+    "analysis.any_scale": ("count_conversion",),
     "analysis.frozen_weights": ("Frozen", "WeightGaps", "frozen_fraction"),
     "analysis.histogram": ("Conversion", "ExponentHistogram"),
-    "analysis.loss_scale_plan": ("LossScalePlan", "plan_loss_scale", "plan_tensors"),
+    "analysis.loss_scale_files": ("plan_files",),
+    "analysis.loss_scale_plan": ("Covers", "LossScalePlan", "plan_loss_scale", "plan_tensors"),
     "analysis.loss_scale_replay": ("ScaleTrace", "replay_loss_scale"),
     "analysis.loss_scalers": ("SCALERS", "DynamicLossScale", "NoLossScale", "StaticLossScale", "get_scaler"),
     "analysis.scan": ("ScanResult", "scan"),

@@ -52,7 +52,7 @@ class Conversion(Shown):
     format : FloatFormat
         The format.
     loss_scale : float
-        The power of two S by which every element was multiplied first.
+        The S by which every element was multiplied first.
     count, zero, nonfinite : int
         All elements; those that are zero already; those that are infinite or NaN already.
     flushed : int
@@ -414,7 +414,7 @@ def log2_of_power_of_two(loss_scale: float) -> int:
         mantissa, exponent = math.nan, 0
     if mantissa != 0.5 or isinstance(loss_scale, bool | np.bool_):
         raise ValueError(
-            f"loss scale must be a power of two such as 1024 or 65536, got {loss_scale!r}: any other would move "
-            "elements within their binades, and the histogram could not follow exactly"
+            f"loss scale must be a power of two such as 1024 or 65536, got {loss_scale!r}: any other moves elements "
+            "within their binades, and that needs the data (loss-scale FILE --scale S; count_conversion)"
         )
     return exponent - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -15,8 +16,29 @@ from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
+from precision_lab.tensors.info import TensorInfo
 
 _LEAST, _MOST = -126, 127  # exponents of loss scales: those of fp32's normal numbers
+
+
+class Covers(StrEnum):
+    """What the numbers of a plan are, and what may be missing among them: there is one loss scale for all."""
+
+    GIVEN = "the numbers given; other gradients of the same backward pass may be smaller or larger"
+    FILES = (
+        "the tensors in these files, taken for gradients whatever they are; "
+        "those of activations, if they are not among them, are often smaller"
+    )
+    PARAMETERS = "the parameters' gradients; those of activations, not seen here, are often smaller"
+    BOTH = (
+        "the tensors in these files and the parameters' gradients of recorded runs; "
+        "those of activations, if they are not among them, are often smaller"
+    )
+
+    @property
+    def sentence(self) -> str:
+        """What is covered and what is not, as a sentence."""
+        return f"This is of {self}."
 
 
 @dataclass(frozen=True)
@@ -35,12 +57,15 @@ class LossScalePlan(Shown):
         The format in which they are stored.
     margin : int
         Headroom of `recommended` in binades: a gradient may grow by 2^margin before it overflows.
+    covers : Covers
+        What the numbers are.
 
     """
 
     histogram: ExponentHistogram
     format: FloatFormat
     margin: int
+    covers: Covers = Covers.GIVEN
 
     @property
     def largest_safe(self) -> float | None:
@@ -104,9 +129,23 @@ class LossScalePlan(Shown):
 
         Of several, that with the fewest subnormals; of these the largest, where subnormals have most bits, or without
         any that closest to 1. An overflow costs a whole step and a flushed element only itself, so that no overflow is
-        ever traded for it. None where no scale has the margin.
+        ever traded for it. But 1 where nothing overflows without loss scaling, and the margin would flush more
+        elements, or make more of them subnormal. None where something does and no scale has the margin.
         """
-        highest = self._safe(self.margin)
+        one, choice = self._unscaled, self._roomy
+        return one if not one.overflowed and (choice is None or _cost(one) < _cost(choice)) else choice
+
+    @cached_property
+    def _unscaled(self) -> Conversion:
+        return self.at(1)
+
+    @cached_property
+    def _roomy(self) -> Conversion | None:
+        return self._choice(self.margin)
+
+    def _choice(self, margin: int) -> Conversion | None:
+        """Return the best scale that has a margin, None where there is none."""
+        highest = self._safe(margin)
         most = -math.inf if highest is None else log2_of_power_of_two(highest)
         safe = [c for c in self._counts if c[0] <= most]
         # k, flushed, subnormal, overflowed
@@ -119,7 +158,14 @@ class LossScalePlan(Shown):
         return " ".join(self._sentences())
 
     def at(self, loss_scale: float) -> Conversion:
-        """Return the counts at a scale, a power of two."""
+        """Return the counts at a scale, a power of two.
+
+        Raises
+        ------
+        ValueError
+            It is none: at another scale `count_conversion` counts, which needs the numbers themselves.
+
+        """
         return self.histogram.conversion(self.format, loss_scale)
 
     def _safe(self, margin: int) -> float | None:
@@ -134,7 +180,7 @@ class LossScalePlan(Shown):
         return 2.0 ** min(k, _MOST) if k >= _LEAST else None
 
     def _sentences(self) -> Iterable[str]:
-        one, best, choice, fmt = self.at(1), self.best, self.recommended, self.format
+        one, best, choice, fmt = self._unscaled, self.best, self.recommended, self.format
         if not one.nonzero:
             yield "There is nothing to scale: no finite element is nonzero."
         elif not _lost(one):
@@ -153,17 +199,35 @@ class LossScalePlan(Shown):
                 f"{_of(_lost(best), best)}, {best.flushed:,} flushed and {best.overflowed:,} overflowed; at S = 1 "
                 f"{_lost(one):,}."
             )
-        margin = f"{self.margin} {'binade' if self.margin == 1 else 'binades'}"
-        if choice is None:
-            yield f"No loss scale from 2^{_LEAST} on leaves a margin of {margin} below the overflow."
-        elif one.nonzero and (_lost(one) or choice.loss_scale != 1):
-            yield (
-                f"Recommended: S = {power_text(choice.loss_scale)}, with a margin of {margin} below the overflow; of "
-                f"{choice.nonzero:,} nonzero elements it flushes {choice.flushed:,} and makes {choice.subnormal:,} "
-                f"subnormal (S = 1: {one.subnormal:,})."
-            )
+        if one.nonzero and (_lost(one) or choice is not self._roomy or (choice and choice.loss_scale != 1)):
+            yield from self._advice(one, best, choice)
         if one.nonfinite:
             yield f"inf or NaN already, at any loss scale: {one.nonfinite:,}."
+        yield self.covers.sentence
+
+    def _advice(self, one: Conversion, best: Conversion, choice: Conversion | None) -> Iterable[str]:
+        """Say which scale to choose, and why where another one loses less; or that the margin costs too much."""
+        margin = f"a margin of {self.margin} {'binade' if self.margin == 1 else 'binades'} below the overflow"
+        roomy = self._roomy
+        if choice is not None and (_lost(one) or choice.loss_scale != 1):
+            having = "with" if choice is roomy else "without"
+            yield (
+                f"Recommended: S = {power_text(choice.loss_scale)}, {having} {margin}; "
+                f"of {choice.nonzero:,} nonzero elements it flushes {choice.flushed:,} and makes {choice.subnormal:,} "
+                f"subnormal (S = 1: {one.subnormal:,})."
+            )
+            rivals = (one, best) if best.loss_scale != 1 else (one,)
+            if fewer := [c for c in rivals if c.overflowed and _lost(c) < choice.flushed]:
+                scales = " and ".join(f"S = {power_text(c.loss_scale)}" for c in fewer)
+                yield f"Fewer are lost at {scales}, but some of them overflow, and an overflow costs the whole step."
+        if roomy is None:
+            yield f"No loss scale from 2^{_LEAST} on leaves {margin}."
+        elif choice is not roomy:
+            yield f"At S = 1 there is no {margin[2:]}, and it would cost: {_costs(roomy)}, {_costs(one)}."
+        if choice is not None and choice.flushed:
+            free = self._choice(0)
+            if free is not None and free.flushed < choice.flushed:
+                yield f"Without a margin {_costs(free)}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; ``scales`` holds the counts at each scale."""
@@ -178,6 +242,7 @@ class LossScalePlan(Shown):
             "max_abs": self.histogram.max_abs,
             "smallest_sufficient": self.smallest_sufficient,
             "largest_safe": self.largest_safe,
+            "covers": str(self.covers),
             "best": best.loss_scale,
             "recommended": None if choice is None else choice.loss_scale,
             "summary": self.summary,
@@ -195,12 +260,25 @@ def _lost(conversion: Conversion) -> int:
     return conversion.flushed + conversion.overflowed
 
 
+def _cost(conversion: Conversion) -> tuple[int, int]:
+    return conversion.flushed, conversion.subnormal
+
+
+def _costs(conversion: Conversion) -> str:
+    return (
+        f"S = {power_text(conversion.loss_scale)} flushes {conversion.flushed:,} and makes {conversion.subnormal:,} "
+        "subnormal"
+    )
+
+
 def _of(part: int, conversion: Conversion) -> str:
     whole = conversion.nonzero
     return f"{part:,} of {whole:,} nonzero elements ({100 * part / whole:.3g} %)"
 
 
-def plan_loss_scale(histogram: ExponentHistogram, fmt: FormatLike, *, margin: int = 1) -> LossScalePlan:
+def plan_loss_scale(
+    histogram: ExponentHistogram, fmt: FormatLike, *, margin: int = 1, covers: Covers = Covers.GIVEN
+) -> LossScalePlan:
     """Ask what every power of two would do as a loss scale, and which to choose.
 
     Parameters
@@ -212,11 +290,13 @@ def plan_loss_scale(histogram: ExponentHistogram, fmt: FormatLike, *, margin: in
     margin : int
         Headroom in binades, at least 0: the recommended scale does not overflow before the largest gradient has grown
         by 2^margin.
+    covers : Covers
+        What the gradients are of, for the summary, which says so.
 
     Raises
     ------
     ValueError
-        Unknown format; `margin` is negative or no integer; `histogram` is none.
+        Unknown format; `margin` is negative or no integer; `histogram` or `covers` is none.
     FloatingPointError
         As `precision_lab.round_to`.
 
@@ -230,8 +310,39 @@ def plan_loss_scale(histogram: ExponentHistogram, fmt: FormatLike, *, margin: in
     if not isinstance(histogram, ExponentHistogram):
         raise ValueError(f"histogram must be an ExponentHistogram, made by ExponentHistogram.of, got {type(histogram)}")
     check_integer("margin", margin, 0)
+    if not isinstance(covers, Covers):
+        raise ValueError(f"covers must be one of {', '.join(map(repr, Covers.__members__))} of Covers, got {covers!r}")
     require_gradual_underflow()
-    return LossScalePlan(histogram, get_format(fmt), margin)
+    return LossScalePlan(histogram, get_format(fmt), margin, covers)
+
+
+@dataclass(frozen=True)
+class AskedScale:
+    """What a loss scale that was asked about does.
+
+    Attributes
+    ----------
+    total : Conversion
+        To all elements together.
+    tensors : tuple of (str, Conversion)
+        To each tensor, in the order of the files.
+
+    """
+
+    total: Conversion
+    tensors: tuple[tuple[str, Conversion], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "loss_scale": self.total.loss_scale,
+            **_fates(self.total),
+            "tensors": [{"name": name, **_fates(conversion)} for name, conversion in self.tensors],
+        }
+
+
+def _fates(c: Conversion) -> dict[str, int]:
+    return {"flushed": c.flushed, "subnormal": c.subnormal, "overflowed": c.overflowed}
 
 
 @dataclass(frozen=True)
@@ -247,12 +358,18 @@ class TensorPlans(PlainReport, Shown):
     tensors : tuple of (str, LossScalePlan)
         Names and plans of the tensors, the one that loses the largest share of its elements at `loss_scale` first; of
         several, the one that loses more without loss scaling, then the one that has more subnormals.
+    asked : tuple of AskedScale
+        Loss scales that were asked about, powers of two or not.
+    left_out : tuple of TensorInfo
+        Tensors of the files that are in no plan; their `skipped` says why.
 
     """
 
     total: LossScalePlan
     loss_scale: float
     tensors: tuple[tuple[str, LossScalePlan], ...]
+    asked: tuple[AskedScale, ...] = ()
+    left_out: tuple[TensorInfo, ...] = ()
 
     def parts(self) -> dict[str, Any]:
         """Return what `to_dict` does, with an iterator in place of the list: a file is written an entry at a time."""
@@ -260,17 +377,23 @@ class TensorPlans(PlainReport, Shown):
             **header("loss-scale plan"),
             "total": self.total.to_dict(),
             "loss_scale": self.loss_scale,
+            "asked": (one.to_dict() for one in self.asked),
+            "left_out": (info.described() for info in self.left_out),
             # of copies: a plan keeps its conversions
             "tensors": ({"name": name} | replace(plan).to_dict() for name, plan in self.tensors),
         }
 
 
 def plan_tensors(
-    histograms: Iterable[tuple[str, ExponentHistogram]], fmt: FormatLike, *, margin: int = 1
+    histograms: Iterable[tuple[str, ExponentHistogram]],
+    fmt: FormatLike,
+    *,
+    margin: int = 1,
+    covers: Covers = Covers.GIVEN,
 ) -> TensorPlans:
     """Plan one loss scale for named tensors; parameters and errors as `plan_loss_scale`."""
-    plans = [(name, plan_loss_scale(histogram, fmt, margin=margin)) for name, histogram in histograms]
-    total = plan_loss_scale(ExponentHistogram.total(p.histogram for _, p in plans), fmt, margin=margin)
+    plans = [(name, plan_loss_scale(histogram, fmt, margin=margin, covers=covers)) for name, histogram in histograms]
+    total = plan_loss_scale(ExponentHistogram.total(p.histogram for _, p in plans), fmt, margin=margin, covers=covers)
     scale = (total.recommended or total.best).loss_scale
 
     def badness(named: tuple[str, LossScalePlan]) -> tuple[float, ...]:

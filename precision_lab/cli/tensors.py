@@ -81,6 +81,7 @@ def scan(
 
 
 def _show_recording(file: Path) -> None:
+    from precision_lab.analysis.loss_scale_plan import Covers
     from precision_lab.analysis.recording import read_recording
     from precision_lab.analysis.swamping_scan import recorded_updates
     from precision_lab.presentation.tables.histograms import recording_text
@@ -90,7 +91,7 @@ def _show_recording(file: Path) -> None:
     updates = recorded_updates(recording, file)
     if updates.tensors:
         show(updates_table(updates))
-    say(f"{file.name}: {recording_text(recording)}")
+    say(f"{file.name}: {recording_text(recording)} {Covers.PARAMETERS.sentence}")
 
 
 @command("loss-scale")
@@ -98,6 +99,14 @@ def _show_recording(file: Path) -> None:
 @click.option("-f", "--format", "fmt", default="fp16", show_default=True, metavar="F", help="Of the scaled gradients.")
 @click.option(
     "--margin", type=click.IntRange(min=0), metavar="N", help="Headroom below the overflow, in binades; default 1."
+)
+@click.option(
+    "--scale",
+    "loss_scales",
+    type=float,
+    multiple=True,
+    metavar="S",
+    help="Count what this loss scale does, any positive number; repeatable. No power of two: another pass.",
 )
 @click.option("--replay", "recorded", type=Input(), metavar="TRACE", help="A recorded run.")
 @click.option(
@@ -115,6 +124,7 @@ def loss_scale(
     files: tuple[Path, ...],
     fmt: str,
     margin: int | None,
+    loss_scales: tuple[float, ...],
     recorded: Path | None,
     scalers: tuple[str, ...],
     data: Path | None,
@@ -124,41 +134,47 @@ def loss_scale(
     """Report which loss scale gradients need, or replay how a framework moves it.
 
     With FILEs of gradients (as for scan): the loss scales at which nothing is flushed, those at which nothing
-    overflows, and which to choose. With a TRACE, the largest unscaled |gradient| of each step: which steps a
-    framework's dynamic loss scaling would have skipped. A TRACE is JSON, [0.5, 0.25, ...] or {"max_abs": [...]}, where
-    NaN, Infinity and null stand for an overflow, or a one-dimensional .npy.
+    overflows, and which to choose. Planned are the numbers in the files: a run that GradientRecorder saved has the
+    gradients of the parameters, and those of activations are often smaller; weights need no loss scale. With a TRACE,
+    the largest unscaled |gradient| of each step: which steps a framework's dynamic loss scaling would have skipped. A
+    TRACE is JSON, [0.5, 0.25, ...] or {"max_abs": [...]}, where NaN, Infinity and null stand for an overflow, or a
+    one-dimensional .npy.
 
     \b
     precision-lab loss-scale gradients.safetensors --figure scales.png
+    precision-lab loss-scale gradients.safetensors --scale 1000 --scale 1024
     precision-lab loss-scale --replay trace.json --scaler torch --scaler deepspeed
     """
     if bool(files) == (recorded is not None):
         raise click.UsageError("name either FILEs of gradients or a trace with --replay")
-    if recorded is not None and (margin is not None or dtype is not None):
-        raise click.UsageError("--margin and --dtype are for FILEs, not for --replay")
+    if recorded is not None and (margin is not None or dtype is not None or loss_scales):
+        raise click.UsageError("--margin, --scale and --dtype are for FILEs, not for --replay")
     if recorded is None and scalers:
         raise click.UsageError("--scaler is for --replay")
     if recorded is None:
-        _plan_loss_scale(files, fmt, 1 if margin is None else margin, dtype, data, figure)
+        _plan_loss_scale(files, fmt, 1 if margin is None else margin, loss_scales, dtype, data, figure)
     else:
         _replay_loss_scale(recorded, fmt, scalers or ("torch",), data, figure)
 
 
 def _plan_loss_scale(
-    files: tuple[Path, ...], fmt: str, margin: int, dtype: str | None, data: Path | None, figure: Path | None
+    files: tuple[Path, ...],
+    fmt: str,
+    margin: int,
+    loss_scales: tuple[float, ...],
+    dtype: str | None,
+    data: Path | None,
+    figure: Path | None,
 ) -> None:
-    from precision_lab.analysis.loss_scale_plan import plan_tensors
-    from precision_lab.analysis.scan import scan as scan_files
+    from precision_lab.analysis.loss_scale_files import plan_files
     from precision_lab.presentation.tables.loss_scaling import loss_scale_tables
     from precision_lab.support.files import write_json
 
     with progress_bar("Scanning") as progress:
-        result = scan_files(files, formats=[fmt], dtype=dtype, progress=progress)
-    histograms = zip(result.names, (tensor.histogram for tensor in result.tensors), strict=True)
-    plans = plan_tensors(histograms, fmt, margin=margin)
+        plans = plan_files(files, fmt, margin=margin, loss_scales=loss_scales, dtype=dtype, progress=progress)
     for table in loss_scale_tables(plans):
         show(table)
-    say_skipped(result.skipped, (tensor.info for tensor in result.tensors))
+    say_skipped(plans.left_out)
     if data is not None:
         write_json(plans.parts(), data)
     if figure is not None:

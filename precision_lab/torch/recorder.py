@@ -39,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 
 from precision_lab.analysis.histogram import ExponentHistogram
-from precision_lab.analysis.loss_scale_plan import LossScalePlan, plan_loss_scale
+from precision_lab.analysis.loss_scale_plan import Covers, LossScalePlan, plan_loss_scale
 from precision_lab.analysis.recording import RecordedTensor, Recording
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan_recording
 from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
@@ -232,9 +232,10 @@ class GradientRecorder:
         """Plan a loss scale for all recorded gradients together; see `precision_lab.plan_loss_scale`.
 
         These are the gradients of the parameters. Those of activations, which a backward pass in fp16 also has to
-        hold, are not seen here, and are often smaller.
+        hold, are not seen here, and are often smaller; the summary says so.
         """
-        return plan_loss_scale(sum(self.gradients.values(), ExponentHistogram.empty()), fmt, margin=margin)
+        total = sum(self.gradients.values(), ExponentHistogram.empty())
+        return plan_loss_scale(total, fmt, margin=margin, covers=Covers.PARAMETERS)
 
     def save(self, path: str | Path) -> None:
         """Write the recording as JSON, whole or not at all; ``precision-lab scan FILE`` reads it.

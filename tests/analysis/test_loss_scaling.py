@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -31,6 +32,7 @@ from precision_lab.analysis.loss_scalers import (
 )
 from precision_lab.numerics import reference
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
+from precision_lab.numerics.rounding import round_to
 
 FP32 = np.float32
 FORMATS_AND_CUSTOM = (*FORMATS.values(), FloatFormat.ieee(6, 9), FloatFormat.ieee(2, 0))
@@ -690,7 +692,10 @@ def test_plans_equal_brute_force_over_all_scales(values: list[float], fmt: Float
     assert plan.best.flushed + plan.best.overflowed == lost
     assert plan.best.loss_scale in (2.0**best, 2.0**-best)
     with_headroom = [k for k in EXPONENTS if not h.overflowed(fmt, 2.0 ** (k + margin))]
-    if not with_headroom:
+    least = min((every[k][:2] for k in with_headroom), default=None)
+    if every[0][2] == 0 and (least is None or every[0][:2] < least):
+        assert plan.recommended == plan.at(1)  # what is not scaled needs no margin that costs
+    elif not with_headroom:
         assert plan.recommended is None
     else:
         chosen = min(with_headroom, key=lambda k: (*every[k][:2], -k if every[k][1] else abs(k)))
@@ -734,23 +739,133 @@ def summary(values: list[float], fmt: str = "fp16", margin: int = 1) -> str:
     return plan_loss_scale(ExponentHistogram.of(values), fmt, margin=margin).summary
 
 
+GIVEN = " This is of the numbers given; other gradients of the same backward pass may be smaller or larger."
+
+
 def test_summaries() -> None:
-    assert summary([1.0, 0.5]) == "No loss scaling is needed: at S = 1 fp16 flushes nothing and nothing overflows."
-    assert summary([]) == "There is nothing to scale: no finite element is nonzero."
-    assert summary([0.0, math.inf, math.nan]).endswith("inf or NaN already, at any loss scale: 2.")
+    assert summary([1.0, 0.5]) == (
+        "No loss scaling is needed: at S = 1 fp16 flushes nothing and nothing overflows." + GIVEN
+    )
+    assert summary([]) == "There is nothing to scale: no finite element is nonzero." + GIVEN
+    assert summary([0.0, math.inf, math.nan]).endswith("inf or NaN already, at any loss scale: 2." + GIVEN)
     assert summary([2.0**-26, 1.0]) == (
         "Without loss scaling fp16 loses 1 of 2 nonzero elements (50 %). Every loss scale from 2^2 to 2^15 saves them "
         "all. Recommended: S = 2^12, with a margin of 1 binade below the overflow; of 2 nonzero elements it flushes 0 "
-        "and makes 0 subnormal (S = 1: 0)."
+        "and makes 0 subnormal (S = 1: 0)." + GIVEN
     )
     assert summary([2.0**-40, 2.0**-40, 2.0**10]) == (
         "No loss scale saves everything in fp16: at best, at S = 2^16, it loses 1 of 3 nonzero elements (33.3 %), 0 "
         "flushed and 1 overflowed; at S = 1 2. Recommended: S = 1, with a margin of 1 binade below the overflow; of 3 "
-        "nonzero elements it flushes 2 and makes 0 subnormal (S = 1: 0)."
+        "nonzero elements it flushes 2 and makes 0 subnormal (S = 1: 0). Fewer are lost at S = 2^16, but some of them "
+        "overflow, and an overflow costs the whole step." + GIVEN
     )
     assert "Only 2^1 saves them all." in summary([0.25, 2.0], "fp4_e2m1fn")
     assert "with a margin of 0 binades" in summary([2.0**-26, 1.0], margin=0)
     assert "No loss scale from 2^-126 on leaves a margin of 1 binade" in summary([1e300])
+
+
+def test_a_margin_that_costs_is_not_recommended_where_nothing_needs_to_be_scaled() -> None:
+    values = [448, 1, 2.0**-9, float(np.float32(0.1))]
+    plan = plan_loss_scale(ExponentHistogram.of(values), "fp8_e4m3fn")
+    assert plan.recommended == plan.at(1)
+    assert plan.summary == (
+        "No loss scaling is needed: at S = 1 fp8_e4m3fn flushes nothing and nothing overflows. At S = 1 there is no "
+        "margin of 1 binade below the overflow, and it would cost: S = 2^-1 flushes 1 and makes 0 subnormal, S = 1 "
+        "flushes 0 and makes 1 subnormal." + GIVEN
+    )
+    # a subnormal number is a cost, too: 2^-6 is normal at S = 1
+    assert plan_loss_scale(ExponentHistogram.of([448, 2.0**-6]), "fp8_e4m3fn").recommended == plan_loss_scale(
+        ExponentHistogram.of([448, 2.0**-6]), "fp8_e4m3fn"
+    ).at(1)
+    # one that costs nothing is kept
+    roomy = plan_loss_scale(ExponentHistogram.of([448, 1]), "fp8_e4m3fn")
+    assert roomy.recommended == roomy.at(0.5)
+    # S = 1 flushes one, the margin two
+    plan = plan_loss_scale(ExponentHistogram.of([448, 2.0**-9, 2.0**-12]), "fp8_e4m3fn")
+    assert plan.recommended == plan.at(1)
+    assert "Recommended: S = 1, without a margin of 1 binade" in plan.summary
+    # it overflows at S = 1: then no flushed element is a reason against a smaller scale, but it is said
+    plan = plan_loss_scale(ExponentHistogram.of([2.0**17, *[2.0**-24] * 9]), "fp16")
+    assert plan.recommended == plan.at(2.0**-3)
+    assert plan.recommended is not None
+    assert plan.recommended.flushed == 9
+    assert "Fewer are lost at S = 1, but some of them overflow" in plan.summary
+    # no scale has such a margin
+    plan = plan_loss_scale(ExponentHistogram.of([1.0]), "fp16", margin=300)
+    assert plan.recommended == plan.at(1)
+    assert "No loss scale from 2^-126 on leaves a margin of 300 binades below the overflow." in plan.summary
+
+
+_FATES = r"flushes ([\d,]+) and makes ([\d,]+) subnormal"
+EDGES = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2", "fp8_e4m3fnuz", "fp6_e2m3fn", "fp4_e2m1fn", "e5m0")
+
+
+def edge_magnitudes(fmt: FloatFormat) -> list[float]:
+    """Where something changes, and a little further."""
+    ends = [fmt.flush_threshold, fmt.smallest_normal / 2, fmt.smallest_normal, fmt.max, fmt.overflow_threshold]
+    return [*ends, math.nextafter(fmt.flush_threshold, 1), fmt.flush_threshold / 4, 1.0, 4 * fmt.max]
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_no_two_sentences_of_a_plan_contradict_each_other_or_the_data(name: str) -> None:
+    """All multisets of up to three magnitudes at the edges, with each margin: each number in words is counted anew."""
+    fmt = get_format(name)
+    lists = [list(m) for n in (1, 2, 3) for m in itertools.combinations_with_replacement(edge_magnitudes(fmt), n)]
+    of_scale: dict[tuple[float, float], tuple[bool, bool, bool]] = {}
+
+    def fate(x: float, scale: float) -> tuple[bool, bool, bool]:
+        if (x, scale) not in of_scale:
+            y = float(round_to(x * scale, fmt))  # a power of two: exact
+            clamped = scale * x > fmt.overflow_threshold or (
+                fmt.overflow_inclusive and scale * x == fmt.overflow_threshold
+            )
+            of_scale[x, scale] = y == 0, 0 < y < fmt.smallest_normal, clamped or not math.isfinite(y)
+        return of_scale[x, scale]
+
+    def counted(values: list[float], scale: float) -> tuple[int, int, int]:
+        flushed, subnormal, overflowed = (sum(f) for f in zip(*(fate(x, scale) for x in values), strict=True))
+        return flushed, subnormal, overflowed
+
+    for values, margin in itertools.product(lists, (0, 1, 4)):
+        plan = plan_loss_scale(ExponentHistogram.of(values), fmt, margin=margin)
+        said, choice = plan.summary, plan.recommended
+        one = counted(values, 1.0)
+        # every pair of counts in words is that of the scale before it
+        for text, *numbers in re.findall(rf"S = (\S+?),? {_FATES}", said):
+            assert [int(n) for n in numbers] == list(counted(values, scale_of(text)))[:2], said
+        needed = "No loss scaling is needed" not in said
+        assert needed == bool(one[0] + one[2]), said
+        assert ("saves them all" in said or "saves everything" in said) == needed
+        if choice is None:
+            assert one[2], said
+            assert "Recommended" not in said
+            assert "No loss scale from" in said
+            continue
+        lost = counted(values, choice.loss_scale)
+        assert lost == (choice.flushed, choice.subnormal, choice.overflowed)
+        assert not choice.overflowed
+        if choice.loss_scale != 1 or needed:
+            text, *numbers = re.search(rf"Recommended: S = (\S+), .*? it {_FATES}", said).groups()  # type: ignore[union-attr]
+            assert scale_of(text) == choice.loss_scale
+            assert tuple(map(int, numbers)) == lost[:2]
+        else:
+            assert "Recommended" not in said
+        roomy = not counted(values, choice.loss_scale * 2.0**margin)[2]
+        assert ("without a margin" in said or "there is no margin" in said or "No loss scale from" in said) == (
+            not roomy
+        )
+        if not one[2]:
+            assert lost[:2] <= one[:2], said  # never worse than without loss scaling, subnormals counted
+        elif lost[0] > one[0] + one[2]:
+            assert "Fewer are lost at S = 1" in said  # and why: it overflows there
+        if lost[0] > plan.best.flushed + plan.best.overflowed:
+            assert "Fewer are lost at" in said or "Without a margin" in said or not roomy, said
+        if plan.window is not None and lost[0]:
+            assert "margin" in said.split("Recommended", 1)[-1].split(";", 1)[1], said  # it is what costs
+
+
+def scale_of(text: str) -> float:
+    return 2.0 ** int(text.removeprefix("2^")) if text.startswith("2^") else float(text)
 
 
 @pytest.mark.parametrize("margin", [-1, 1.0, math.nan, "1", True, None])

@@ -211,7 +211,7 @@ def loss_scale_figure(plans: TensorPlans) -> Figure:
         curves = plot_loss_scale_plan(
             total,
             ax=figure.add_subplot(grid[0]),
-            title=f"Loss scaling in {total.format}: {total.histogram.nonzero:,} nonzero gradients",
+            title=f"Loss scaling in {total.format}: {total.histogram.nonzero:,} nonzero, of\n{total.covers}",
         )
         windows = plot_loss_scale_windows(
             plans, ax=figure.add_subplot(grid[1]), title="The loss scales that save every element", most=most

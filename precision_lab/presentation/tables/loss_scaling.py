@@ -23,8 +23,11 @@ from precision_lab.support.text import shown
 
 
 @tables_of.register
-def loss_scale_tables(plans: TensorPlans) -> tuple[Table, Table]:
-    """One row a tensor, worst first; and one row a loss scale that matters, or every fourth: what it does to all."""
+def loss_scale_tables(plans: TensorPlans) -> tuple[Table, ...]:
+    """One row a tensor, worst first; and one row a loss scale that matters, or every fourth: what it does to all.
+
+    And, if scales were asked about, a column for each: what it does to each tensor.
+    """
     total, chosen = plans.total, plans.loss_scale
 
     def row(name: str, plan: LossScalePlan) -> tuple[str, ...]:
@@ -49,15 +52,17 @@ def loss_scale_tables(plans: TensorPlans) -> tuple[Table, Table]:
         totals=row("total", total),
         note="Under each loss scale: flushed to zero / subnormal / overflowed, in percent of the nonzero finite "
         f"elements. Worst first at S = {power_of_two(chosen)}. A dash: no scale from 2^-126 to 2^127."
-        + and_more(len(plans.tensors)),
+        + and_more(len(plans.tensors))
+        + f" {total.covers.sentence}",
     )
-    names = {
-        1.0: "no loss scaling",
-        total.smallest_sufficient: "nothing flushed from here",
-        total.largest_safe: "nothing overflows up to here",
-        total.best.loss_scale: "loses least",
-        None if total.recommended is None else total.recommended.loss_scale: "recommended",
-    }
+    marks = (
+        (1.0, "no loss scaling"),
+        (total.smallest_sufficient, "nothing flushed from here"),
+        (total.largest_safe, "nothing overflows up to here"),
+        (total.best.loss_scale, "loses least"),
+        (None if total.recommended is None else total.recommended.loss_scale, "recommended"),
+    )
+    names = {scale: ", ".join(name for marked, name in marks if marked == scale) for scale, _ in marks}
     listed = [c for c in total.conversions if c.loss_scale in names or fixed.log2(c.loss_scale) % 4 == 0]
     scales = Table(
         f"What each loss scale does in {total.format}",
@@ -76,13 +81,29 @@ def loss_scale_tables(plans: TensorPlans) -> tuple[Table, Table]:
         frozenset(range(5)),
         note=total.summary,
     )
-    return tensors, scales
+    return (tensors, scales, _asked_table(plans)) if plans.asked else (tensors, scales)
 
 
 @tables_of.register
 def _(plan: LossScalePlan) -> tuple[Table, ...]:
     chosen = (plan.recommended or plan.best).loss_scale
     return loss_scale_tables(TensorPlans(plan, chosen, ()))[1:]
+
+
+def _asked_table(plans: TensorPlans) -> Table:
+    names = [name for name, _ in plans.asked[0].tensors]
+    columns = ([c for _, c in asked.tensors] for asked in plans.asked)
+    rows = list(zip(names, zip(*columns, strict=True), strict=True))
+    rows.sort(key=lambda row: -max(c.flushed_of_nonzero + c.overflowed_of_nonzero for c in row[1]))
+    return Table(
+        f"What {'this scale does' if len(plans.asked) == 1 else 'these scales do'} in {plans.total.format}",
+        ("tensor", *(f"S = {power_of_two(asked.total.loss_scale)}" for asked in plans.asked)),
+        tuple((shown(name, 400), *map(fates_text, row)) for name, row in worst(rows)),
+        frozenset(range(1, 1 + len(plans.asked))),
+        totals=("total", *(fates_text(asked.total) for asked in plans.asked)),
+        note="Flushed to zero / subnormal / overflowed, in percent of the nonzero finite elements; exact counts of S "
+        "times each element, rounded once. Worst first." + and_more(len(names)),
+    )
 
 
 def _limit(loss_scale: float | None, plan: LossScalePlan) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from precision_lab.analysis.loss_scale_plan import TensorPlans, plan_tensors
+from precision_lab.analysis.loss_scale_files import plan_scan
+from precision_lab.analysis.loss_scale_plan import TensorPlans
 from precision_lab.analysis.scan import ScanResult, scan
 from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.inputs import is_number
@@ -164,8 +165,7 @@ def _without_state(info: TensorInfo) -> TensorInfo:
 
 
 def _plans(recorded: ScanResult) -> TensorPlans:
-    histograms = zip(recorded.names, (tensor.histogram for tensor in recorded.tensors), strict=True)
-    return plan_tensors(histograms, "fp16")
+    return plan_scan(recorded, "fp16")
 
 
 def _unknown(sizes: bool, moments: bool, no_gradients: bool) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import precision_lab as pl
-from precision_lab.analysis.sums import SUM_METHODS, sum_every_way, sum_tensors
+from precision_lab.analysis.sums import SUM_METHODS, norm_every_way, sum_every_way, sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
 from precision_lab.analysis.updates import update_outcomes
 from precision_lab.numerics.accumulation import METHODS, rounded_sum
@@ -248,6 +248,7 @@ TAKE_NONE = (
 BESIDE: dict[str, Call] = {
     "rounded_sum": lambda x: rounded_sum(x, "fp16").relative_error,
     "sum_every_way": lambda x: sum_every_way(x, "fp16"),
+    "norm_every_way": lambda x: [norm_every_way(x, fmt) for fmt in FORMATS],
     "scan_frozen": lambda x: scan_frozen({"w": x}, [1e-3], formats=FORMATS).to_dict(),
     "scan_updates": lambda x: scan_updates({"w": x}, {"w": x}, formats=FORMATS).to_dict(),
     "stored_rates": lambda x: stored_rates(x, "fp16"),

@@ -9,10 +9,14 @@ which a sum is made decides whether it has two digits or none. `SUM_METHODS` hol
 - compensation (Kahan, Neumaier) doubles the number of bits: for 2 p bits of running sum it is exact enough, beyond
   them it stops too, since the compensation is a running sum in the same format;
 - stochastic rounding does not stop; its error grows like the square root of the number of terms.
+
+A norm is such a sum of squares, and then a root: `norm_every_way` takes it in the accumulator's format, before the cast
+to the result's. So the norm of 64 times 300 in fp16 is 2400 with a float32 accumulator, and infinite without one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,7 +29,7 @@ from numpy.typing import ArrayLike
 from precision_lab.numerics.accumulation import AccumulationTrace, RoundedSum, Terms, accumulate, rounded_sum
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import converted
-from precision_lab.numerics.rounding import as_carrier
+from precision_lab.numerics.rounding import as_carrier, round_to
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import PlainReport, header, number
 from precision_lab.support.shown import Shown
@@ -81,9 +85,54 @@ def sum_every_way(terms: ArrayLike, fmt: FormatLike, *, seed: int = 0) -> dict[s
     return {name: accumulate(given, fmt, **way.arguments(seed)) for name, way in SUM_METHODS.items()}
 
 
+def norm_every_way(terms: ArrayLike, fmt: FormatLike, *, seed: int = 0) -> dict[str, RoundedSum]:
+    """Take the Euclidean norm, its sum of squares by each of `SUM_METHODS`.
+
+    The squares are computed in float64 (exact for float32 and narrower ones) and added in the accumulator's format;
+    their root is rounded to that format, and then to the result's, ties to even.
+
+    Parameters
+    ----------
+    terms : array_like
+        One-dimensional, as for `accumulate`.
+    fmt, seed
+        As for `sum_every_way`.
+
+    Returns
+    -------
+    dict of RoundedSum
+        The norms and the exact one: to 2^-200 of itself, and without any error where it is a number of so many bits.
+
+    Raises
+    ------
+    ValueError
+        As `accumulate`.
+
+    """
+    fmt, x = get_format(fmt), converted(as_carrier(terms), np.float64)
+    with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
+        squares = Terms(x * x)
+    norms = {}
+    for name, way in SUM_METHODS.items():
+        accumulator = get_format(way.accumulator or fmt)
+        total = rounded_sum(squares, accumulator, **way.arguments(seed) | {"accumulator": None})
+        with np.errstate(all="ignore"):
+            root = np.sqrt(total.result)  # in float64: rounded again to 24 bits or fewer it is rounded once
+        result = float(round_to(round_to(root, accumulator), fmt))
+        norms[name] = RoundedSum(result, None if total.exact is None else _root(total.exact))
+    return norms
+
+
+def _root(square: Fraction) -> Fraction:
+    """Return the square root to 2^-200 of itself; exactly where it has no more bits."""
+    product = square.numerator * square.denominator
+    shift = max(200 - product.bit_length() // 2, 0) + 1
+    return Fraction(math.isqrt(product << 2 * shift), square.denominator << shift)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class SummedTensor:
-    """A tensor and what its sum came to.
+    """A tensor and what its sum, or its norm, came to.
 
     Attributes
     ----------
@@ -92,7 +141,7 @@ class SummedTensor:
     terms : int
         How many of its elements, the first ones in the order of memory, were added up.
     exact : Fraction or None
-        Their sum without any rounding; None where one is infinite or NaN.
+        Their sum without any rounding, or their norm as `norm_every_way` has it; None where one is infinite or NaN.
     results : tuple of float
         What they came to, in the order of `SUM_METHODS`.
 
@@ -122,7 +171,7 @@ class SummedTensor:
 
 @dataclass(frozen=True, eq=False)
 class SumsResult(PlainReport, Shown):
-    """The sums of all tensors of some files.
+    """The sums of all tensors of some files, or their norms.
 
     Attributes
     ----------
@@ -133,7 +182,7 @@ class SumsResult(PlainReport, Shown):
     format : FloatFormat
         Of the sums.
     squares : bool
-        Whether squares were added up.
+        Whether squares were added up and their root was taken.
 
     """
 
@@ -186,7 +235,7 @@ def sum_tensors(
     fmt : str, dtype or FloatFormat
         The format of the sums.
     squares : bool
-        Add up the squares of the elements, computed in float64 (exact for float32 and narrower ones).
+        Take the norm: the root of the sum of the squares, as `norm_every_way` does.
     limit : int
         At most this many elements of each tensor, the first ones.
     seed : int
@@ -213,9 +262,11 @@ def sum_tensors(
     tensors: list[SummedTensor] = []
     for info, chunks in walk:
         terms = _first(chunks, limit)
-        with np.errstate(all="ignore"):  # an infinity or a NaN shows in the results
-            added = Terms(terms * terms if squares else terms)
-        sums = [rounded_sum(added, fmt, **way.arguments(seed)) for way in SUM_METHODS.values()]
+        if squares:
+            sums = list(norm_every_way(terms, fmt, seed=seed).values())
+        else:
+            added = Terms(terms)
+            sums = [rounded_sum(added, fmt, **way.arguments(seed)) for way in SUM_METHODS.values()]
         tensors.append(SummedTensor(info, terms.size, sums[0].exact, tuple(one.result for one in sums)))
         if progress is not None:
             progress(len(tensors), walk.tensors)

@@ -210,7 +210,7 @@ def _replay_loss_scale(
 @command()
 @click.argument("files", nargs=-1, required=True, type=Input(), metavar="FILE...")
 @click.option("-f", "--format", "fmt", default="bf16", show_default=True, metavar="F", help="Of all partial sums.")
-@click.option("--squares", is_flag=True, help="Add up the squares, as for a norm.")
+@click.option("--squares", is_flag=True, help="The norm: the root of the sum of the squares.")
 @click.option("-n", "--limit", type=int, default=2**18, show_default=True, metavar="N", help="Elements per tensor.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of stochastic rounding.")
 @json_option
@@ -222,7 +222,8 @@ def accumulation(
 
     Adds up the first elements of every tensor in seven ways, every step rounded, and compares with the exact sum: one
     after the other, stochastically rounded, in blocks, compensated (Kahan, Neumaier), in pairs, with a float32
-    accumulator. Worst tensor first. The experiment of the same name: precision-lab report accumulation.
+    accumulator. With --squares it is a norm: the root is taken in the accumulator's format, before the cast. Worst
+    tensor first. The experiment of the same name: precision-lab report accumulation.
 
     \b
     precision-lab accumulation gradients.safetensors -f bf16 --squares

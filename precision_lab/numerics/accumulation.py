@@ -3,8 +3,9 @@
 Why does the mean of ten thousand fp16 numbers come out wrong, and `numpy.mean` right? A sum is not one operation.
 Adding one term after the other means rounding after each addition: the running sum grows, its spacing with it, and from
 some point on every term is smaller than half a spacing and changes nothing (ones in fp16 stop at 2048, in bf16 at 256).
-Libraries hide this in two ways: they add in another order (NumPy in pairs), or they keep the running sum in a wider
-format and round once at the end (every tensor core does). Here both are arguments:
+Libraries hide this in two ways: they add in another order (NumPy adds float32 and float64 in pairs), or they keep the
+running sum in a wider format and round once at the end (NumPy adds float16 in float32 where it adds along the
+contiguous axis, but row to row in float16; every tensor core does). Here both are arguments:
 
 =============  ====================================================================================================
 method         what is added, each addition rounded once

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from precision_lab.analysis.sums import SUM_METHODS, SummedTensor, SumsResult, sum_every_way, sum_tensors
+from precision_lab.analysis import sums
+from precision_lab.analysis.sums import (
+    SUM_METHODS,
+    SummedTensor,
+    SumsResult,
+    norm_every_way,
+    sum_every_way,
+    sum_tensors,
+)
 from precision_lab.numerics.accumulation import accumulate
+from precision_lab.numerics.rounding import round_to
 from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
 from precision_lab.tensors.reading import list_tensors
@@ -49,6 +60,19 @@ def test_ones_by_hand() -> None:
         "pairwise": 4096.0,
         "fp32 accumulator": 4096.0,
     }
+
+
+def test_numpy_adds_float16_in_float32_and_not_in_pairs() -> None:
+    """Along the contiguous axis; from row to row it adds in float16, one after the other."""
+    x = np.random.default_rng(0).uniform(0, 1, 1000).astype(np.float16)
+    ways = {name: trace.result for name, trace in sum_every_way(x, "fp16").items()}
+    assert float(np.sum(x)) == ways["fp32 accumulator"] == 517
+    assert ways["pairwise"] == 516.5
+    assert np.ones((4096, 2), np.float16).sum(0).tolist() == [2048, 2048]
+    assert np.ones((2, 4096), np.float16).sum(1).tolist() == [4096, 4096]
+    assert sum_every_way(np.ones(4096), "fp16")["sequential"].result == np.cumsum(np.ones(4096, np.float16))[-1] == 2048
+    columns = np.random.default_rng(3).uniform(0, 1, (1000, 2)).astype(np.float16)
+    assert columns.sum(0).tolist() == [accumulate(column, "fp16").result for column in columns.T]
 
 
 @pytest.fixture
@@ -110,7 +134,60 @@ def test_squares_are_exact_for_float32(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal(50).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     (tensor,) = sum_tensors(tmp_path, "fp16", squares=True).tensors
-    assert tensor.exact == sum(Fraction(float(v)) ** 2 for v in x)
+    exact = sum(Fraction(float(v)) ** 2 for v in x)
+    assert tensor.exact is not None
+    assert abs(tensor.exact**2 / exact - 1) < Fraction(1, 2**198)
+    assert tensor.exact_sum == pytest.approx(math.sqrt(exact), rel=1e-15)
+
+
+# terms, format, norms: one after the other, and with a float32 accumulator; the exact norm
+NORMS: dict[str, tuple[Any, str, float, float, float]] = {
+    "the squares overflow": (np.full(64, 300.0), "fp16", math.inf, 2400, 2400),
+    "the sum stands still": (np.ones(4096), "bf16", 16, 64, 64),
+    "the squares are flushed": (np.full(64, 2.0**-13), "fp16", 0, 2.0**-10, 2.0**-10),
+    "the sum stands still in fp8": (np.full(64, 2.0), "fp8_e4m3fn", 8, 16, 16),  # 64 + 4 is a tie, and stays
+    "the root rounds": (np.full(2, 1.0), "bf16", 1.4140625, 1.4140625, math.sqrt(2)),
+    "nothing": (np.zeros(0), "fp16", 0, 0, 0),
+    "zeros": (np.zeros(3), "fp16", 0, 0, 0),
+    "infinity": (np.array([1, math.inf]), "fp16", math.inf, math.inf, math.nan),
+}
+
+
+@pytest.mark.parametrize("case", NORMS)
+def test_norms_by_hand(case: str) -> None:
+    terms, fmt, sequential, accumulated, exact = NORMS[case]
+    norms = norm_every_way(terms, fmt)
+    assert list(norms) == list(SUM_METHODS)
+    assert norms["sequential"].result == sequential
+    assert norms["fp32 accumulator"].result == accumulated
+    assert norms["pairwise"].exact_sum == pytest.approx(exact, rel=1e-15, nan_ok=True)
+    if exact in (64, 2400):
+        assert norms["fp32 accumulator"].relative_error == 0
+        assert norms["sequential"].relative_error == (math.inf if math.isinf(sequential) else 0.75)
+
+
+@pytest.mark.parametrize("fmt", ["fp16", "bf16", "fp8_e5m2"])
+def test_a_norm_is_the_root_of_the_rounded_sum_rounded_to_its_format(fmt: str) -> None:
+    x = np.random.default_rng(4).standard_normal(500)
+    norms = norm_every_way(x, fmt, seed=9)
+    for name, way in SUM_METHODS.items():
+        total = accumulate(
+            x * x, way.accumulator or fmt, method=way.method, mode=way.mode, rng=9 if "sto" in name else None
+        )
+        root = round_to(math.sqrt(total.result), way.accumulator or fmt)
+        assert norms[name].result == float(round_to(root, fmt)), name
+    single = np.float32(0)
+    for square in x * x:  # NumPy adds a float64 to a float32 in float64; then it is rounded
+        single = np.float32(float(single) + square)
+    assert norms["fp32 accumulator"].result == float(round_to(np.sqrt(single), fmt))
+
+
+def test_roots_are_exact_where_they_can_be() -> None:
+    assert sums._root(Fraction(0)) == 0
+    for value in (Fraction(3), Fraction(5, 2**40), Fraction(2**300 + 1), Fraction(7, 3)):
+        assert sums._root(value**2) == value or value == Fraction(7, 3)
+    for value in (Fraction(2), Fraction(1, 2**601), Fraction(10**300 + 1), Fraction(7, 3)):
+        assert abs(sums._root(value) ** 2 / value - 1) < Fraction(1, 2**198)
 
 
 def test_the_seed_is_that_of_stochastic_rounding(checkpoint: Path) -> None:

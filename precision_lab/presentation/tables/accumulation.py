@@ -48,12 +48,15 @@ def sums_table(result: SumsResult) -> Table:
 
     several = of_several_files(tensor.info for tensor in result.tensors)
     return Table(
-        f"Sums of {'squares' if result.squares else 'the elements'} in {result.format}: relative error in percent",
+        f"{'Norms, the roots of sums of squares' if result.squares else 'Sums of the elements'} in {result.format}: "
+        "relative error in percent",
         ("tensor", "terms", "exact", *SUM_METHODS),
         tuple(row(label_of(tensor.info, several), tensor) for tensor in worst(result.tensors)),
         frozenset(range(1, 3 + len(SUM_METHODS))),
         note="A sum near zero has large relative errors however it is made. inf, NaN: the sum itself is. Every step is "
-        "rounded once; blocks have 64 terms." + and_more(len(result.tensors), "the largest error of all ways"),
+        "rounded once; blocks have 64 terms."
+        + (" The root is rounded to the accumulator's format, then to the result's." if result.squares else "")
+        + and_more(len(result.tensors), "the largest error of all ways"),
     )
 
 

@@ -138,7 +138,7 @@ def read(x: Any) -> object:
 def flown(x: Any) -> object:
     state = {"w.exp_avg": x, "w.exp_avg_sq": x}
     return [
-        pl.preflight({"w": x}, **options).to_dict()
+        pl.preflight({"w": x}, lr=1e-3, **options).to_dict()
         for options in (
             {},
             {"updates": {"w": x}},
@@ -431,7 +431,7 @@ BOOLS = [True, False, np.True_, np.False_]
         lambda b: pl.scan({"w": np.ones(1)}, loss_scale=b),
         lambda b: pl.scan({"w": [1.0, b]}),
         lambda b: list(pl.read_tensors({"w": np.ones(1)}, chunk_bytes=b)),
-        lambda b: pl.preflight({"w": np.ones(1)}, tolerance=b),
+        lambda b: pl.preflight({"w": np.ones(1)}, lr=1e-3, tolerance=b),
         lambda b: pl.plan_loss_scale(pl.ExponentHistogram.of([1.0]), "fp16", margin=b),
         lambda b: pl.replay_loss_scale(pl.DynamicLossScale.torch(), [1.0, b], "fp16"),
         lambda b: pl.StaticLossScale(b),

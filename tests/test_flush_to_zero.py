@@ -98,7 +98,7 @@ PUBLIC: dict[str, Call] = {
     "plan_files": lambda: lab.plan_files({"g": SUBNORMAL}, "fp16", loss_scales=[1000]),
     "plan_tensors": lambda: lab.plan_tensors([("g", made().histogram)], "fp16"),
     "plan_loss_scale": lambda: lab.plan_loss_scale(made().histogram, "fp16"),
-    "preflight": lambda: lab.preflight({"w": SUBNORMAL}),
+    "preflight": lambda: lab.preflight({"w": SUBNORMAL}, lr=1e-3),
     "replay_loss_scale": lambda: lab.replay_loss_scale(lab.DynamicLossScale(), [2.0**-1070], "fp16"),
     "round_to": lambda: lab.round_to(SUBNORMAL, "bf16"),
     "scan": lambda: lab.scan({"g": SUBNORMAL}),

@@ -154,7 +154,7 @@ def optimizer_names(*more: str, having: str = "", last: str = "or") -> str:
     return f"{', '.join(names)} {last} {end}" if names else end
 
 
-def optimizer_option(default: str, *more: str) -> Callable[..., Any]:
+def optimizer_option(default: str | None, *more: str) -> Callable[..., Any]:
     """Return the option of the name of an optimizer, or one of some more."""
     settings: dict[str, Any] = {"default": default, "show_default": True, "metavar": "O"}
     return click.option("--optimizer", cls=OptimizerOption, say=lambda: f"{optimizer_names(*more)}.", **settings)
@@ -166,10 +166,10 @@ def _of(symbol: str) -> Callable[..., Any]:
     return click.option(f"--{symbol}", cls=OptimizerOption, say=lambda: f"Of {names()}.", type=float, metavar="X")
 
 
-def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def optimizer_options(command: Callable[..., Any], default: str | None = "adamw") -> Callable[..., Any]:
     """Add the options of an optimizer's constants and of the length of its run."""
     options = (
-        optimizer_option("adamw"),
+        optimizer_option(default),
         click.option("--lr", type=float, metavar="X", help="Learning rate."),
         *map(_of, ("beta1", "beta2", "eps")),
         click.option("--weight-decay", type=float, metavar="X", help="0: none."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,10 +20,21 @@ from precision_lab.cli.show import progress_bar, say, say_skipped, show
     metavar="S",
     help="What you mean to use: a name such as pure_bf16, or weights=bf16,master=fp32 ...; as often as you like.",
 )
-@optimizer_options
+@partial(optimizer_options, default=None)
 @click.option("--updates", type=Input(), metavar="U", help="Updates by the names of the weights.")
-@click.option("--optimizer-state", type=Input(), metavar="O", help="Adam's moments: its updates.")
-@click.option("--gradients", type=Input(), metavar="G", help="For the loss scale; needed for sgd.")
+@click.option(
+    "--optimizer-state",
+    type=Input(),
+    metavar="O",
+    help="The saved optimizer: its hyperparameters, and moments, from which its updates follow.",
+)
+@click.option(
+    "--parameter-names",
+    type=Input(),
+    metavar="P",
+    help="Names of its numbered parameters in the order of its groups: one a line, or a JSON list.",
+)
+@click.option("--gradients", type=Input(), metavar="G", help="For the loss scale; and for sgd without momentum.")
 @click.option(
     "--tolerance", type=float, default=0.0, show_default=True, metavar="X", help="Share that may be lost after all."
 )
@@ -31,27 +43,32 @@ from precision_lab.cli.show import progress_bar, say, say_skipped, show
 def preflight(
     checkpoint: Path,
     chosen: tuple[str, ...],
-    optimizer: str,
+    optimizer: str | None,
     steps: int,
     updates: Path | None,
     optimizer_state: Path | None,
+    parameter_names: Path | None,
     gradients: Path | None,
     tolerance: float,
     data: Path | None,
     dtype: str | None,
     **hyperparameters: float | None,
 ) -> None:
-    """Say in which formats a model can be trained.
+    """Say what storing a model in 16 bits loses of its updates.
 
-    Which storage configuration is the cheapest that loses nothing that fp32 keeps: how many weights of the checkpoint
-    would stand still under Adam's updates (about lr, or from --updates, or from the moments of --optimizer-state),
-    which numbers of the optimizer survive, how many bytes it takes, and why each cheaper one is not it. CKPT is read as
-    by scan; .pt and .pth, also of an optimizer, need torch, and nothing in them is run. What is not given is torch's
-    default.
+    For every storage configuration: how many weights of the checkpoint would stand still where they move in fp32, which
+    numbers of the optimizer survive, how many bytes it takes. With --updates, or with the moments of an optimizer (from
+    --optimizer-state, or beside the weights in a .pt), the answer is about these updates, and the cheapest that keeps
+    them is named. From weights and --lr alone it is about the start of training, where Adam's updates are as large as
+    lr; they shrink, so lr/30 is asked, too, and what holds later is not known.
+
+    CKPT is read as by scan; .pt and .pth need torch, and nothing in them is run. Hyperparameters that are not given
+    are those of the saved optimizer, else torch's defaults; for lr there is none.
 
     \b
     precision-lab preflight model.safetensors --storage pure_bf16 --lr 1e-5 --beta2 0.999 --weight-decay 0.1
-    precision-lab preflight model.pt --optimizer-state optimizer.pt --lr 1e-4 --json report.json
+    precision-lab preflight checkpoint.pt
+    precision-lab preflight model.pt --optimizer-state optimizer.pt --json report.json
     """
     from precision_lab.presentation.tables.preflight import preflight_tables
     from precision_lab.support.files import write_json
@@ -65,15 +82,17 @@ def preflight(
             steps=steps,
             updates=updates,
             optimizer_state=optimizer_state,
+            parameter_names=parameter_names,
             gradients=gradients,
             tolerance=tolerance,
             dtype=dtype,
             progress=progress,
             **hyperparameters,
         )
+    say("\n".join((*report.sentences, "", *report.notes, report.taken_from)).rstrip() + "\n")
     for table in preflight_tables(report):
         show(table)
-    say(f"\n{report.verdict}\n\nWhat this cannot know:")
+    say("\nWhat this cannot know:")
     for sentence in report.unknown:
         say(f"- {sentence}")
     say_skipped(report.skipped)

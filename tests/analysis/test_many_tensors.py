@@ -75,8 +75,8 @@ COMMANDS: dict[str, tuple[Callable[[Path, Path], Any], int, int]] = {
     "swamping --lr": (lambda w, _: scan_frozen(w, [1e-4]), 420, 900),
     "swamping --updates": (scan_updates, 750, 1200),
     "accumulation": (lambda w, _: sum_tensors(w, "bf16"), 820, 980),
-    "preflight": (lambda w, _: preflight(w, lr=1e-4), 830, 860),
-    "preflight --updates": (lambda w, u: preflight(w, updates=u), 730, 1450),
+    "preflight": (lambda w, _: preflight(w, lr=1e-4), 1100, 860),
+    "preflight --updates": (lambda w, u: preflight(w, updates=u, lr=1e-4), 730, 1450),
 }
 
 

@@ -27,7 +27,7 @@ READ = {  # what each command reads, by the name of the option
     "loss-scale": {"files", "recorded"},
     "accumulation": {"files"},
     "swamping": {"weights", "updates"},
-    "preflight": {"checkpoint", "updates", "optimizer_state", "gradients"},
+    "preflight": {"checkpoint", "updates", "optimizer_state", "parameter_names", "gradients"},
     "train": {"dataset", "checkpoint"},
 }
 WRITTEN = {
@@ -232,7 +232,7 @@ def written_to(place: str, command: str) -> list[str]:
         "replay": ["loss-scale", "--replay", "g.npy", "--json", place],
         "accumulation": ["accumulation", "g.npy", "--json", place],
         "swamping": ["swamping", "--weights", "g.npy", "--lr", "1e-3", "--json", place],
-        "preflight": ["preflight", "g.npy", "--json", place],
+        "preflight": ["preflight", "g.npy", "--lr", "1e-3", "--json", place],
         "hyperparameters": ["hyperparameters", "--json", place],
         "memory": ["memory", "--json", place],
         "claims": ["claims", "fp16-1e-7", "--json", place],

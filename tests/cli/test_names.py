@@ -79,7 +79,7 @@ COMMANDS = {
     "accumulation": ["accumulation", "m.safetensors"],
     "swamping": ["swamping", "--weights", "m.safetensors", "--lr", "1e-3", "--figure", "f.svg"],
     "swamping pairs": ["swamping", "--weights", "m.npz", "--updates", "m.npz", "--figure", "f.svg"],
-    "preflight": ["preflight", "m.safetensors", "--gradients", "m.npz"],
+    "preflight": ["preflight", "m.safetensors", "--lr", "1e-3", "--gradients", "m.npz"],
     "missing updates": ["swamping", "--weights", "m.npz", "--updates", "m.safetensors"],
 }
 

@@ -80,6 +80,7 @@ _OPTIMIZER: dict[str, tuple[str, ...]] = {
     **{"weight_decay": ("0.01",), "steps": ("100",)},
 }
 _CAST = ("--cast", "numpy:float16", "--source", "fp16", "--target", "fp16")
+_LR = ("--lr", "1e-3")
 _REPLAY = ("--replay", "{trace}")
 
 DOORS: tuple[Door, ...] = (
@@ -92,12 +93,23 @@ DOORS: tuple[Door, ...] = (
     Door("accumulation", "files", ("{}", "-n", "64"), (*TENSORS, "recording"), weight=60),
     Door("swamping", "--weights", ("--lr", "1e-3", "--weights", "{}"), TENSORS, weight=60),
     Door("swamping", "--updates", ("--weights", "{npz}", "--updates", "{}"), (*TENSORS, "recording"), weight=60),
-    Door("preflight", "checkpoint", ("{}",), TENSORS, weight=60),
-    Door("preflight", "--updates", ("{npz}", "--updates", "{}"), TENSORS, weight=60),
-    Door(
-        "preflight", "--optimizer-state", ("{npz}", "--optimizer-state", "{}"), ("moments npz", "moments pt"), weight=80
+    Door("preflight", "checkpoint", ("{}", *_LR), (*TENSORS, "saved optimizer"), weight=60),
+    Door("preflight", "checkpoint", ("{}",), ("saved optimizer",), weight=30),
+    Door("preflight", "--updates", ("{npz}", *_LR, "--updates", "{}"), TENSORS, weight=60),
+    *(
+        Door("preflight", "--optimizer-state", ("{npz}", *words, "--optimizer-state", "{}"), kinds, weight=40)
+        for words, kinds in ((_LR, ("moments npz", "moments pt")), ((), ("moments pt", "saved optimizer")))
     ),
-    Door("preflight", "--gradients", ("{npz}", "--gradients", "{}"), (*TENSORS, "recording"), weight=60),
+    Door(
+        *(
+            "preflight",
+            "--parameter-names",
+            ("{npz}", "--optimizer-state", "{saved optimizer}", "--parameter-names", "{}"),
+        ),
+        ("names",),
+        weight=20,
+    ),
+    Door("preflight", "--gradients", ("{npz}", *_LR, "--gradients", "{}"), (*TENSORS, "recording"), weight=60),
     Door(
         *("train", "--data", ("--model", "transformer", *_LEAST[:2], *_LEAST[4:], "--batch", "1", "--data", "{}")),
         ("text",),
@@ -133,10 +145,10 @@ DOORS: tuple[Door, ...] = (
     *_texts("memory", (), parameters=("7e9", "124_000_000"), optimizer=("adamw", "momentum"), activations=("1e6",)),
     *_texts("memory", (), storage=STORAGES, weight=30),
     *_texts("memory", (), ranks=("8",)),
-    *_texts("preflight", ("{npz}",), _OPTIMIZER, tolerance=("0.1",)),
-    *_texts("preflight", ("{npz}", "--optimizer", "sgd", "--gradients", "{npz}"), momentum=("0.9",)),
-    *_texts("preflight", ("{npz}",), storage=STORAGES, weight=10),
-    Door("preflight", "--dtype", ("{raw npy}", "--dtype", "{}"), values=("bf16",), weight=2),
+    *_texts("preflight", ("{npz}", *_LR), _OPTIMIZER, tolerance=("0.1",)),
+    *_texts("preflight", ("{npz}", *_LR, "--optimizer", "sgd", "--gradients", "{npz}"), momentum=("0.9",)),
+    *_texts("preflight", ("{npz}", *_LR), storage=STORAGES, weight=10),
+    Door("preflight", "--dtype", ("{raw npy}", *_LR, "--dtype", "{}"), values=("bf16",), weight=2),
     *_texts("train", _LEAST[2:], storage=STORAGES[:3], weight=10),
     *_texts("train", _LEAST, model=("least_squares",), optimizer=("sgd", "adamw"), lr=NUMBERS),
     *_amounts("train", _LEAST, "--steps", "--seeds", "--batch"),

@@ -45,6 +45,17 @@ def moments() -> dict[str, NDArray[Any]]:
     return state
 
 
+def saved() -> dict[str, Any]:
+    """A checkpoint: weights, and an AdamW of two groups whose parameters are numbered."""
+    group = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False}
+    state = {
+        i: {"step": np.array(3.0), "exp_avg": value.astype(np.float32) / 8, "exp_avg_sq": value.astype(np.float32) ** 2}
+        for i, value in enumerate(weights().values())
+    }
+    groups = [group | {"params": [0]}, group | {"weight_decay": 0.0, "params": [1, 2]}]
+    return {"model": weights(), "optimizer": {"state": state, "param_groups": groups}, "epoch": 3}
+
+
 def npy(array: NDArray[Any]) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
@@ -187,6 +198,8 @@ KINDS: dict[str, Kind] = {
     "recording": _one("run.json", _recording),
     "moments npz": _one("o.npz", lambda: npz(moments())),
     "moments pt": _one("o.pt", lambda: torch_file({"state": moments(), "param_groups": [{"lr": 0.1}]})),
+    "saved optimizer": _one("ck.pt", lambda: torch_file(saved())),
+    "names": _one("names.txt", lambda: "\n".join(weights()).encode()),
     "trace": _one("trace.json", lambda: json.dumps({"max_abs": _trace()}).encode()),
     "trace npy": _one("trace.npy", lambda: npy(np.array(_trace()))),
     "text": _one("novel.txt", lambda: b"It was a bright cold day in April, and the clocks were striking.\n" * 20),

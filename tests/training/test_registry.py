@@ -111,7 +111,7 @@ def test_it_is_flown_with(rmsprop: str) -> None:
     assert report["fp32"].ledger.bytes_per_parameter == 12
     assert report["pure_bf16"].reasons[0].startswith("bf16 loses the updates of 100 %")
     assert report.sizes
-    with pytest.raises(ValueError, match="what Adam's updates are; for rmsprop give updates"):
+    with pytest.raises(ValueError, match="what Adam's and SGD's updates are; for rmsprop give updates"):
         preflight({"w": np.ones(8)}, optimizer=rmsprop, optimizer_state={})
 
 

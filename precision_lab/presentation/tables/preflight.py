@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from precision_lab.presentation.tables.loss_scaling import loss_scale_tables
 from precision_lab.presentation.tables.table import (
     Table,
@@ -15,7 +17,7 @@ from precision_lab.presentation.tables.table import (
 )
 from precision_lab.tensors.info import label_of, of_several_files
 from precision_lab.training.hyperparameters import Severity
-from precision_lab.training.preflight.report import BlockedUpdates, Candidate, PreflightReport, StoredUpdate
+from precision_lab.training.preflight.report import LATER, BlockedUpdates, Candidate, PreflightReport, StoredUpdate
 from precision_lab.training.storage import StorageConfig
 
 
@@ -31,36 +33,42 @@ def preflight_tables(report: PreflightReport) -> tuple[Table, ...]:
 
 
 def _candidates(report: PreflightReport) -> Table:
+    later = report.later
+
     def row(candidate: Candidate) -> tuple[str, ...]:
         return (
             ("> " if candidate is report.cheapest else "") + candidate.name,
             f"{candidate.ledger.bytes_per_parameter}",
             bytes_text(candidate.ledger.total),
             percent(report.total[candidate.way].fraction),
-            str(candidate.outcome),
+            *(() if later is None else (percent(later[candidate.way].fraction),)),
+            candidate.answer,
             "; ".join(candidate.reasons) or "–",
         )
 
-    frozen = "frozen %" if report.sizes else "lost updates %"
-    recipe = f"{report.optimizer}, {listed(report.hyperparameters)}"
+    shares = ("lost updates %",) if later is None else ("frozen % at lr", f"at lr/{LATER}")
+    recipe = f"{report.optimizer}, {listed(report.hyperparameters)}" if report.hyperparameters else report.optimizer
+    more = f"; {len(report.groups)} groups of parameters" if len(report.groups) > 1 else ""
+    start = "at the start of training" if report.sizes else "of these updates"
+    frozen = " Frozen: such an update moves the weight neither way." if report.sizes else ""
     return Table(
-        f"What keeps all that fp32 keeps: {report.parameters:,} weights, {recipe}",
-        ("storage", "bytes/parameter", "total", frozen, "verdict", "why"),
+        f"What keeps all that fp32 keeps {start}: {report.parameters:,} weights, {recipe}{more}",
+        ("storage", "bytes/parameter", "total", *shares, "verdict", "why"),
         tuple(map(row, report.candidates)),
-        frozenset({1, 2, 3}),
-        note=f"Cheapest first. Updates: {report.updates}."
-        + (" Frozen: such an update moves the weight neither way." if report.sizes else ""),
-        prose=frozenset({5}),
+        frozenset(range(1, 3 + len(shares))),
+        note=f"Least bytes first. Updates: {report.updates}.{frozen} {report.taken_from}".rstrip(),
+        prose=frozenset({4 + len(shares)}),
     )
 
 
 def _tensors(report: PreflightReport) -> Table:
-    names = report.asked or (report.cheapest.name, "pure_bf16")
+    shortest = report.cheapest or report["pure_bf16"]
+    names = report.asked or (shortest.name, "pure_bf16")
     ways = tuple(dict.fromkeys((*(report[name].way for name in names), StoredUpdate(StorageConfig().updated))))
     order = sorted(report.tensors, key=lambda tensor: -tensor.standstill[ways[0]].fraction)
     several = of_several_files(t.info for t in order)
 
-    def cells(standstill: dict[StoredUpdate, BlockedUpdates]) -> tuple[str, ...]:
+    def cells(standstill: Mapping[StoredUpdate, BlockedUpdates]) -> tuple[str, ...]:
         return tuple(percent(standstill[way].fraction) for way in ways)
 
     rows = tuple(
@@ -70,11 +78,11 @@ def _tensors(report: PreflightReport) -> Table:
             f"{t.info.count:,}",
             number(t.histogram.min_nonzero),
             number(t.histogram.max_abs),
-            *cells(dict(t.standstill)),
+            *cells(t.standstill),
         )
         for t in worst(order)
     )
-    what = "Frozen weights" if report.sizes else "Lost updates"
+    what = "Frozen weights at |u| = lr" if report.sizes else "Lost updates"
     second = " With a second word (kahan, collage): in the worst case." if any(way.two_words for way in ways) else ""
     return Table(
         f"{what} in percent, by how a new weight is stored",

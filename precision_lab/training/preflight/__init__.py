@@ -1,11 +1,14 @@
-"""Pre-flight: can these parameters be kept in 16 bits? Asked before the GPU hours, of the checkpoint itself.
+"""Pre-flight: what would 16 bits lose of the updates of these parameters? Asked of the checkpoint itself.
 
-Most of what 16 bits lose can be counted from the weights and the hyperparameters alone. Adam's updates are about as
-large as the learning rate, whatever the gradients are, so which weights would stand still follows from the gaps around
-them (`analysis.updates`). Which constants survive follows from their formats (`training.hyperparameters`). What it
-costs in bytes follows from the optimizer (`training.memory`). `preflight` asks all of it of every named storage
-configuration and says which is the cheapest that loses nothing that float32 keeps. What losing means is said in
-`criterion`.
+Which weights would stand still follows from the gaps around them and the updates (`analysis.updates`): those that are
+given, or follow from an optimizer's moments or from SGD's gradients. Without any only the first are known: Adam's are
+as large as the learning rate then, whatever the gradients are. In a run on the digits the median of |u|/lr was 1 at
+step 0, .34 at 100, .08 at 1,000 and .04 at 3,000. So weights and lr tell what is lost at the start of training, and
+that smaller updates lose more; not that anything is kept later.
+
+Which constants survive follows from their formats (`training.hyperparameters`), what it costs in bytes from the
+optimizer (`training.memory`). `preflight` asks all of it of every named storage configuration. What losing means is
+said in `criterion`, what is known about the optimizer and its updates in `evidence`.
 """
 
 from precision_lab.training.preflight.report import PreflightReport

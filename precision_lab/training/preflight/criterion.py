@@ -16,7 +16,9 @@
    ===================  ======  ==================================================================================
 
    The last line is a worst case, and one that happens: a second word that has grown to h stays there, and w with it.
-   With updates in hand (a file of them, Adam's moments, gradients of SGD) the updates themselves are counted.
+   With updates in hand (a file of them, an optimizer's moments, gradients of SGD) the updates themselves are counted.
+   Without, u is taken as large as lr: Adam's first updates are. Then all that is kept is kept *at the start*, and the
+   same is asked at lr/`LATER`; weights in fp32 alone are known to keep later what fp32 keeps.
 3. *hyperparameters*: a number of the optimizer is a ``warning`` or ``fatal`` in the format it is stored in, and worse
    than in fp32. Of the moments: beta, 1 - beta, the running average; eps, and the smallest gradients in the second. Of
    the weights: AdamW's 1 - lr*weight_decay where it is multiplied apart (`ties_to_even`), SGD's lr. Bias corrections
@@ -25,13 +27,17 @@
 4. *gradients*, if given: some are flushed or overflow in the format they leave the backward pass in, which fp32 keeps,
    and no loss scale (if the configuration has one) prevents it.
 
+What is lost of updates, flushed, or lost of gradients is counted. Up to a share of `FEW` of them a configuration keeps
+*all but few*, and their number is said; above, it loses. Overflow and hyperparameters are never few. A tolerance widens
+what may be chosen, and is said as well.
+
 It is *not known* whether it does where the answer is not in what was given: gradients in fp16 without gradients; matrix
 products in fp8 or in a narrow accumulator. Neither is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,7 +50,15 @@ from precision_lab.tensors.info import label_of
 from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit_hyperparameters
 from precision_lab.training.memory import memory_ledger
 from precision_lab.training.optimizers import promoted
-from precision_lab.training.preflight.report import Candidate, Outcome, PreflightTensor, RoleFinding, StoredUpdate
+from precision_lab.training.preflight.report import (
+    FEW,
+    LATER,
+    Candidate,
+    Outcome,
+    PreflightTensor,
+    RoleFinding,
+    StoredUpdate,
+)
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.update_rules import UPDATE_RULES
 
@@ -80,72 +94,128 @@ class Checkpoint:
         """Number of weights."""
         return sum(tensor.info.count for tensor in self.tensors)
 
+    @property
+    def sizes(self) -> bool:
+        """Whether only the size of the updates is known, and that of the first ones."""
+        return self.tensors[0].later is not None
+
     @cached_property
-    def _more(self) -> dict[StoredUpdate, tuple[list[int], list[int]]]:
+    def _more(self) -> dict[tuple[StoredUpdate, bool], tuple[list[int], list[int]]]:
         return {}
 
-    def more_lost(self, way: StoredUpdate) -> tuple[list[int], list[int]]:
+    def more_lost(self, way: StoredUpdate, *, later: bool = False) -> tuple[list[int], list[int]]:
         """Return how many updates of each tensor are lost that fp32 would not lose, and out of how many."""
-        if way not in self._more:
+        if (way, later) not in self._more:
             in_fp32 = StoredUpdate(_FP32)
-            pairs = [(tensor.standstill[way], tensor.standstill[in_fp32]) for tensor in self.tensors]
-            lost = [max(counts.blocked - least.blocked, 0) for counts, least in pairs]
-            self._more[way] = lost, [counts.count for counts, _ in pairs]
-        return self._more[way]
+            counts = [(tensor.later if later else tensor.standstill) or {} for tensor in self.tensors]
+            lost = [max(of[way].blocked - of[in_fp32].blocked, 0) for of in counts]
+            self._more[way, later] = lost, [of[way].count for of in counts]
+        return self._more[way, later]
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What a configuration loses and fp32 keeps: how many out of how many; one of no number cannot be few."""
+
+    words: str
+    lost: int = 1
+    count: int = 0
+
+    def within(self, share: float) -> bool:
+        return self.lost <= share * self.count
 
 
 def judge(
-    name: str, storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAudit], checkpoint: Checkpoint
+    name: str,
+    storage: StorageConfig,
+    audits: Sequence[dict[FloatFormat, HyperparameterAudit]],
+    checkpoint: Checkpoint,
+    *,
+    knows_lr: bool = True,
 ) -> Candidate:
-    """Apply the criterion to a configuration."""
-    findings = _findings(storage, audits)
-    loses = [
+    """Apply the criterion to a configuration; `audits` are those of each group of parameters, in fp32 at least."""
+    way = StoredUpdate(storage.updated, storage.update)
+    findings = _each_once(finding for of_group in audits for finding in _findings(storage, of_group))
+    if not knows_lr:
+        findings = tuple(f for f in findings if f.finding.name != "lr")
+    of_gradients, unknown = _gradient_losses(storage, checkpoint)
+    losses = [
         *_range_losses(storage, checkpoint),
-        *_update_losses(StoredUpdate(storage.updated, storage.update), checkpoint),
+        *_update_losses(way, checkpoint),
         *(
-            f"{f.finding.expression} in the {f.role}, {f.format}: {f.finding.consequence}"
+            _Loss(f"{f.finding.expression} in the {f.role}, {f.format}: {f.finding.consequence}")
             for f in findings
             if f.rejects
         ),
+        *of_gradients,
     ]
-    more, unknown = _gradient_losses(storage, checkpoint)
-    loses += more
     if storage.operands is not None:
         unknown.append(f"matrix products in {storage.operands}: only a training run tells")
     if storage.accumulator != _FP32 or storage.sensitive != _FP32:
         unknown.append("sums, softmax or norms below fp32: only a training run tells")
-    lost = _lost_share(StoredUpdate(storage.updated, storage.update), checkpoint)
-    outcome = Outcome.LOSES if loses else Outcome.UNKNOWN if unknown else Outcome.KEEPS
-    ledger = memory_ledger(storage, audits[_FP32].configured, checkpoint.count)
-    return Candidate(name, storage, ledger, outcome, tuple(loses or unknown), findings, lost)
+    few = max(checkpoint.tolerance, FEW)
+    at_start = checkpoint.sizes and promoted(way.format, _FP32) != way.format
+    if many := [loss.words for loss in losses if not loss.within(few)]:
+        outcome, reasons = Outcome.LOSES, many
+    elif unknown:
+        outcome, reasons = Outcome.UNKNOWN, unknown + [loss.words for loss in losses]
+    elif at_start:
+        outcome = Outcome.FEW_AT_START if losses else Outcome.AT_START
+        reasons = [*(loss.words for loss in losses), _later(way, checkpoint)]
+    else:
+        outcome, reasons = Outcome.FEW if losses else Outcome.KEEPS, [loss.words for loss in losses]
+    lost, counts = map(sum, checkpoint.more_lost(way))
+    later = sum(checkpoint.more_lost(way, later=True)[0]) if checkpoint.sizes else None
+    ledger = memory_ledger(storage, audits[0][_FP32].configured, checkpoint.count)
+    most = max(((loss.lost, loss.count) for loss in losses if loss.count), key=lambda x: x[0] / x[1], default=(0, 0))
+    return Candidate(name, storage, ledger, outcome, tuple(reasons), findings, counts, lost, later, most)
 
 
-def _range_losses(storage: StorageConfig, checkpoint: Checkpoint) -> Iterator[str]:
+def _each_once(findings: Iterable[RoleFinding]) -> tuple[RoleFinding, ...]:
+    """Return the findings of several groups of parameters without those that are the same."""
+    return tuple({(f.role, f.finding.expression, repr(f.finding.exact), f.rejects): f for f in findings}.values())
+
+
+def _range_losses(storage: StorageConfig, checkpoint: Checkpoint) -> Iterator[_Loss]:
     fp32 = checkpoint.weights.conversion(_FP32)
     for fmt in dict.fromkeys((storage.updated, storage.weights)):
-        if checkpoint.weights.conversion(fmt).overflowed > fp32.overflowed:
-            yield f"{checkpoint.weights.conversion(fmt).overflowed:,} weights overflow in {fmt}"
+        overflowed = checkpoint.weights.conversion(fmt).overflowed
+        if overflowed > fp32.overflowed:
+            yield _Loss(f"{overflowed:,} weights overflow in {fmt}")
     flushed = checkpoint.weights.conversion(storage.updated).flushed - fp32.flushed
-    if flushed > checkpoint.tolerance * checkpoint.weights.count:
-        yield f"{flushed:,} weights become 0 in {storage.updated}"
+    if flushed > 0:
+        yield _Loss(f"{flushed:,} weights become 0 in {storage.updated}", flushed, checkpoint.weights.count)
 
 
-def _lost_share(way: StoredUpdate, checkpoint: Checkpoint) -> float:
-    lost, counts = map(sum, checkpoint.more_lost(way))
-    return lost / counts if counts else 0.0
-
-
-def _update_losses(way: StoredUpdate, checkpoint: Checkpoint) -> Iterator[str]:
-    share = _lost_share(way, checkpoint)
-    if share > checkpoint.tolerance:
-        shares = [lost / max(count, 1) for lost, count in zip(*checkpoint.more_lost(way), strict=True)]
-        worst = label_of(checkpoint.tensors[shares.index(max(shares))].info)
+def _update_losses(way: StoredUpdate, checkpoint: Checkpoint) -> Iterator[_Loss]:
+    lost, counts = checkpoint.more_lost(way)
+    total, count = sum(lost), sum(counts)
+    if total:
         can = "can lose" if way.two_words else "loses"
-        yield f"{way} {can} the updates of {_percent(share)} of the weights that fp32 moves, '{worst}' the most"
+        worst = max(range(len(lost)), key=lambda i: lost[i] / max(counts[i], 1))
+        where = f"'{label_of(checkpoint.tensors[worst].info)}' the most"
+        if total <= FEW * count:
+            where += f", {lost[worst]:,} of its {counts[worst]:,}"
+        yield _Loss(
+            f"{way} {can} the updates of {_some(total, count, 'weights')} that fp32 moves, {where}", total, count
+        )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.4g} %"
+def _later(way: StoredUpdate, checkpoint: Checkpoint) -> str:
+    """Say what would be lost of smaller updates, where only the size of the first ones is known."""
+    lost, count = map(sum, checkpoint.more_lost(way, later=True))
+    can = "can lose" if way.two_words else "loses"
+    if not lost:
+        return f"{way} keeps updates of lr/{LATER} too; smaller ones are not known"
+    return f"{way} {can} {_some(lost, count, 'updates')} of lr/{LATER}"
+
+
+def _some(lost: int, count: int, what: str) -> str:
+    """Return how many of them: few by their number, more in percent."""
+    if lost <= FEW * count:
+        return f"{lost:,} of {count:,} {what}"
+    share = lost / count
+    return (f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.4g} %") + f" of the {what}"
 
 
 def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAudit]) -> tuple[RoleFinding, ...]:
@@ -183,9 +253,9 @@ def _rank(finding: Finding) -> int:
     return list(Severity).index(finding.severity)
 
 
-def _gradient_losses(storage: StorageConfig, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+def _gradient_losses(storage: StorageConfig, checkpoint: Checkpoint) -> tuple[list[_Loss], list[str]]:
     """Return what is lost of the gradients, and what is not known about them."""
-    loses, unknown = [], []
+    losses, unknown = [], []
     leaving = storage.weights if storage.transient_weights else storage.gradients
     for fmt in dict.fromkeys((leaving, storage.activation_gradients, storage.gradients)):
         if checkpoint.gradients is None:
@@ -196,12 +266,14 @@ def _gradient_losses(storage: StorageConfig, checkpoint: Checkpoint) -> tuple[li
         fp32 = total.conversion(_FP32)
         best = _best(storage, total, fmt)
         lost = best.flushed + best.overflowed - fp32.flushed - fp32.overflowed
-        if lost > checkpoint.tolerance * total.count:
+        if lost > 0:
             scaled = (
                 "" if isinstance(storage.loss_scale, NoLossScale) else f" at the best loss scale, {best.loss_scale:g}"
             )
-            loses.append(f"{_percent(lost / total.count)} of the gradients are lost in {fmt}{scaled}")
-    return loses, unknown
+            infinite = best.overflowed > fp32.overflowed  # one is enough to spoil a step
+            words = f"{_some(lost, total.count, 'gradients')} are lost in {fmt}{scaled}"
+            losses.append(_Loss(words, lost, 0 if infinite else total.count))
+    return losses, unknown
 
 
 def _best(storage: StorageConfig, total: ExponentHistogram, fmt: FloatFormat) -> Conversion:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from precision_lab.analysis.loss_scale_files import plan_scan
@@ -10,16 +11,17 @@ from precision_lab.analysis.loss_scale_plan import TensorPlans
 from precision_lab.analysis.scan import ScanResult, scan
 from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.inputs import is_number
+from precision_lab.support.text import shown
 from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource
 from precision_lab.tensors.reading import list_tensors, open_tensors
+from precision_lab.tensors.roles import Role
 from precision_lab.tensors.torch_files import SUFFIXES
 from precision_lab.tensors.walk import Walk
-from precision_lab.training.hyperparameters import audit_hyperparameters
-from precision_lab.training.optimizers import Adam
-from precision_lab.training.preflight.adam_state import STATE_NAME
 from precision_lab.training.preflight.criterion import Checkpoint, judge
-from precision_lab.training.preflight.report import PreflightReport, StoredUpdate
-from precision_lab.training.preflight.updates import Sizes, Stream, find_updates
+from precision_lab.training.preflight.evidence import Given, find_evidence, may_hold_optimizer
+from precision_lab.training.preflight.numbered import read_names
+from precision_lab.training.preflight.report import LATER, PreflightReport, StoredUpdate
+from precision_lab.training.preflight.updates import Sizes, Stream
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
 _FP32 = get_format("fp32")
@@ -29,7 +31,7 @@ def preflight(
     weights: TensorSource,
     *,
     storage: str | StorageConfig | Sequence[str | StorageConfig] = (),
-    optimizer: str = "adamw",
+    optimizer: str | None = None,
     lr: float | None = None,
     beta1: float | None = None,
     beta2: float | None = None,
@@ -39,34 +41,47 @@ def preflight(
     steps: int = 10_000,
     updates: TensorSource | None = None,
     optimizer_state: TensorSource | None = None,
+    parameter_names: str | Path | Sequence[str] | None = None,
     gradients: TensorSource | None = None,
     tolerance: float = 0.0,
     dtype: FormatLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PreflightReport:
-    """Say which storage configuration is the cheapest that loses nothing that fp32 keeps, and why no cheaper one does.
+    """Say what storage configurations lose that fp32 keeps, of given updates or of those at the start of training.
 
-    The criterion is in the docstring of `criterion`.
+    The criterion is in the docstring of `criterion`. From weights and lr alone no configuration is called the cheapest:
+    that Adam's updates are as large as lr holds for its first steps only.
 
     Parameters
     ----------
     weights : path, mapping or module
         A checkpoint as `read_tensors` takes it, a ``state_dict()``, or a model with ``named_parameters()``. Read once.
+        What its names say to be buffers, moments, steps or scales are no weights. An optimizer that was saved beside
+        them is used as if it were given as `optimizer_state`.
     storage : str, StorageConfig, or a sequence of them
         What you mean to use, as `StorageConfig.parse` takes it; all of `CONFIGURATIONS` are looked at in any case.
-    optimizer : {"adamw", "adam", "sgd"}
-        Which optimizer.
-    lr, beta1, beta2, eps, weight_decay, momentum : float, optional
-        Its hyperparameters; what is left out is torch's default.
+    optimizer : {"adamw", "adam", "sgd"}, optional
+        Which optimizer. Default: the one that was saved; adamw where none was.
+    lr : float, optional
+        Learning rate. Default: that of the saved optimizer. Nothing else stands for it where an answer needs it: all
+        but those about `updates` do, and AdamW's about its weight decay.
+    beta1, beta2, eps, weight_decay, momentum : float, optional
+        The other hyperparameters. Default: those of the saved optimizer, each group's for its own parameters; else
+        torch's. What is given overrides what was saved, and `notes` of the report say so.
     steps : int
         Length of the run, for the audit.
     updates : path or mapping, optional
         The updates u that were added to these weights (with their sign), by the same names.
     optimizer_state : path, mapping or optimizer, optional
-        Adam's moments, from which its next updates follow: see `adam_state`. At most one of the two; without either
-        Adam's updates are taken to be of size lr.
+        The optimizer as it was saved: its hyperparameters, and moments of Adam or buffers of SGD, from which updates
+        follow: see `saved_optimizer`, `adam_state`. At most one of the two; without either Adam's updates are taken to
+        be of size lr, and of lr/30.
+    parameter_names : path or sequence of str, optional
+        The names of numbered parameters of an optimizer in the order of its groups, where they do not follow from
+        shapes: a text file with a name a line, or a JSON list. See `numbered`.
     gradients : path or mapping, optional
-        Of these weights, unscaled; needed for what fp16 does to gradients, and for SGD's updates, lr * g.
+        Of these weights, unscaled; needed for what fp16 does to gradients, and for SGD's updates, lr * g, where there
+        are no buffers of momentum.
     tolerance : float
         The share of all weights (and of gradients) that may be lost without a configuration being said to lose.
     dtype : format spec, optional
@@ -77,17 +92,20 @@ def preflight(
     Raises
     ------
     TensorFileError
-        A file cannot be read, or has no tensors of floats; tensors do not belong together.
+        A file cannot be read, or has no tensors of floats; tensors do not belong together, or it is not known which do.
     ValueError
-        Unknown names, hyperparameters out of range, both `updates` and `optimizer_state`, SGD without either `updates`
-        or `gradients`.
+        Unknown names, hyperparameters out of range, no lr where it is needed, both `updates` and `optimizer_state`, SGD
+        without `updates`, `gradients` or buffers.
     FloatingPointError
         As `precision_lab.round_to`.
 
     Examples
     --------
     >>> import numpy as np
-    >>> preflight({"w": np.array([1.0, 0.1], np.float32)}, lr=1e-3).cheapest.name
+    >>> weights, updates = np.array([1.0, 0.1], np.float32), np.array([1e-3, 1e-3], np.float32)
+    >>> preflight({"w": weights}, lr=1e-3, storage="pure_bf16", beta2=0.95)["pure_bf16"].lost
+    1
+    >>> preflight({"w": weights}, updates={"w": updates}, lr=1e-3).cheapest.name
     'collage_plus'
 
     """
@@ -96,53 +114,58 @@ def preflight(
     if updates is not None and optimizer_state is not None:
         raise ValueError("give updates or an optimizer state, not both")
     given = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-    base = audit_hyperparameters(_FP32, optimizer=optimizer, steps=steps, **given)
-    used = base.configured
-    if optimizer_state is not None and not isinstance(used, Adam):
-        instead = "updates" if used.normalizes else "gradients or updates"
-        raise ValueError(f"an optimizer state says what Adam's updates are; for {optimizer} give {instead}")
-    if not used.normalizes and updates is None and gradients is None:
-        raise ValueError(f"{optimizer}'s updates are lr times the gradients: give gradients, or updates")
+    names = None if parameter_names is None else read_names(parameter_names)
     chosen = _by_name(storage)
     candidates = {**CONFIGURATIONS, **chosen}
     ways = tuple(dict.fromkeys(StoredUpdate(s.updated, s.update) for s in candidates.values()))
 
-    in_order = not isinstance(weights, str | Path) or Path(weights).suffix.lower() in SUFFIXES
-    weights = open_tensors(weights, dtype=dtype)
-    infos = [_without_state(info) for info in list_tensors(weights)]
-    floats = [info for info in infos if not info.skipped]
+    tensors = open_tensors(weights, dtype=dtype)
+    infos = list_tensors(tensors)
+    floats = [info for info in infos if info.role is Role.PARAMETER and not info.skipped]
+    apart = tuple(info for info in infos if info.role is not Role.PARAMETER)
     if not any(info.count for info in floats):
-        raise TensorFileError(f"{weights}: no weights: there is no tensor of floats that has elements")
+        raise TensorFileError(f"{tensors}: no weights: there is no tensor of floats that has elements")
+    in_order = not isinstance(weights, str | Path) or Path(weights).suffix.lower() in SUFFIXES
     gradients = None if gradients is None else open_tensors(gradients, dtype=dtype)
-    source = find_updates(weights, in_order, floats, base, updates, optimizer_state, gradients, dtype)
+    beside = weights if optimizer_state is None and may_hold_optimizer(weights, apart) else None
+    evidence = find_evidence(
+        Given(tensors, floats, in_order, optimizer_state, beside, updates, gradients, names, dtype),
+        optimizer,
+        given,
+        steps,
+    )
+    source, recipe = evidence.source, evidence.recipe
     recorded = None if gradients is None else scan(gradients, formats=(_FP32,), dtype=dtype)
-    skipped = [info for info in infos if info.skipped]
+    skipped = [info for info in infos if info.role is Role.PARAMETER and info.skipped]
 
     def parameters() -> Stream:
-        for info, chunks in Walk([weights], dtype=dtype, progress=progress):
-            if _without_state(info).skipped:
+        for info, chunks in Walk([tensors], dtype=dtype, progress=progress):
+            if info.role is not Role.PARAMETER:
                 continue
             if source.missing(info.name):
-                skipped.append(_skipping(info, "no optimizer state: a buffer, or never trained"))
+                skipped.append(replace(info, skipped="no optimizer state: a buffer, or never trained"))
                 continue
             yield info, chunks
 
     checkpoint = Checkpoint(tuple(source.read(parameters(), ways)), tolerance, recorded)
-    audits = {_FP32: base}
-    judged = [judge(name, s, audits, checkpoint) for name, s in candidates.items()]
+    audits = [{_FP32: audit} for audit in recipe.audits]
+    judged = [judge(name, s, audits, checkpoint, knows_lr=recipe.knows_lr) for name, s in candidates.items()]
     judged.sort(key=lambda candidate: candidate.ledger.bytes_per_parameter)
+    sizes = isinstance(source, Sizes)
     return PreflightReport(
-        optimizer,
-        base.hyperparameters,
+        recipe.optimizer,
+        evidence.counted(tensor.info for tensor in checkpoint.tensors),
         source.words,
-        isinstance(source, Sizes),
+        sizes,
         tolerance,
         checkpoint.tensors,
+        apart,
         tuple(skipped),
         tuple(judged),
         tuple(chosen),
         None if recorded is None else _plans(recorded),
-        _unknown(isinstance(source, Sizes), optimizer_state is not None, recorded is None),
+        (*evidence.notes, *_left_out(apart, evidence.uses_moments and beside is not None)),
+        _unknown(sizes, evidence.uses_moments, recorded is None),
     )
 
 
@@ -153,15 +176,15 @@ def _by_name(storage: str | StorageConfig | Sequence[str | StorageConfig]) -> di
     return {names.get(config, str(config)): config for config in configs}
 
 
-def _skipping(info: TensorInfo, why: str) -> TensorInfo:
-    return TensorInfo(info.file, info.name, info.dtype, info.shape, why, info.column_major)
-
-
-def _without_state(info: TensorInfo) -> TensorInfo:
-    """Mark what an optimizer left beside the weights of a checkpoint."""
-    if not info.skipped and STATE_NAME.search(info.name):
-        return _skipping(info, "state of the optimizer, no weights")
-    return info
+def _left_out(apart: Sequence[TensorInfo], moments_used: bool) -> Iterator[str]:
+    """Say in a line for each role what lies beside the weights and is not used."""
+    by_role: dict[Role, list[TensorInfo]] = {}
+    for info in apart:
+        by_role.setdefault(info.role, []).append(info)
+    for role, infos in by_role.items():
+        if not (moments_used and role in (Role.MOMENT, Role.STEP)):
+            more = f" and {len(infos) - 1:,} more" if len(infos) > 1 else ""
+            yield f"no weights but {role}: '{shown(infos[0].name, 100)}'{more}"
 
 
 def _plans(recorded: ScanResult) -> TensorPlans:
@@ -173,14 +196,15 @@ def _unknown(sizes: bool, moments: bool, no_gradients: bool) -> tuple[str, ...]:
     sentences = []
     if sizes:
         sentences.append(
-            "Adam's updates are about as large as lr at first and smaller later, and lr itself mostly falls: what "
-            "moves now may stand still then. Ask again with the schedule's smallest lr, or give updates or moments."
+            f"Updates of size lr are those of Adam's first steps. Later ones are smaller, often by {LATER} and more, "
+            "and lr itself mostly falls: what moves at the start may stand still then."
         )
     else:
         sentences.append("Updates are those of one moment; later ones are mostly smaller.")
     if moments:
         sentences.append(
-            "Moments say what Adam would add now, without weight decay, if the next gradient were the average one."
+            "Moments say what the optimizer would add now, without AdamW's weight decay, if the next gradient were the "
+            "average one."
         )
     if no_gradients:
         sentences.append(

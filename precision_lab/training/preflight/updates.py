@@ -5,35 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from precision_lab.analysis.frozen_weights import WeightGaps
+from precision_lab.analysis.frozen_weights import Gaps, WeightGaps
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.updates import MOVED, NO_UPDATE, update_outcomes
-from precision_lab.numerics.formats import FloatFormat, FormatLike
+from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.inputs import converted
 from precision_lab.numerics.rounding import as_carrier, round_to
-from precision_lab.support.text import shown
-from precision_lab.tensors.info import Chunks, TensorInfo, TensorSource
+from precision_lab.tensors.info import Chunks, TensorInfo
 from precision_lab.tensors.pairs import check_partners, in_step
-from precision_lab.tensors.reading import Tensors, list_tensors, open_tensors
+from precision_lab.tensors.reading import Tensors, list_tensors
+from precision_lab.tensors.roles import Role
 from precision_lab.tensors.walk import CHUNK_BYTES
-from precision_lab.training.hyperparameters import HyperparameterAudit
-from precision_lab.training.optimizers import Adam
-from precision_lab.training.preflight.adam_state import adam_updates, find_adam_state
-from precision_lab.training.preflight.report import BlockedUpdates, PreflightTensor, StoredUpdate
+from precision_lab.training.preflight.report import LATER, BlockedUpdates, PreflightTensor, StoredUpdate
 
 Stream: TypeAlias = Iterator[tuple[TensorInfo, Chunks]]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Updates of which only the size is known."""
+    """Updates of which only the size is known, by the names of their weights."""
 
-    size: float
+    size_of: Callable[[str], float]
     words: str
 
     def missing(self, _name: str) -> bool:
@@ -41,7 +37,7 @@ class Sizes:
         return False
 
     def read(self, stream: Stream, ways: tuple[StoredUpdate, ...]) -> Iterator[PreflightTensor]:
-        """Count the weights of each tensor that an update of this size does not move."""
+        """Count the weights of each tensor that an update of this size does not move, and one `LATER` times smaller."""
         formats = tuple(dict.fromkeys(way.format for way in ways))
         by_way = _ByWay(ways)
         for info, chunks in stream:
@@ -53,14 +49,26 @@ class Sizes:
                 more = {fmt: WeightGaps.of(chunk, fmt) for fmt in formats}
                 gaps = {fmt: gaps[fmt] + more[fmt] for fmt in formats} if gaps else more
             gaps = gaps or {fmt: WeightGaps(fmt) for fmt in formats}
-            standstill = by_way.shared(tuple(self._counts(gaps[kind.format], kind) for kind in by_way.kinds))
-            yield PreflightTensor(info, histogram or ExponentHistogram.empty(), standstill)
+            size = self.size_of(info.name)
+            classes = {fmt: tuple(some.gaps.items()) for fmt, some in gaps.items()}
+            standstill, later = (
+                by_way.shared(tuple([_standing_still(classes[kind.format], kind, u) for kind in by_way.kinds]))
+                for u in (size, size / LATER)
+            )
+            yield PreflightTensor(info, histogram or ExponentHistogram.empty(), standstill, later)
 
-    def _counts(self, gaps: WeightGaps, kind: _Kind) -> tuple[int, int, int]:
-        if kind.two_words and self.size <= kind.format.flush_threshold:
-            return gaps.count, gaps.count, gaps.count
-        frozen = gaps.frozen(self.size * kind.reach)
-        return frozen.count, frozen.up + frozen.down - frozen.both, frozen.both
+
+@lru_cache(maxsize=1 << 12)
+def _standing_still(classes: tuple[tuple[Gaps, int], ...], kind: _Kind, size: float) -> tuple[int, int, int]:
+    """Return how many weights there are, how many do not move one way or the other, and how many move neither way.
+
+    Of many small tensors most have the same few classes of gaps.
+    """
+    gaps = WeightGaps(kind.format, 0, dict(classes))
+    if kind.two_words and size <= kind.format.flush_threshold:
+        return gaps.count, gaps.count, gaps.count
+    frozen = gaps.frozen(size * kind.reach)
+    return frozen.count, frozen.up + frozen.down - frozen.both, frozen.both
 
 
 @dataclass(frozen=True)
@@ -167,43 +175,26 @@ def _reached(u: Any, kind: _Kind) -> Any:
         return converted(np.asarray(stored), np.float64) * kind.reach
 
 
-def find_updates(
-    weights: Tensors,
-    in_order: bool,
-    floats: Sequence[TensorInfo],
-    base: HyperparameterAudit,
-    updates: TensorSource | None,
-    optimizer_state: TensorSource | None,
-    gradients: TensorSource | None,
-    dtype: FormatLike | None,
-) -> Sizes | RecordedUpdates:
-    """Find what stands for the updates."""
-    optimizer = base.configured
-    lr = optimizer.learning_rate
-    names = frozenset(info.name for info in floats)
-    if optimizer_state is not None:
-        assert isinstance(optimizer, Adam)
-        state = find_adam_state(optimizer_state, floats, in_order=in_order, dtype=dtype)
-        words = f"what Adam would add now, by its moments in {_place(optimizer_state)}"
-        return RecordedUpdates(adam_updates(state, optimizer), words, frozenset(state.names))
-    if updates is not None:
-        given = open_tensors(updates, dtype=dtype)
-        check_partners(weights, given, floats, list_tensors(given))
-        return RecordedUpdates(given.finder(CHUNK_BYTES), f"the updates in {_place(updates)}", names)
-    if not optimizer.normalizes:
-        given = open_tensors(gradients, dtype=dtype)
-        check_partners(weights, given, floats, list_tensors(given))
-        find = given.finder(CHUNK_BYTES)
+def given_updates(
+    weights: Tensors, infos: Sequence[TensorInfo], given: Tensors, words: str, lr: Callable[[str], float] | None = None
+) -> RecordedUpdates:
+    """Return updates that are given, or, of gradients, their products with -lr.
 
-        def scaled(name: str) -> Iterator[Any]:
-            for g in find(name):
-                with np.errstate(all="ignore"):  # infinities and NaNs are counted as such
-                    update = converted(g, np.float64) * -lr
-                yield update
+    Raises
+    ------
+    TensorFileError
+        They do not belong to the weights one by one.
 
-        return RecordedUpdates(scaled, f"-lr times the gradients in {given}", names)
-    return Sizes(lr, f"of size lr = {lr:g}, as Adam's are at first")
+    """
+    partners = [info for info in list_tensors(given) if info.role is Role.PARAMETER]
+    check_partners(weights, given, infos, partners)
+    find = given.finder(CHUNK_BYTES)
 
+    def scaled(name: str) -> Iterator[Any]:
+        assert lr is not None
+        for g in find(name):
+            with np.errstate(all="ignore"):  # infinities and NaNs are counted as such
+                update = converted(g, np.float64) * -lr(name)
+            yield update
 
-def _place(source: TensorSource) -> str:
-    return shown(source, 4096) if isinstance(source, str | Path) else "model"
+    return RecordedUpdates(find if lr is None else scaled, words, frozenset(info.name for info in infos))

@@ -19,6 +19,11 @@ def ask(weights: Any, **options: Any) -> PreflightReport:
     return preflight(weights, **({"lr": 1e-3, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.0} | options))
 
 
+def ask_steps(weights: dict[str, Any], size: float, **options: Any) -> PreflightReport:
+    """With updates of this size, one by one."""
+    return ask(weights, updates={name: np.full(np.shape(w), size) for name, w in weights.items()}, **options)
+
+
 def spread(count: int = 4000) -> np.ndarray:
     rng = np.random.default_rng(1)
     w = (rng.standard_normal(count) * 2.0 ** rng.integers(-14, 6, count)).astype(np.float32)

@@ -15,7 +15,7 @@ from precision_lab.training.optimizers import OPTIMIZERS, SGD
 from precision_lab.training.preflight.criterion import ROLES
 from precision_lab.training.preflight.report import Outcome, StoredUpdate
 from precision_lab.training.update_rules import grow, multiply
-from tests.training.preflight.helpers import BF16, ask
+from tests.training.preflight.helpers import BF16, ask, ask_steps
 
 
 @pytest.mark.parametrize("way", ["kahan", "collage_light"])
@@ -87,6 +87,6 @@ def test_constants_are_judged_in_the_format_of_their_role() -> None:
 
 
 def test_what_is_fatal_in_fp32_too_rejects_nothing_and_is_said() -> None:
-    report = ask({"w": [2.0**-20]}, lr=1e-7, weight_decay=1e-3)
+    report = ask_steps({"w": [2.0**-20]}, 1e-7, lr=1e-7, weight_decay=1e-3)
     assert report["pure_bf16"].outcome is Outcome.KEEPS
     assert "fp32 itself loses: 1 - lr*weight_decay becomes 1" in report.verdict

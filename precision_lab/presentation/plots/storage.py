@@ -213,8 +213,8 @@ def storage_figure(result: StorageResult) -> Figure:
         figure = Figure(figsize=(14, 13), dpi=110, layout="constrained")
         figure.suptitle(
             f"Where are the numbers kept? The digits MLP stored in {len(first)} ways\n"
-            "green: keeps float32's result, orange: loses, black: breaks, grey: not decided; a dot a seed, band: float32's "
-            "spread",
+            "green: keeps float32's result, orange: loses, black: breaks, grey: not decided; a dot a seed, "
+            "band: float32's spread",
             x=0.01,
             ha="left",
             fontsize=11,

@@ -97,7 +97,7 @@ def _outcomes_table(title: str, outcomes: Sequence[ConfigurationSummary]) -> Tab
         rows,
         frozenset(range(1, 9)),
         note="bytes: per parameter, measured. spread: between the seeds. lost: of the non-zero updates. unchanged: of "
-        "all elements (imprecision). EDQ ratio: 1 is perfect, 0 is standstill. Nothing is judged with one seed, or where "
-        "fp32 does not end below half of its first loss.",
+        "all elements (imprecision). EDQ ratio: 1 is perfect, 0 is standstill. Nothing is judged with one seed, or "
+        "where fp32 does not end below half of its first loss.",
         prose=frozenset({9}),
     )

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from precision_lab.numerics.formats import FormatLike
+from precision_lab.numerics.torch_arrays import is_tensor
 from precision_lab.support.text import shown
 from precision_lab.tensors import torch_files
 from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource
@@ -271,7 +272,7 @@ def _group(place: str, group: Mapping[str, Any]) -> SavedGroup:
 def _number(place: str, symbol: str, value: Any) -> float:
     """Return a hyperparameter as a double: torch takes tensors of one element, too."""
     try:
-        if torch_files.is_tensor(value):
+        if is_tensor(value):
             (value,) = torch_files.chunks_of(value, 2, mapped=True)
         if isinstance(value, bool | str):
             raise TypeError

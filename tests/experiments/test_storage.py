@@ -141,7 +141,9 @@ def test_every_seed_has_to_learn(result: StorageResult) -> None:
     o = judged(result, of_first=0.1)
     lazy = replace(o, controls=(o.controls[0], replace(o.controls[1], final_loss=1.9)))
     assert lazy.sentence == "too short to tell: fp32 came from 2 to 1.9 only (give more --steps)"
-    assert "does not learn" in replace(o, controls=(o.controls[0], replace(o.controls[1], final_loss=math.nan))).sentence
+    assert (
+        "does not learn" in replace(o, controls=(o.controls[0], replace(o.controls[1], final_loss=math.nan))).sentence
+    )
 
 
 def test_what_breaks_is_broken_whoever_learns(result: StorageResult) -> None:

@@ -64,7 +64,8 @@ MORE = {  # files of tests that do not name the module
     "training/preflight/adam_state.py": "tensors/test_torch_files.py training/test_memory.py "
     "training/preflight/test_run.py training/test_optimizers.py",
     "testing/__init__.py": "testing/test_exports.py",
-    **{f"testing/accumulator_{part}.py": "testing/test_accumulators.py" for part in ("model", "order", "probe")},
+    **{f"testing/accumulator_{part}.py": "testing/test_accumulators.py" for part in ("order", "probe")},
+    "testing/accumulator_model.py": "testing/test_accumulators.py testing/test_accumulator_groups.py",
     **{f"testing/cast_{part}.py": "testing/test_casts.py" for part in ("check", "course")},
     **{
         f"testing/cast_{part}.py": "testing/test_casts_zoo.py testing/test_clamps_and_decoders.py"

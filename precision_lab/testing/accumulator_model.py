@@ -13,6 +13,8 @@ from precision_lab.numerics import reference
 from precision_lab.testing.accumulator_probe import Probe
 from precision_lab.testing.addition_trees import Tree, leaves_of
 
+_FEW = 3  # bits of factors
+
 
 class Model(NamedTuple):
     """What was found, to be computed in exact arithmetic."""
@@ -62,22 +64,64 @@ def _computed(model: Model, terms: Sequence[Fraction], first: Callable[[Iterable
     return float(result)
 
 
-def reproduced(probe: Probe, model: Model, largest: int, seed: int, trials: int) -> int:
-    """Count the random dot products, of `trials`, that the model gives to the last bit."""
+class Sample(NamedTuple):
+    """A random dot product: what it gave, and the products as integers.
+
+    Attributes
+    ----------
+    result : float
+        What the function returned.
+    unit : int
+        The exponent of 1 among the products.
+    products, exponents : tuple of int
+        Each product, and the sum of the exponents of its factors less `unit`.
+
+    """
+
+    result: float
+    unit: int
+    products: tuple[int, ...]
+    exponents: tuple[int, ...]
+
+    @property
+    def terms(self) -> list[Fraction]:
+        """The products."""
+        return [Fraction(product) * Fraction(2) ** self.unit for product in self.products]
+
+
+def samples(probe: Probe, largest: int, seed: int, count: int, binades: int = 4, cancel: bool = False) -> list[Sample]:
+    """Ask for random dot products of factors from so many binades and one, whose sums stay below 2^largest.
+
+    Those that `cancel` have nearly every product with both signs, so that the result is what was lost on the way, and
+    factors of few bits, so that sums are often in the middle between two numbers.
+    """
     draw = np.random.default_rng(seed)
     fmt, n = probe.fmt, probe.length
     high = max(min(2, (largest - n.bit_length()) // 2, fmt.emax - 1), fmt.emin)
-    low = max(high - 4, fmt.emin)
-    results = []
-    for _ in range(trials):
+    low = max(high - binades, fmt.emin)
+    unit = 2 * (low - fmt.mantissa_bits)
+    zeros = max(fmt.precision - _FEW, 0) if cancel else 0
+    result = []
+    for _ in range(count):
         x, y = (
             np.ldexp(
-                draw.integers(2**fmt.mantissa_bits, 2**fmt.precision, n),
+                draw.integers(2**fmt.mantissa_bits, 2**fmt.precision, n) >> zeros << zeros,
                 draw.integers(low, high + 1, n) - fmt.mantissa_bits,
             )
             * draw.choice([-1, 1], n)
             for _ in range(2)
         )
-        terms = [Fraction(a) * Fraction(b) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
-        results.append((probe.number(x, y), terms))
-    return max(sum(got == _computed(model, terms, first) for got, terms in results) for first in (min, max, None))
+        if cancel:
+            one, other = draw.permutation(n)[: n // 2 * 2].reshape(2, -1)
+            x[other], y[other] = -x[one], y[one]
+        factors = list(zip(x.tolist(), y.tolist(), strict=True))
+        products = tuple(int(Fraction(a) * Fraction(b) / Fraction(2) ** unit) for a, b in factors)
+        exponents = tuple(math.frexp(a)[1] + math.frexp(b)[1] - 2 - unit for a, b in factors)
+        result.append(Sample(probe.number(x, y), unit, products, exponents))
+    return result
+
+
+def reproduced(seen: Sequence[Sample], model: Model) -> int:
+    """Count the random dot products that the model gives to the last bit."""
+    firsts = (min, max, None)
+    return max(sum(sample.result == _computed(model, sample.terms, first) for sample in seen) for first in firsts)

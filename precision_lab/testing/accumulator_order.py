@@ -13,7 +13,7 @@ from precision_lab.testing.addition_trees import Tree, describe, leaves_of, node
 def order_of(probe: Probe, bits: int | None, scale: Scale, seed: int) -> tuple[Tree | None, str]:
     """Return the tree of additions, if it shows, and the order in words."""
     if bits is None:
-        return None, "does not show: nothing is lost"
+        return None, "does not show"
     top = mask_exponent(scale, bits)
     size = _sizes(probe, top, bits)
     if size is None:

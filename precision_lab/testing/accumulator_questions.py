@@ -12,7 +12,7 @@ from precision_lab.testing.accumulator_probe import Probe, Scale, mask_exponent
 from precision_lab.testing.accumulator_report import Width, emin_of
 from precision_lab.testing.addition_trees import Tree, leaves_of, nodes_of
 
-_DETERMINISTIC = tuple(mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC)
+DETERMINISTIC = tuple(mode.value for mode in RoundingMode if mode is not RoundingMode.STOCHASTIC)
 _POSITIONS = [
     (negative, k, Fraction(quarters, 4)) for negative in (False, True) for k in (0, 1) for quarters in (1, 2, 3)
 ]
@@ -38,7 +38,7 @@ def largest_power(probe: Probe) -> int:
     return _last(fits, 0, 2 * probe.fmt.emax)
 
 
-def _is_lost(probe: Probe, scale: Scale, t: int, places: tuple[int, int, int]) -> bool:
+def is_lost(probe: Probe, scale: Scale, t: int, places: tuple[int, int, int]) -> bool:
     """Whether 2^b + 2^(b-t) - 2^b, at three places, is not 2^(b-t)."""
     large, small, cancels = places
     b = min(scale.top, scale.ceiling + t)
@@ -48,7 +48,7 @@ def _is_lost(probe: Probe, scale: Scale, t: int, places: tuple[int, int, int]) -
 def bits_kept(probe: Probe, scale: Scale, *orders: tuple[int, int, int]) -> int | None:
     """Return the fewest bits that are kept in one of these orders of three places; None: all in reach."""
     steps = range(1, scale.top - 2 * probe.fmt.emin + 1)
-    return next((t for t in steps if any(_is_lost(probe, scale, t, places) for places in orders)), None)
+    return next((t for t in steps if any(is_lost(probe, scale, t, places) for places in orders)), None)
 
 
 def accumulator_bits(probe: Probe, scale: Scale) -> tuple[int, int] | None:
@@ -92,7 +92,7 @@ def _mode(sums: Callable[[int, int, float], float], bits: int, top: int) -> str 
         if steps not in (0, 1):
             return None
         seen.append(steps == 1)
-    return next((mode for mode in _DETERMINISTIC if signature(mode) == tuple(seen)), None)
+    return next((mode for mode in DETERMINISTIC if signature(mode) == tuple(seen)), None)
 
 
 def addition_mode(probe: Probe, tree: Tree, scale: Scale, by_node: Mapping[frozenset[int], int]) -> str | None:

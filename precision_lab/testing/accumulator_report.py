@@ -21,7 +21,7 @@ class Width:
     Attributes
     ----------
     bits : int or None
-        Significand bits; None if nothing was lost, however far apart the summands.
+        Significand bits; None if nothing was seen to be lost, however far apart the summands.
     at_least : int
         How many bits there are at least.
     name : str
@@ -40,7 +40,7 @@ class Width:
     largest: int
 
     def __str__(self) -> str:
-        bits = f"{self.bits} bits" if self.bits else f"at least {self.at_least} bits, nothing was lost"
+        bits = f"{self.bits} bits" if self.bits else f"at least {self.at_least} bits"
         named = f"{self.name}: " if self.name else ""
         end = f"no overflow up to 2^{self.largest}" if self.overflows is None else f"2^{self.overflows} overflows"
         return f"{named}{bits}; {end}"
@@ -62,6 +62,70 @@ def named_width(bits: int | None, at_least: int, largest: int, reach: int, small
 def emin_of(width: Width) -> int | None:
     """Return the exponent of the smallest normal number of a named width; None of one without a name."""
     return max((emin for name, _, emin, _ in _KNOWN if name in width.name.split(" or ")), default=None)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a sum is made in steps, each of several products.
+
+    Attributes
+    ----------
+    size : int
+        Products of a step.
+    cut : int or None
+        Bits of the largest addend to which all are cut; None where a step is exact.
+    aligned : str
+        To the largest exponent of ``products``, or of ``factors``: the sum of theirs, one less where the product of two
+        significands is 2 or more.
+    joined : bool
+        Whether the sum so far is one of the addends, or is added to the step's afterwards.
+    bits : int or None
+        To which the sum is rounded after every step; None where it is not.
+    mode : str
+        In which it is.
+    emin : int or None
+        The exponent of its smallest normal number; None where that is out of reach.
+    open : tuple of str
+        Those of the others that may be something else: they do not show.
+
+    """
+
+    size: int
+    cut: int | None
+    aligned: str
+    joined: bool
+    bits: int | None
+    mode: str
+    emin: int | None
+    open: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> int | None:
+        """The bits of the accumulator, as far as they show."""
+        return None if "bits" in self.open else self.bits
+
+    @property
+    def additions(self) -> str:
+        """What becomes of the sum, in words."""
+        within = f"exact within {self.size} products; " if self.cut is None else ""
+        if self.kept is None:
+            return f"{within}no rounding after each {self.size} shows"
+        mode = "in a mode that does not show" if "mode" in self.open else self.mode.replace("_", " ")
+        return f"{within}{self.bits} bits after each {self.size}, {mode}"
+
+    @property
+    def products(self) -> str:
+        """What becomes of the products, in words."""
+        if self.cut is None:
+            return "exact"
+        to = {"products": ", of products", "factors": ", of factors' exponents added"}[self.aligned]
+        return f"aligned and truncated to {self.cut} bits below the largest{'' if 'aligned' in self.open else to}"
+
+    @property
+    def order(self) -> str:
+        """Which products are added in one step, in words."""
+        so_far = "" if "joined" in self.open else " with the sum so far" if self.joined else ", then to the sum so far"
+        return f"groups of {self.size}, each in one operation{so_far}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +155,9 @@ class AccumulatorReport:
     tree : nested tuple of int, or None
         Which sums are added to which; None where nothing is ever lost, or what is lost makes no tree.
     order : str
-        The tree in words.
+        The tree, or the steps, in words.
+    steps : Steps or None
+        Where several products are added in one operation: how. `accumulator` is then what is left after each.
     orders : tuple of (int, int or None, str)
         Some other lengths, with the bits of the accumulator and the order there.
     output : Width or None
@@ -125,6 +191,7 @@ class AccumulatorReport:
     deterministic: bool = True
     reproduced: int = 0
     trials: int = 0
+    steps: Steps | None = None
 
     @property
     def depends_on_length(self) -> bool:
@@ -151,12 +218,11 @@ class AccumulatorReport:
                 same.append(f"{n}")
             else:
                 others.append(f"n = {n}: " + (f"{bits} bits, " if bits not in (None, self._own[0]) else "") + order)
-        unknown = _UNKNOWN if self._own[0] else "exact, as far as it shows"
-        more = "" if self.explained else ": there is more to it"
+        whole = ", nothing was lost" if self.explained and not self._own[0] and self.steps is None else ""
         rows = [
-            ("accumulator", f"{self.accumulator}"),
+            ("accumulator", f"{self.accumulator}{whole}"),
             ("", several if len(self.widths) > 1 else ""),
-            ("additions", self.mode or unknown),
+            ("additions", self._additions()),
             ("products", self.products),
             ("order", self.order + (f" (also n = {', '.join(same)})" if same else "")),
             *(("", line) for line in others),
@@ -164,9 +230,19 @@ class AccumulatorReport:
             ("", f"rounded {self.output_mode}" if self.output_mode else ""),
             ("subnormals", f"inputs {self.subnormal_inputs}, sums {self.subnormal_sums}"),
             ("repeated", "the same result" if self.deterministic else "another result for the same vectors"),
-            (
-                "checked",
-                f"{self.reproduced} of {self.trials} random dot products come out like this, bit for bit{more}",
-            ),
+            ("checked", f"{self.reproduced} of {self.trials} random dot products come out like this, bit for bit"),
         ]
-        return "\n".join([head, *(f"  {name:<13}{text}" for name, text in rows if text)])
+        doubt = [] if self.explained else [f"  not understood: {self._doubt()}"]
+        return "\n".join([head, *doubt, *(f"  {name:<13}{text}" for name, text in rows if text)])
+
+    def _additions(self) -> str:
+        if self.steps is not None:
+            return self.steps.additions
+        if self.mode is not None:
+            return self.mode
+        return "exact, as far as it shows" if self.explained and not self._own[0] else _UNKNOWN
+
+    def _doubt(self) -> str:
+        if not self.deterministic:
+            return "the same vectors give another result each time; what follows is what single answers looked like"
+        return f"only {self.reproduced} of {self.trials} random dot products come out as follows: there is more to it"

@@ -11,6 +11,8 @@ of it can be measured through `dot(x, y)`, with vectors that are zero but for a 
   j meet. From these nodes the whole tree follows (FPRev: Xie, Gao, Wang and Xue 2025, arXiv 2411.00442).
 - *Rounding.* Sums a quarter, a half and three quarters of the way between two neighbours of the accumulator, even and
   odd, positive and negative, are told apart by each rounding mode in its own way.
+- *Steps.* Where several products are added in one operation, 1 is lost beside M, or kept, whatever their order, up to
+  the place where the next operation begins (accumulator_groups.py).
 - *Products.* (1 + 2^-a)(1 + 2^-b) - (1 + 2^-a + 2^-b) leaves 2^-(a+b) only if the product came whole to the addition.
 
 Fasi, Higham, Mikaitis and Pranesh 2021 (PeerJ Computer Science 7:e330) asked tensor cores such questions. At last all
@@ -20,13 +22,16 @@ then can the answers be believed for other numbers than those that were asked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.support.environment import require_gradual_underflow
-from precision_lab.testing.accumulator_model import Model, reproduced
+from precision_lab.testing.accumulator_groups import Output, find_steps, result_of
+from precision_lab.testing.accumulator_model import Model, Sample, reproduced, samples
 from precision_lab.testing.accumulator_order import order_of
 from precision_lab.testing.accumulator_probe import Dot, NoAnswerError, Probe, Scale, check_it_is_a_dot
 from precision_lab.testing.accumulator_questions import (
@@ -40,8 +45,11 @@ from precision_lab.testing.accumulator_questions import (
     widths_of_additions,
 )
 from precision_lab.testing.accumulator_report import AccumulatorReport, emin_of, named_width
+from precision_lab.testing.addition_trees import nodes_of
 
+NOTHING_LOST = "does not show: nothing is lost"
 _TRIALS = 50
+_WIDE = 12  # binades of the factors of random products, where alignment is to show
 
 
 def check_accumulator(
@@ -101,12 +109,6 @@ def _report(probe: Probe, lengths: Sequence[int], seed: int) -> AccumulatorRepor
     seen = accumulator_bits(probe, scale)
     bits, widest = seen or (None, None)
     tree, order = order_of(probe, widest, scale, seed)
-    orders = []
-    for other in lengths:
-        shorter = Probe(probe.dot, fmt, other)
-        fewest, most = accumulator_bits(shorter, scale) or (None, None)
-        orders.append((other, fewest, order_of(shorter, most, scale, seed)[1]))
-
     by_node = {} if tree is None else widths_of_additions(probe, tree, scale)
     counts = {width: list(by_node.values()).count(width) for width in sorted(set(by_node.values()))}
     mode = None if tree is None or bits is None else addition_mode(probe, tree, scale, by_node)
@@ -139,8 +141,9 @@ def _report(probe: Probe, lengths: Sequence[int], seed: int) -> AccumulatorRepor
         emin_of(accumulator),
         emin_of(output),
     )
+    drawn = samples(probe, min(largest, out_largest), seed, _TRIALS)
     known = tree is not None or bits is None
-    return AccumulatorReport(
+    report = AccumulatorReport(
         source=fmt,
         length=n,
         result_type=result_type,
@@ -150,12 +153,74 @@ def _report(probe: Probe, lengths: Sequence[int], seed: int) -> AccumulatorRepor
         products=products,
         tree=tree,
         order=order,
-        orders=tuple(orders),
         output=output,
         output_mode=output_mode,
         subnormal_inputs=inputs,
         subnormal_sums=sums,
         deterministic=max(again) == 1,
-        reproduced=reproduced(probe, model, min(largest, out_largest), seed, _TRIALS) if known else 0,
+        reproduced=reproduced(drawn, model) if known else 0,
         trials=_TRIALS,
     )
+    in_groups = tree is not None and any(len(node) > 2 for node in nodes_of(tree))
+    if in_groups or not report.explained:
+        report = _with_steps(report, probe, scale, drawn, (output_bits, output_mode), seed)
+    if bits is None and report.steps is None and report.explained:
+        report = replace(report, order=NOTHING_LOST)
+    shorter = (Probe(probe.dot, fmt, other) for other in lengths)
+    return replace(report, orders=tuple(_elsewhere(report, other, scale, seed) for other in shorter))
+
+
+def _elsewhere(report: AccumulatorReport, probe: Probe, scale: Scale, seed: int) -> tuple[int, int | None, str]:
+    """Return another length, with the bits of the accumulator and the order there."""
+    assert report.accumulator is not None
+    assert report.output is not None
+    drawn = samples(probe, min(report.accumulator.largest, report.output.largest), seed, _TRIALS // 5)
+    if report.steps is not None:
+        width = None if report.output_mode is None else report.output.bits
+        rounding = Output(width, report.output_mode or "toward_zero", emin_of(report.output))
+        if all(result_of(report.steps, sample, rounding) == sample.result for sample in drawn):
+            return probe.length, report.accumulator.bits, report.order
+    fewest, most = accumulator_bits(probe, scale) or (None, None)
+    order = order_of(probe, most, scale, seed)[1]
+    if fewest is None and report.explained and all(float(sum(sample.terms)) == sample.result for sample in drawn):
+        order = NOTHING_LOST
+    return probe.length, fewest, order
+
+
+def _with_steps(
+    report: AccumulatorReport,
+    probe: Probe,
+    scale: Scale,
+    drawn: Sequence[Sample],
+    rounding: tuple[int | None, str | None],
+    seed: int,
+) -> AccumulatorReport:
+    """Return the report on a sum in steps, if there are any that give all random dot products, and more of them."""
+    assert report.output is not None
+    assert report.accumulator is not None
+    top = min(report.accumulator.largest, report.output.largest)
+    more = (samples(probe, top, seed, _TRIALS // 2, _WIDE, cancel) for cancel in (False, True))
+    drawn = [*drawn, *itertools.chain(*more)]
+    for bits, mode in dict.fromkeys([(None, None), rounding]):
+        emin = emin_of(report.output)
+        steps = find_steps(
+            probe, scale, drawn, Output(bits, mode or "toward_zero", emin), emin if bits is None else None
+        )
+        if steps is None:
+            continue
+        accumulator = named_width(
+            steps.kept, report.accumulator.at_least, report.accumulator.largest, 2 * probe.fmt.emax
+        )
+        return replace(
+            report,
+            accumulator=accumulator,
+            widths=(),
+            mode=None if steps.kept is None or "mode" in steps.open else steps.mode,
+            products=steps.products,
+            order=steps.order if steps.size < probe.length else "all in one operation",
+            output=report.output if bits else replace(accumulator, largest=report.output.largest),
+            output_mode=mode if bits else None,
+            reproduced=report.trials,
+            steps=steps,
+        )
+    return report

@@ -255,7 +255,7 @@ def test_a_tensor_core() -> None:
     assert report.accumulator is not None
     assert report.accumulator.bits == 24
     assert report.mode == "toward_zero"
-    assert report.products == "exact"
+    assert report.products == "aligned and truncated to 24 bits below the largest, of products"
     # the first group starts from zero
     assert report.order == "groups of 4, each in one operation with the sum so far"
     assert report.explained
@@ -324,7 +324,7 @@ def test_compensation_is_not_taken_for_a_plain_sum() -> None:
     """Kahan's sum is no tree of additions; Neumaier's of so few terms is as good as exact: it looks much wider."""
     report = check(kahan, "fp16", 24)
     assert not report.explained
-    assert str(report).endswith("bit for bit: there is more to it")
+    assert "there is more to it" in str(report).splitlines()[1]
     report = check(neumaier, "fp16", 24)
     assert report.accumulator is not None
     assert report.accumulator.bits is None or report.accumulator.bits > 30

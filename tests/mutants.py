@@ -61,6 +61,8 @@ MORE = {  # files of tests that do not name the module
     **{f"tensors/{part}.py": "tensors/test_tensor_files.py" for part in ("npy", "safetensors")},
     "tensors/slices.py": "analysis/test_scan_spread.py",
     "tensors/pairs.py": "analysis/test_swamping_scan.py",
+    "tensors/codes.py": "tensors/test_roles.py analysis/test_swamping_scan.py",
+    "tensors/nested.py": "tensors/test_in_memory.py tensors/test_hostile_files.py",
     "training/preflight/adam_state.py": "tensors/test_torch_files.py training/test_memory.py "
     "training/preflight/test_run.py training/test_optimizers.py",
     "testing/__init__.py": "testing/test_exports.py",

@@ -23,7 +23,7 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -34,8 +34,24 @@ from precision_lab.support.arguments import check_integer, is_integer
 from precision_lab.support.plain import register
 from precision_lab.support.shown import Shown
 
-FormatLike: TypeAlias = "FloatFormat | str | np.dtype[Any] | type"
-"""What `get_format` takes: a format, one of its names, or the dtype of one."""
+
+class TorchDtype(Protocol):
+    """A dtype of torch, as far as it is looked at here: its text names it."""
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether its elements are floats."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+
+    def __hash__(self) -> int:
+        """Return a hash, as every dtype has one."""
+
+
+FormatLike: TypeAlias = "FloatFormat | str | np.dtype[Any] | type | TorchDtype"
+"""What `get_format` takes: a format, one of its names, or the dtype of one, of NumPy, ml_dtypes or torch."""
 
 Specials: TypeAlias = Literal["ieee", "fn", "fnuz", "finite"]
 SPECIALS: tuple[Specials, ...] = ("ieee", "fn", "fnuz", "finite")
@@ -102,7 +118,8 @@ class FloatFormat(Shown):
         mantissa_bits : int
             0..23.
         name : str, optional
-            Default ``e{exponent_bits}m{mantissa_bits}``.
+            Default ``e{exponent_bits}m{mantissa_bits}``; with ``_ieee`` behind it where that usually names another
+            format of these widths (``e4m3_ieee``). `get_format` makes the same format of it.
 
         Raises
         ------
@@ -116,7 +133,9 @@ class FloatFormat(Shown):
         ):
             check_integer(label, value, low, high)
         bias = 2 ** (exponent_bits - 1) - 1
-        return cls(name or f"e{exponent_bits}m{mantissa_bits}", exponent_bits, mantissa_bits, bias)
+        short = f"e{exponent_bits}m{mantissa_bits}"
+        usual = short in _SHORT or short in _SCALES
+        return cls(name or (f"{short}_ieee" if usual else short), exponent_bits, mantissa_bits, bias)
 
     def __str__(self) -> str:
         return self.name
@@ -298,11 +317,36 @@ ALIASES: dict[str, str] = {
     **dict.fromkeys(("float16", "binary16", "half", "f16"), "fp16"),
     **dict.fromkeys(("bfloat16", "brain"), "bf16"),
     **dict.fromkeys(("tensorfloat32", "tensorfloat_32"), "tf32"),
-    **dict.fromkeys(("e4m3fn", "ofp8_e4m3", "f8_e4m3fn"), "fp8_e4m3fn"),
-    **dict.fromkeys(("ofp8_e5m2", "f8_e5m2"), "fp8_e5m2"),
-    # float8_e4m3fn, float6_e2m3fn, float4_e2m1fn ...: the names of ml_dtypes
+    # without a width: what cards, torch and OCP mean; the IEEE-like ones are e4m3_ieee, e2m1_ieee ...
+    **dict.fromkeys(("e4m3", "ofp8_e4m3", "f8_e4m3"), "fp8_e4m3fn"),
+    **dict.fromkeys(("e5m2", "ofp8_e5m2", "f8_e5m2"), "fp8_e5m2"),
+    **{f"{start}e2m3": "fp6_e2m3fn" for start in ("", "fp6_", "f6_", "float6_")},
+    **{f"{start}e3m2": "fp6_e3m2fn" for start in ("", "fp6_", "f6_", "float6_")},
+    **dict.fromkeys(("e2m1", "fp4_e2m1", "f4_e2m1", "float4_e2m1", "f4", "float4_e2m1fn_x2"), "fp4_e2m1fn"),
+    # float8_e4m3fn, float6_e2m3fn, float4_e2m1fn ...: the names of ml_dtypes; e4m3fn, f8_e4m3fnuz ...: of safetensors
     **{name.replace("fp", "float", 1): name for name in FORMATS if re.match(r"fp[468]_", name)},
+    **{name.replace("fp", "f", 1): name for name in FORMATS if re.match(r"fp[468]_\w+(fn|fnuz)$", name)},
+    **{name[4:]: name for name in FORMATS if re.match(r"fp[468]_\w+(fn|fnuz)$", name)},
 }
+
+_SHORT = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
+_BLOCKS = "a scaled format, blocks of elements that share a scale; ask about its elements,"
+_SCALES = dict.fromkeys(
+    ("e8m0", "e8m0fnu", "f8_e8m0", "f8_e8m0fnu", "fp8_e8m0", "fp8_e8m0fnu", "float8_e8m0fnu"),
+    "the format of block scales: powers of two alone, without sign and zero; the IEEE-like one is e8m0_ieee",
+)
+_REFUSED = {
+    **_SCALES,
+    **dict.fromkeys(("mxfp4", "mxf4", "nvfp4", "nvf4"), f"{_BLOCKS} fp4_e2m1fn"),
+    **dict.fromkeys(("mxfp6", "mxf6"), f"{_BLOCKS} fp6_e2m3fn or fp6_e3m2fn"),
+    **dict.fromkeys(("mxfp8", "mxf8"), f"{_BLOCKS} fp8_e4m3fn or fp8_e5m2"),
+    **{f"mx{ALIASES[short].removesuffix('fn')}": f"{_BLOCKS} {ALIASES[short]}" for short in _SHORT},
+    **dict.fromkeys(("fp8", "float8", "f8"), "the name of several formats: fp8_e4m3fn, fp8_e5m2 ..."),
+    **dict.fromkeys(("fp6", "float6", "f6"), "the name of several formats: fp6_e2m3fn, fp6_e3m2fn"),
+    **dict.fromkeys(("fp4", "float4"), "the name of several formats: fp4_e2m1fn, or blocks of it with a scale"),
+    "nf4": "a table of 16 numbers with a scale, no floating-point format",
+}
+"""Names that people have for what is none of the formats, and what it is."""
 
 
 def get_format(spec: FormatLike) -> FloatFormat:
@@ -310,34 +354,42 @@ def get_format(spec: FormatLike) -> FloatFormat:
 
     Parameters
     ----------
-    spec : str, numpy.dtype, type or FloatFormat
-        A registered name (``fp16``), an alias (``float16``, ``half``, ``float8_e4m3fn``; case does not matter),
-        ``e<exponent bits>m<mantissa bits>`` for an IEEE-like format (``e6m9``), a NumPy or ml_dtypes dtype or scalar
-        type, or a FloatFormat, which is returned as it is.
+    spec : str, numpy.dtype, type, torch.dtype or FloatFormat
+        A registered name (``fp16``), an alias (``float16``, ``half``, ``float8_e4m3fn``, ``F8_E4M3``; case does not
+        matter), a NumPy, ml_dtypes or torch dtype or scalar type, or a FloatFormat, which is returned as it is. Or
+        ``e<exponent bits>m<mantissa bits>``: for ``e4m3``, ``e5m2``, ``e3m2``, ``e2m3`` and ``e2m1`` the usual format
+        of that name (OCP's: 448, 57344, 28, 7.5 and 6 at most), for other widths the IEEE-like one (``e6m9``); with
+        ``_ieee`` behind it always the IEEE-like one (``e4m3_ieee``).
 
     Raises
     ------
     ValueError
-        Nothing of that name; the message lists the registered ones.
+        Nothing of that name; the message lists the registered ones, or says what a name means that others use.
 
     """
     if isinstance(spec, FloatFormat):
         return spec
-    if isinstance(spec, str):
-        if spec in FORMATS:
-            return FORMATS[spec]
-        key = spec.strip().lower().replace("-", "_")
-        if ALIASES.get(key, key) in FORMATS:
-            return FORMATS[ALIASES.get(key, key)]
-        if custom := re.fullmatch(r"e(\d)m(\d{1,2})", key):
-            return FloatFormat.ieee(int(custom[1]), int(custom[2]))
-    else:
-        try:
-            name = np.dtype(spec).name
-        except TypeError:
-            name = ""
-        if ALIASES.get(name, name) in FORMATS:
-            return FORMATS[ALIASES.get(name, name)]
+    name = spec if isinstance(spec, str) else _dtype_name(spec)
+    if name in FORMATS:
+        return FORMATS[name]
+    key = name.strip().lower().replace("-", "_").removeprefix("torch.")
+    if ALIASES.get(key, key) in FORMATS:
+        return FORMATS[ALIASES.get(key, key)]
+    if key in _REFUSED:
+        raise ValueError(f"unknown format {spec!r}: {key} is {_REFUSED[key]}")
+    if custom := re.fullmatch(r"e(\d)m(\d{1,2})(?:_ieee)?", key):
+        return FloatFormat.ieee(int(custom[1]), int(custom[2]))
     raise ValueError(
         f"unknown format {spec!r}; choose one of {', '.join(FORMATS)}, or e<exponent bits>m<mantissa bits> such as e6m9"
     )
+
+
+def _dtype_name(spec: Any) -> str:
+    if type(spec).__module__ == "torch":
+        return str(spec)
+    if spec is None:  # NumPy's default
+        return ""
+    try:
+        return str(np.dtype(spec).name)
+    except TypeError:
+        return ""

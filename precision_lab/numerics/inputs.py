@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FORMATS
+from precision_lab.numerics.torch_arrays import array_of, is_tensor
 from precision_lab.support.arguments import is_integer
 
 Array: TypeAlias = NDArray[Any]
@@ -61,7 +62,8 @@ def as_array(x: ArrayLike, *, to_odd: bool = False) -> Array:
     Parameters
     ----------
     x : array_like
-        A list of numbers, or a Python integer, that no integer dtype holds becomes float64.
+        A list of numbers, or a Python integer, that no integer dtype holds becomes float64. A tensor of torch gives
+        its elements (see `array_of`).
     to_odd : bool
         Round integers that are no float64 to odd. Otherwise those of a list are refused; for an array of integers see
         `integers_as_doubles`.
@@ -69,12 +71,17 @@ def as_array(x: ArrayLike, *, to_odd: bool = False) -> Array:
     Raises
     ------
     ValueError
-        A masked array, or a list with one; a list with bools among its numbers; an integer that is no float64.
+        A masked array, or a list with one; a list with bools among its numbers; an integer that is no float64; a tensor
+        without elements in memory.
 
     """
     if type(x) is np.ndarray:
         return x
+    if is_tensor(x):
+        return array_of(x)
     refuse_masked(x)
+    if _is_list(x) and any(hasattr(kind, "untyped_storage") for kind in set(map(type, x))):
+        x = [array_of(item) if is_tensor(item) else item for item in x]
     array = np.asarray(x)
     if not (_is_list(x) or isinstance(x, int)) or array.dtype.kind not in "iufO":
         return array

@@ -17,7 +17,7 @@ What happens where the rule "the nearest value" is not enough, in `round_to`, `e
 - **subnormals=False** (flush to zero): a *result* that is subnormal in the format becomes the zero of its sign. What
   rounds up to the smallest normal stays: 0x1.ffcp-15 to fp16 is 2^-14, though it is below it.
 - **Underflow** is gradual otherwise: below the smallest normal, values are multiples of the smallest subnormal.
-- With one significand bit (``e8m0``) both neighbours may be odd: a tie then goes to the larger (IEEE 754-2019, 4.3.1).
+- With one significand bit (``e5m0``) both neighbours may be odd: a tie then goes to the larger (IEEE 754-2019, 4.3.1).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from hypothesis import strategies as st
@@ -456,7 +456,7 @@ class _Carrier(NamedTuple):
 def _carrier(spec: FormatLike) -> _Carrier:
     try:
         # NumPy asks a FloatFormat for its dtype, and some have none
-        is_double = spec == "fp64" or (not isinstance(spec, FloatFormat) and np.dtype(spec) == np.float64)
+        is_double = spec == "fp64" or (not isinstance(spec, FloatFormat) and np.dtype(cast(Any, spec)) == np.float64)
     except (TypeError, ValueError):
         is_double = False
     if is_double and spec is not None:

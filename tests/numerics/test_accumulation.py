@@ -171,7 +171,9 @@ def test_rounded_once() -> None:
         assert dot([-size, -7], [1, 37], inputs="bf16", accumulator="bf16") == -260
 
 
-@pytest.mark.parametrize("fmt", [*REGISTERED, *map(get_format, ("e8m0", "e6m0", "e6m9", "e5m14", "e8m23"))], ids=str)
+@pytest.mark.parametrize(
+    "fmt", [*REGISTERED, *map(get_format, ("e8m0_ieee", "e6m0", "e6m9", "e5m14", "e8m23"))], ids=str
+)
 def test_a_little_beside_every_kind_of_place(fmt: FloatFormat) -> None:
     """Sums that are no doubles, beside values, midpoints and 2^-16ths, also where exponents change."""
     unit, top = fmt.smallest_subnormal, 2.0**fmt.mantissa_bits

@@ -17,7 +17,9 @@ from precision_lab.numerics.rounding import Array, round_to
 from precision_lab.numerics.verification import hard_patterns
 
 FP32 = get_format("fp32")
-NARROW = [f for f in FORMATS.values() if f.bits <= 16] + [get_format(name) for name in ("e6m9", "e8m0", "e2m0", "e7m8")]
+NARROW = [f for f in FORMATS.values() if f.bits <= 16] + [
+    get_format(name) for name in ("e6m9", "e8m0_ieee", "e2m0", "e7m8")
+]
 
 
 @pytest.mark.parametrize("fmt", NARROW, ids=str)

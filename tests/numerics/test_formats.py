@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import pickle
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -15,7 +16,7 @@ import pytest
 
 from precision_lab.numerics import reference
 from precision_lab.numerics.codes import encode
-from precision_lab.numerics.formats import ALIASES, FORMATS, SPECIALS, FloatFormat, FormatLike, get_format
+from precision_lab.numerics.formats import _REFUSED, ALIASES, FORMATS, SPECIALS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
 from tests.numerics.helpers import REGISTERED, UP_TO_16_BITS, WITH_DTYPE
 
@@ -197,9 +198,72 @@ def test_spellings_that_people_use(spec: FormatLike, name: str) -> None:
     assert get_format(spec).name == name
 
 
+@pytest.mark.parametrize(
+    ("short", "name", "largest"),
+    [
+        ("e4m3", "fp8_e4m3fn", 448),
+        ("e5m2", "fp8_e5m2", 57344),
+        ("e3m2", "fp6_e3m2fn", 28),
+        ("e2m3", "fp6_e2m3fn", 7.5),
+        ("e2m1", "fp4_e2m1fn", 6),
+    ],
+)
+def test_a_short_name_is_the_usual_format_and_the_ieee_one_says_so(short: str, name: str, largest: float) -> None:
+    fmt = get_format(short)
+    assert (fmt.name, fmt.max) == (name, largest)
+    bits = fmt.bits
+    for spelled in (f"fp{bits}_{short}", f"F{bits}_{short.upper()}", f"OFP8_{short}", f" {short} "):
+        if spelled == "fp8_e4m3":
+            assert get_format(spelled).max == 240  # ml_dtypes' name of the IEEE-like one, as it always was
+        elif bits == 8 or "OFP8" not in spelled:
+            assert get_format(spelled) is fmt
+    ieee = get_format(f"{short}_ieee")
+    assert ieee == FloatFormat.ieee(fmt.exponent_bits, fmt.mantissa_bits)
+    assert (ieee.name, ieee.specials) == (f"{short}_ieee", "ieee")
+    assert ieee.max == (2 - ieee.eps) * 2.0 ** (2 ** (ieee.exponent_bits - 1) - 1)
+
+
+@pytest.mark.parametrize("fmt", [*REGISTERED, *CUSTOM], ids=str)
+def test_the_text_of_a_format_is_that_format(fmt: FloatFormat) -> None:
+    assert get_format(str(fmt)) == fmt
+    assert get_format(str(fmt).upper()) == fmt
+    assert get_format(str(fmt)).specials == fmt.specials
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("e8m0", "block scales"),
+        ("float8_e8m0fnu", "block scales"),
+        ("F8_E8M0", "e8m0_ieee"),
+        (ml_dtypes.float8_e8m0fnu, "block scales"),
+        ("mxfp4", "ask about its elements, fp4_e2m1fn"),
+        ("NVFP4", "ask about its elements, fp4_e2m1fn"),
+        ("mxfp8", "fp8_e4m3fn or fp8_e5m2"),
+        ("mxfp8_e4m3", "ask about its elements, fp8_e4m3fn"),
+        ("mxfp6_e3m2", "ask about its elements, fp6_e3m2fn"),
+        ("fp8", "fp8_e4m3fn, fp8_e5m2"),
+        ("fp4", "fp4_e2m1fn"),
+        ("nf4", "no floating-point format"),
+    ],
+)
+def test_names_of_what_is_no_format_say_what_it_is(spec: Any, words: str) -> None:
+    with pytest.raises(ValueError, match="unknown format") as error:
+        get_format(spec)
+    assert words in one_line(error)
+
+
+def test_what_is_offered_instead_is_there() -> None:
+    """Every name in the messages can be given."""
+    for key, message in _REFUSED.items():
+        for name in re.findall(r"\b(?:fp\d|e\d)\w*", message):
+            assert get_format(name).bits <= 16, (key, name)
+
+
 def test_e6m9() -> None:
     fmt = get_format("E6M9")
     assert fmt == FloatFormat.ieee(6, 9)
+    assert get_format("e6m9_ieee") == fmt
     assert (fmt.name, fmt.bits, fmt.bias, fmt.specials) == ("e6m9", 16, 31, "ieee")
     # same fields as a registered format, another name: not the same format
     assert get_format("e5m10") != get_format("fp16")
@@ -231,7 +295,8 @@ def test_custom_names_out_of_range(spec: str) -> None:
 def test_all_ieee_formats_can_be_made() -> None:
     assert len(CUSTOM) == 7 * 24
     for (e, m), fmt in zip(IEEE, CUSTOM, strict=True):
-        assert (fmt.name, fmt.exponent_bits, fmt.mantissa_bits) == (f"e{e}m{m}", e, m)
+        ending = "_ieee" if (e, m) in ((4, 3), (5, 2), (3, 2), (2, 3), (2, 1), (8, 0)) else ""
+        assert (fmt.name, fmt.exponent_bits, fmt.mantissa_bits) == (f"e{e}m{m}{ending}", e, m)
         assert fmt.bias == fmt.emax == 2 ** (e - 1) - 1
         assert get_format(fmt.name) == fmt
     assert FloatFormat.ieee(3, 4, name="mine").name == "mine"

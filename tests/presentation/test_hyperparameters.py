@@ -61,7 +61,7 @@ def test_the_stairs_are_those_of_the_format() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["bf16", "fp32"]
 
 
-@pytest.mark.parametrize("fmt", ["fp4_e2m1fn", "e8m0", "e2m0"])
+@pytest.mark.parametrize("fmt", ["fp4_e2m1fn", "e8m0_ieee", "e2m0"])
 def test_stairs_of_few_steps(fmt: str) -> None:
     plot_betas([fmt])
 

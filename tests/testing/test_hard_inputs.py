@@ -18,7 +18,7 @@ from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get
 from precision_lab.testing.casts import check_cast
 from precision_lab.testing.hard_inputs import all_patterns, get_source, hard_patterns, is_narrow, special_patterns
 
-CUSTOM = ("e6m9", "e5m0", "e2m1")
+CUSTOM = ("e6m9", "e5m0", "e2m1_ieee")
 SOURCES = ("float64", *FORMATS, *CUSTOM)
 TARGETS = (*FORMATS, "e6m9", "e5m0")
 WIDE = ("float64", "fp32")  # their patterns are too many: the carriers of all others

@@ -23,7 +23,7 @@ from precision_lab.training.optimizers import AdamW
 from precision_lab.training.step import Recipe, begin, training_step
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
-FORMAT_NAMES = (*FORMATS, "e5m10", "e6m9", "e7m8", "e8m0", "e2m1", "e8m22", "e5m22")
+FORMAT_NAMES = (*FORMATS, "e5m10", "e6m9", "e7m8", "e8m0_ieee", "e2m1_ieee", "e8m22", "e5m22")
 
 
 @st.composite
@@ -200,7 +200,7 @@ def test_a_rounding_in_a_call_is_that_of_the_codec(name: str) -> None:
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
 
 
-@pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e5m2", "bf16", "fp16", "e2m1", "e8m0"])
+@pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e5m2", "bf16", "fp16", "e2m1_ieee", "e8m0_ieee"])
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(KINDS), shift=st.integers(-160, 160))
 @settings(max_examples=60, deadline=None)
 def test_a_scaled_cast_is_that_of_ldexp(name: str, seed: int, kind: str, shift: int) -> None:

@@ -38,7 +38,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List the pages that there are."""
     written = [{title: page} for page, title in OPTIONAL.items() if (DOCS / page).exists()]
     config["nav"] = [
-        {"Start": ["index.md", "tour.md", "glossary.md"]},
+        {"Start": ["index.md", "tour.md", "files.md", "glossary.md"]},
         {"Lessons": [f"lessons/{path.stem}.md" for path in notebooks()]},
         {"Experiments": [*(f"experiments/{name}.md" for name in experiments()), "figures.md"]},
         {"Verdicts": [*written, {"Security": "SECURITY.md"}]},

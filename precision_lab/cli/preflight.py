@@ -62,7 +62,7 @@ def preflight(
     them is named. From weights and --lr alone it is about the start of training, where Adam's updates are as large as
     lr; they shrink, so lr/30 is asked, too, and what holds later is not known.
 
-    CKPT is read as by scan; .pt and .pth need torch, and nothing in them is run. Hyperparameters that are not given
+    CKPT is read as by scan; files of torch need it, and nothing in them is run. Hyperparameters that are not given
     are those of the saved optimizer, else torch's defaults; for lr there is none.
 
     \b

@@ -41,7 +41,8 @@ def scan(
     """Report what each format would do to tensors.
 
     How many elements of every tensor would be flushed to zero, become subnormal or overflow. A FILE is .safetensors,
-    .npz, .npy, .pt or .pth (which need torch, and nothing in them is run), a folder of them, or the .json of a run that
+    .npz, .npy, .pt, .pth, .bin, .ckpt or .pkl (the last five need torch, and nothing in them is run), an index of
+    shards, a folder of them (files of torch are read where it has no others), or the .json of a run that
     precision_lab.torch.GradientRecorder saved. Memory does not grow with the files. Large ones may be counted by
     several processes or a cluster; the counts are the same.
 

@@ -48,10 +48,11 @@ from precision_lab.tensors.npy import archive_of, npy_sources, npz_sources
 from precision_lab.tensors.roles import Role, find_roles
 from precision_lab.tensors.safetensors import MAX_JSON_BYTES, json_object, safetensors_sources
 
-INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_SUFFIX = ".index.json"
+_INDEXED = (".safetensors", ".bin")  # what shards are
+MISSING = "the shard is missing: all totals are of the shards that are there"
 PIECE_BYTES = 1 << 20
 """What a thread reads at a time: it stays in the second-level cache until it is counted."""
-_PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl"}
 
 
 class Tensors:
@@ -104,10 +105,11 @@ def read_tensors(
     Parameters
     ----------
     path : Path, str, mapping or module
-        A ``.safetensors``, ``.npz`` or ``.npy`` file, a ``*.safetensors.index.json`` that names shards beside it, or
-        a folder: with an index its shards are read, otherwise all tensor files of these kinds directly in it, sorted.
-        Or a ``.pt`` or ``.pth`` file, of which torch reads the tensors and nothing else. Or a mapping of names to
-        arrays or torch tensors, or a module: its ``named_parameters()``.
+        A ``.safetensors``, ``.npz`` or ``.npy`` file; a ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.pkl`` file, of
+        which torch reads the tensors and nothing else; a ``*.safetensors.index.json`` or ``*.bin.index.json`` that
+        names shards beside it; or a folder: with an index its shards are read, otherwise all tensor files directly in
+        it, sorted. Files of torch are read where a folder has no others. Or a mapping of names to arrays or torch
+        tensors, which may hold mappings and lists of more, or a module: its ``named_parameters()``.
     dtype : str, numpy.dtype or FloatFormat, optional
         What the raw items of ``.npy`` and ``.npz`` are (``bf16``). NumPy saves bf16 and fp8 arrays as void items, and
         nothing in the file says which format they held. Arrays of a real dtype keep theirs.
@@ -117,7 +119,8 @@ def read_tensors(
     Yields
     ------
     info : TensorInfo
-        One for every tensor, those that are skipped included, in the order of their data.
+        One for every tensor, those that are skipped included, in the order of their data; and one for each tensor
+        that an index promises and no shard holds, and for each file of a folder that is not read, as skipped.
     chunks : iterator of numpy.ndarray
         Its elements as one-dimensional arrays in native byte order and in the order of memory (so a Fortran-ordered
         array comes column by column); empty for a skipped tensor. All chunks are views of one buffer, overwritten by
@@ -165,14 +168,14 @@ def check_unchanged(states: Mapping[Path, tuple[int, int] | None]) -> None:
 def files_read(path: str | Path) -> list[Path]:
     """Return the files that reading a path would open, whether they can be read or not; none for what is not there.
 
-    A file itself; for an index also all shards that may stand beside it; for a folder what of it is read.
+    A file itself; for an index also all shards that may stand beside it; for a folder all that may be tensors.
     """
     path = Path(path)
-    if path.name.endswith(INDEX_SUFFIX):
-        return [path, *sorted(path.parent.glob("*.safetensors"))]
+    if shards := _shards_of(path):
+        return [path, *sorted(path.parent.glob(f"*{shards}"))]
     if not path.is_dir():
         return [path]
-    return sorted(f for f in path.iterdir() if f.suffix.lower() in _IN_FOLDERS or f.name.endswith(INDEX_SUFFIX))
+    return sorted(f for f in path.iterdir() if f.suffix.lower() in _READERS or _shards_of(f))
 
 
 def is_one_source(place: object) -> bool:
@@ -310,21 +313,50 @@ def _with_codes(sources: list[Source], found: Codes) -> list[Source]:
 
 def _sources_at(path: Path, raw: Raw) -> list[Source]:
     with blaming(path):
-        if path.name.endswith(INDEX_SUFFIX):
+        if _shards_of(path):
             return _indexed_sources(path)
         if not path.is_dir():
             return file_sources(path, raw)
         entries = sorted(path.iterdir())
-    indexes = [entry for entry in entries if entry.name.endswith(INDEX_SUFFIX)]
-    if len(indexes) > 1:
-        names = ", ".join(index.name for index in indexes)
-        raise refusal(path, f"several models in one folder ({names})", "give the path of the index file to read")
-    if indexes:
-        return _sources_at(indexes[0], raw)
-    files = [entry for entry in entries if entry.suffix.lower() in _IN_FOLDERS]
-    if not files:
-        raise refusal(path, "folder without tensors", f"give a folder with {', '.join(_IN_FOLDERS)} files")
-    return [source for file in files for source in file_sources(file, raw)]
+    of_torch = [entry for entry in entries if entry.suffix.lower() in torch_files.SUFFIXES]
+    for shards, kinds in zip(_INDEXED, (_PLAIN, torch_files.SUFFIXES), strict=True):  # those of torch come last
+        indexes = [entry for entry in entries if _shards_of(entry) == shards]
+        if len(indexes) > 1:
+            names = ", ".join(index.name for index in indexes)
+            raise refusal(path, f"several models in one folder ({names})", "give the path of the index file to read")
+        if indexes:
+            sources = _indexed_sources(indexes[0])
+            read = {source.info.file for source in sources}
+            return sources + [_left(file, "not in the index, and not read") for file in of_torch if file not in read]
+        files = [entry for entry in entries if entry.suffix.lower() in kinds]
+        if files and kinds is _PLAIN:
+            sources = [source for file in files for source in file_sources(file, raw)]
+            return sources + [_left(file, f"not read beside {files[-1].suffix} files") for file in of_torch]
+        if files:
+            return _torch_folder(files)
+    raise refusal(path, "folder without tensors", f"give a folder with {', '.join(_READERS)} files")
+
+
+def _torch_folder(files: list[Path]) -> list[Source]:
+    """Read the files of torch in a folder, but for those with something else in them: a trainer's arguments."""
+    sources: list[Source] = []
+    refused: list[TensorFileError] = []
+    for file in files:
+        try:
+            sources += file_sources(file, None)
+        except TensorFileError as error:
+            if not isinstance(error.__cause__, torch_files.NotTensorsError):
+                raise
+            refused.append(error)
+            sources.append(_left(file, str(error.__cause__).partition(", and torch.load")[0]))
+    if len(refused) == len(files):
+        raise refused[0]
+    return sources
+
+
+def _left(file: Path, why: str) -> Source:
+    """Return what stands for a file that is not read."""
+    return Source(TensorInfo(file, file.name, "bytes", (file.stat().st_size,), why), 0, 0)
 
 
 def file_sources(file: Path, raw: Raw) -> list[Source]:
@@ -333,9 +365,6 @@ def file_sources(file: Path, raw: Raw) -> list[Source]:
         suffix = file.suffix.lower()
         if not file.exists():
             raise refusal(file, "no such file", "check the path")
-        if suffix in _PICKLE_SUFFIXES:
-            cure = "if you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'x.safetensors')"
-            raise refusal(file, f"{suffix} files are pickles, which are never loaded", cure)
         if suffix not in _READERS:
             raise refusal(file, f"unknown kind of tensor file {suffix!r}", "convert it to .safetensors or .npz")
         if not file.is_file():
@@ -350,25 +379,47 @@ def file_sources(file: Path, raw: Raw) -> list[Source]:
         return sources
 
 
+def _shards_of(path: Path) -> str | None:
+    """Return which kind of shards a path is an index of, if it is one."""
+    return next((kind for kind in _INDEXED if path.name.endswith(kind + INDEX_SUFFIX)), None)
+
+
 def _indexed_sources(index: Path) -> list[Source]:
-    """Read the shards that an index names; each must hold exactly the tensors that the index puts there."""
-    content = json_object(read_small(index, MAX_JSON_BYTES))
-    weight_map = content.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise refusal(index, "its weight_map must be an object of tensor names and shard files")
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
-        # an index must not lead out of its folder
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise refusal(index, f"shard '{shard}' is not a .safetensors file beside the index", "put it there")
-        if not (index.parent / shard).exists():
-            raise refusal(index, f"shard '{shard}' is missing", "download it into the folder")
-    sources = [source for shard in shards for source in file_sources(index.parent / shard, None)]
-    present, listed = {(source.info.name, source.info.file.name) for source in sources}, set(weight_map.items())
-    for name, shard in sorted(present - listed):
-        raise refusal(index, f"it is in shard '{shard}' but not in the index", tensor=name)
-    for name, shard in sorted(listed - present):
-        raise refusal(index, f"it is in the index but not in shard '{shard}'", tensor=name)
+    """Read the shards that an index names, and note where they and the index do not agree.
+
+    What is promised and nowhere is skipped. A shard that is not there is no reason to refuse the others, but none to
+    pass for the whole model.
+    """
+    with blaming(index):
+        weight_map = json_object(read_small(index, MAX_JSON_BYTES)).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise refusal(index, "its weight_map must be an object of tensor names and shard files")
+        shards = sorted(set(weight_map.values()))
+        suffix = cast(str, _shards_of(index))
+        for shard in shards:
+            # an index must not lead out of its folder
+            if Path(shard).name != shard or not shard.endswith(suffix):
+                raise refusal(index, f"shard '{shard}' is not a {suffix} file beside the index", "put it there")
+        there = [shard for shard in shards if (index.parent / shard).exists()]
+        if shards and not there:
+            raise refusal(index, f"shard '{shards[0]}' is missing, as all others are", "download it into the folder")
+    sources = [source for shard in there for source in file_sources(index.parent / shard, None)]
+    places = {(source.info.name, source.info.file.name) for source in sources}
+    for i, source in enumerate(sources):
+        info = source.info
+        listed = weight_map.get(info.name)
+        if listed == info.file.name:
+            continue
+        if (info.name, listed) in places:
+            info = replace(info, skipped="the index has it in another shard, which holds it, too")
+        else:
+            info = replace(info, note="not in the index" if listed is None else "the index has it in another shard")
+        sources[i] = replace(source, info=info)
+    names = {name for name, _ in places}
+    for name, shard in sorted(weight_map.items()):
+        if name not in names:
+            why = "in the index, but in no shard" if shard in there else MISSING
+            sources.append(Source(TensorInfo(index.parent / shard, name, "unknown", (0,), why), 0, 0))
     return sources
 
 
@@ -385,5 +436,5 @@ _READERS: dict[str, Callable[[Path, Raw], list[Source]]] = {
     **dict.fromkeys(torch_files.SUFFIXES, torch_sources),
 }
 
-_IN_FOLDERS = tuple(suffix for suffix in _READERS if suffix not in torch_files.SUFFIXES)
-"""What is taken for the weights where a folder is given: ``.pt`` may be anything."""
+_PLAIN = tuple(suffix for suffix in _READERS if suffix not in torch_files.SUFFIXES)
+"""What is taken for the weights where a folder has it: files of torch may be anything."""

@@ -70,7 +70,7 @@ _SURE = _each(  # by the last part of a name
 )
 _BELOW = _each(  # by any part before the last
     {
-        Role.BUFFER: "batch_stats mean_ema var_ema activation_post_process",
+        Role.BUFFER: "batch_stats mean_ema var_ema activation_post_process callbacks lr_schedulers loops",
         Role.MOMENT: """
             opt_state optim_state optimizer_state optimizer_states optimizer_state_dict base_optimizer_state
             param_groups master_params fp32_flat_groups fp32_groups_flat single_partition_of_fp32_groups

@@ -72,10 +72,10 @@ def _lighter(entry: dict[str, Any]) -> Any:
 
 def _safetensors_source(file: Path, name: str, entry: object, start: int, size: int) -> Source:
     with blaming(file, name):
-        if isinstance(entry, dict) and entry.keys() == set(_FIELDS):
+        if isinstance(entry, dict) and entry.keys() >= set(_FIELDS):  # the reference implementation ignores others
             entry = tuple(entry[field] for field in _FIELDS)
         if not isinstance(entry, tuple):
-            raise ValueError("its header entry must hold dtype, shape and data_offsets, and nothing else")
+            raise ValueError("its header entry must hold dtype, shape and data_offsets")
         word, shape, offsets = (list(value) if isinstance(value, tuple) else value for value in entry)
         shape = checked_shape(shape)
         if not isinstance(word, str) or word not in _SAFETENSORS_DTYPES:

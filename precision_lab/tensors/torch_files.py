@@ -1,8 +1,10 @@
-"""PyTorch's own files, ``.pt`` and ``.pth``, without running what is in them.
+"""PyTorch's own files, ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` and ``.pkl``, without running what is in them.
 
 Such a file is a pickle, and a pickle is a program: loading one from a stranger runs the stranger's code. There is one
 way in that does not, ``torch.load(weights_only=True)``: it knows tensors, containers and numbers, and refuses the rest
-before anything of it is called. No other way is used here. torch is imported when a file asks for it, and not before.
+before anything of it is called. No other way is used here. One more class is let through, ``io.BytesIO``, which holds
+bytes and does nothing: TransformerEngine keeps the extra state of its layers in it. torch is imported when a file asks
+for it, and not before.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +28,7 @@ from numpy.typing import NDArray
 from precision_lab.numerics.torch_arrays import dtype_name, is_tensor, without_elements
 from precision_lab.tensors.nested import leaves
 
-SUFFIXES = (".pt", ".pth")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _LATER_PROTOCOLS = range(0x8C, 0x98)  # the instructions that pickle's protocols 4 and 5 added
 _MAPPED = {b"_rebuild_tensor_v2", b"_rebuild_tensor_v3", b"_rebuild_parameter"}
 """What makes tensors in torch.load without a look at their elements."""
@@ -35,14 +38,19 @@ _CALLS = {"REDUCE", "NEWOBJ", "BINPERSID"}  # instructions of which torch writes
 _FILLS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 
 
+class NotTensorsError(ValueError):
+    """A whole file, which holds something else besides tensors, containers and numbers."""
+
+
 def load(file: Path) -> Any:
     """Load a file as torch.save wrote it, tensors mapped from the disk where the file allows it (torch 1.6 and later).
 
     Raises
     ------
+    NotTensorsError
+        The file holds more than tensors, containers and numbers. Nothing of it was run.
     ValueError
-        There is no torch; the file holds more than tensors, containers and numbers; it is corrupt. One line with the
-        cure behind a semicolon. Nothing of the file was run.
+        There is no torch; the file is corrupt. One line with the cure behind a semicolon.
 
     """
     try:
@@ -53,7 +61,7 @@ def load(file: Path) -> Any:
             "save it as .safetensors"
         ) from None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _let_through(torch):
             warnings.simplefilter("ignore")  # what torch deprecates is not the reader's business
             return torch.load(file, map_location="cpu", weights_only=True, mmap=_can_be_mapped(file))
     except (FileNotFoundError, PermissionError):
@@ -61,7 +69,7 @@ def load(file: Path) -> Any:
     except Exception as error:  # a dozen kinds, by what is wrong
         refused = re.search(r"GLOBAL (\w[\w.]*)", str(error))
         if refused:
-            raise ValueError(
+            raise NotTensorsError(
                 f"it holds {refused[1].rstrip('.')}, not tensors only, and torch.load(weights_only=True) refuses it; "
                 "nothing of it was run; save the state_dict() alone"
             ) from error
@@ -76,6 +84,11 @@ def load(file: Path) -> Any:
         raise ValueError(f"{what}; download or save it again") from error
 
 
+def _let_through(torch: Any) -> AbstractContextManager[object]:
+    listed = getattr(torch.serialization, "safe_globals", None)  # since torch 2.5
+    return nullcontext() if listed is None else cast(AbstractContextManager[object], listed([io.BytesIO]))
+
+
 def _can_be_mapped(file: Path) -> bool:
     """Say whether torch.load will map the file and not touch the data: what is mapped may be cut short meanwhile.
 
@@ -84,6 +97,8 @@ def _can_be_mapped(file: Path) -> bool:
     """
     if not zipfile.is_zipfile(file):
         with file.open("rb") as stream:
+            if not stream.peek(1).startswith((b"PK", b"\x80")):
+                raise ValueError("torch.save writes other files")
             for _ in range(4):  # the old format: a number, a version, the machine, the content
                 _refuse_unfolding(stream)
         return False

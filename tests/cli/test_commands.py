@@ -190,7 +190,7 @@ def bad_scans() -> list[tuple[str, list[str], list[str]]]:
         ("object arrays", ["{}/object.npz"], ["object.npz", "never"]),
         ("bad zip", ["{}/bad.npz"], ["bad.npz"]),
         ("raw void", ["{}/raw.npy"], ["raw.npy", "--dtype bf16"]),
-        ("pickled checkpoint", ["{}/model.ckpt"], ["model.ckpt", "safetensors"]),
+        ("empty pickle", ["{}/model.ckpt"], ["model.ckpt", "torch"]),
         ("unknown format", ["{}/good.npy", "-f", "fp17"], ["fp17", "fp16", "bf16"]),
         ("unknown dtype option", ["{}/good.npy", "--dtype", "bf17"], ["bf17"]),
         ("no power of two", ["{}/good.npy", "-s", "1000"], ["1000", "power of two"]),

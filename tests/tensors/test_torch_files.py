@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import subprocess
 import sys
@@ -49,7 +50,10 @@ def test_without_torch_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_folder_is_read_without_them(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"anything")
     np.save(tmp_path / "w.npy", np.ones(3))
-    assert [info.name for info in list_tensors(tmp_path)] == ["w"]
+    assert [(info.name, info.skipped) for info in list_tensors(tmp_path)] == [
+        ("w", None),
+        ("a.pt", "not read beside .npy files"),
+    ]
 
 
 def values(file: Any) -> dict[str, np.ndarray]:
@@ -214,6 +218,135 @@ def test_a_module_in_memory(torch: Any) -> None:
     assert scan(model.state_dict()).total.count == 2 * (12 + 4) + 16  # under every name, and the running averages
     frozen = scan_frozen(model, [1e-3])
     assert [str(fmt) for fmt in frozen.formats] == ["bf16"]
+
+
+# ---- other names of files, folders ----
+
+
+def tied(torch: Any) -> Any:
+    """A model whose output layer is its embedding, as most have."""
+    model = torch.nn.Sequential(torch.nn.Embedding(8, 4), torch.nn.Linear(4, 8, bias=False))
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pkl", ".pth", ".BIN"])
+def test_the_content_decides_and_not_the_name(torch: Any, tmp_path: Path, suffix: str) -> None:
+    torch.save(tied(torch).state_dict(), tmp_path / "a.pt")
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes((tmp_path / "a.pt").read_bytes())
+    assert [info.name for info, _ in read_tensors(file)] == ["0.weight", "1.weight"]
+    assert scan(file).total == scan(tmp_path / "a.pt").total
+    assert scan(file).total.count == 32  # once, though tied
+    assert scan_frozen(file, [1e-3]).total == scan_frozen(tmp_path / "a.pt", [1e-3]).total
+    boom = tmp_path / "boom"
+    torch.save({"w": torch.ones(2), "x": Bomb(boom)}, file)
+    assert "nothing of it was run" in refusal(file)
+    for content in (b"GGUF\x03\0\0\0" + bytes(100), pickle.dumps({"w": [1.0]}, 2), b"text", b"\x93NUMPY" + bytes(90)):
+        file.write_bytes(content)
+        assert "torch cannot read it as tensors only" in refusal(file)
+    assert not boom.exists()
+
+
+@pytest.mark.torch
+def test_a_checkpoint_of_lightning(torch: Any, tmp_path: Path) -> None:
+    """As its trainer writes them: the weights beside all else that it keeps."""
+    model, optimizer = trained(torch, named=False)
+    callback = "ModelCheckpoint{'monitor': 'loss', 'mode': 'min'}"
+    content = {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {callback: {"best_model_score": torch.tensor(0.5), "monitor": "loss"}},
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [{"base_lrs": [1e-3], "last_epoch": 3}],
+        "hyper_parameters": {"width": 8},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    result = scan_frozen(tmp_path / "last.ckpt", [1e-3])
+    assert {info.name for info, _ in result.tensors} == {f"state_dict.model.{name}" for name in model.state_dict()}
+    assert result.total[0].count == sum(p.numel() for p in model.parameters())
+    assert {info.skipped for info in result.skipped} == {"state of the optimizer, no weights", "a buffer, no weights"}
+
+
+@pytest.mark.torch
+def test_cures_that_are_printed(torch: Any, tmp_path: Path) -> None:
+    model = tied(torch)
+    torch.save(model, tmp_path / "whole.pt")
+    assert "save the state_dict() alone" in refusal(tmp_path / "whole.pt")
+    torch.save(model.state_dict(), tmp_path / "alone.pt")
+    assert scan(tmp_path / "alone.pt").total.count == 32
+    torch.save(model.state_dict(), tmp_path / "late.pt", pickle_protocol=4)
+    assert "save it with pickle_protocol=2" in refusal(tmp_path / "late.pt")
+    torch.save(model.state_dict(), tmp_path / "late.pt", pickle_protocol=2)
+    assert scan(tmp_path / "late.pt").total.count == 32
+    deep: Any = model.state_dict()
+    for _ in range(20):
+        deep = {"a": deep}
+    torch.save(deep, tmp_path / "deep.pt")
+    assert "save the state_dict() alone" in refusal(tmp_path / "deep.pt")
+    codes = {"l.weight": model[0].weight.detach().to(torch.float8_e4m3fn), "l.weight_scale": torch.tensor([0.5])}
+    torch.save(codes, tmp_path / "codes.pt")
+    with pytest.raises(TensorFileError, match="dequantize them to bf16 and save that"):
+        scan(tmp_path / "codes.pt")
+    values = codes["l.weight"].float() * codes["l.weight_scale"]
+    torch.save({"l.weight": values.bfloat16()}, tmp_path / "values.pt")
+    assert scan(tmp_path / "values.pt").total.max_abs == values.abs().max().item()
+
+
+@pytest.mark.torch
+def test_the_extra_state_of_layers_is_bytes_and_left_out(torch: Any, tmp_path: Path) -> None:
+    extra = io.BytesIO(b"history of fp8 scales")
+    torch.save({"l.weight": torch.ones(3), "l._extra_state": extra}, tmp_path / "a.pt")
+    torch.save({"l.weight": torch.ones(3), "l._extra_state": torch.zeros(9, dtype=torch.uint8)}, tmp_path / "b.pt")
+    assert [(info.name, info.skipped) for info in list_tensors(tmp_path / "a.pt")] == [("l.weight", None)]
+    assert [(info.name, info.skipped) for info in list_tensors(tmp_path / "b.pt")] == [
+        ("l.weight", None),
+        ("l._extra_state", "integer tensor"),
+    ]
+    torch.save({"l.weight": torch.ones(3), "x": io.StringIO("text")}, tmp_path / "c.pt")
+    assert "io.StringIO, not tensors only" in refusal(tmp_path / "c.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "a.pt", weights_only=True)  # what was let through was let through there only
+
+
+@pytest.mark.torch
+def test_a_folder_of_torch(torch: Any, tmp_path: Path) -> None:
+    """As a trainer leaves one: the weights, the optimizer, and arguments that are no tensors."""
+    model, optimizer = trained(torch, named=False)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    torch.save({"last_epoch": 3}, tmp_path / "scheduler.pt")
+    torch.save(Bomb(tmp_path / "boom"), tmp_path / "training_args.bin")
+    result = scan_frozen(tmp_path, [1e-3])
+    assert {info.file.name for info, _ in result.tensors} == {"pytorch_model.bin"}
+    assert result.total[0].count == sum(p.numel() for p in model.parameters())
+    skipped = {info.file.name: info.skipped for info in result.skipped}
+    assert skipped["optimizer.pt"] == "state of the optimizer, no weights"
+    assert "not tensors only" in str(skipped["training_args.bin"])
+    assert not (tmp_path / "boom").exists()
+
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    infos = list_tensors(tmp_path)
+    assert {info.file.name for info in infos if not info.skipped} == {"model.safetensors"}
+    assert {info.name: info.skipped for info in infos if info.skipped} == dict.fromkeys(
+        ("optimizer.pt", "pytorch_model.bin", "scheduler.pt", "training_args.bin"), "not read beside .safetensors files"
+    )
+    whole = (tmp_path / "pytorch_model.bin").read_bytes()
+    (tmp_path / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
+    assert scan_frozen(tmp_path, [1e-3]).total == result.total
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(TensorFileError, match="torch cannot read it"):  # a truncated model does not pass
+        list_tensors(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    (tmp_path / "optimizer.pt").unlink()
+    (tmp_path / "scheduler.pt").unlink()
+    with pytest.raises(TensorFileError, match="not tensors only"):
+        list_tensors(tmp_path)
 
 
 # ---- optimizers ----

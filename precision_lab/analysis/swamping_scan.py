@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from precision_lab.numerics.modes import RoundingMode
 from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
 from precision_lab.tensors.info import TensorInfo, TensorSource
-from precision_lab.tensors.pairs import check_partners, in_step
+from precision_lab.tensors.pairs import check_partners, in_names_of, in_step
 from precision_lab.tensors.reading import list_tensors, open_tensors
 from precision_lab.tensors.walk import CHUNK_BYTES, Progress, Walk
 
@@ -179,7 +179,8 @@ def scan_updates(
     ----------
     weights, updates : path, mapping or module
         Files, folders or models as `read_tensors` takes them. Tensors of floats belong together by name; each needs its
-        partner, of the same shape. Their dtypes may differ.
+        partner, of the same shape. Their dtypes may differ, and so may what wrappers put into names (``module.``,
+        ``_orig_mod.``, ``_fsdp_wrapped_module.``).
     formats, dtype, progress
         As for `scan_frozen`; elements are counted in pairs.
 
@@ -191,10 +192,12 @@ def scan_updates(
         Unknown format.
 
     """
-    weights, updates = open_tensors(weights, dtype=dtype), open_tensors(updates, dtype=dtype)
+    weights = open_tensors(weights, dtype=dtype)
+    updates = in_names_of(weights, open_tensors(updates, dtype=dtype))
     formats = _formats(weights, formats, dtype)
     check_partners(weights, updates, list_tensors(weights), list_tensors(updates))
     find = updates.finder(CHUNK_BYTES)
+    notes = {info.name: f"its update: {info.note}" for info in list_tensors(updates) if info.note}
     walk = Walk([weights], dtype=dtype, progress=progress, parameters=True)
     tensors: list[tuple[TensorInfo, tuple[UpdateReport, ...]]] = []
     for info, chunks in walk:
@@ -202,7 +205,8 @@ def scan_updates(
         for w, u in in_step(chunks, find(info.name)):
             chunk_reports = [update_report(w, u, fmt) for fmt in formats]
             reports = [a + b for a, b in zip(reports, chunk_reports, strict=True)] if reports else chunk_reports
-        tensors.append((info, tuple(reports or map(UpdateReport.empty, formats))))
+        note = "; ".join(filter(None, (info.note, notes.get(info.name)))) or None
+        tensors.append((replace(info, note=note) if note else info, tuple(reports or map(UpdateReport.empty, formats))))
     tensors.sort(key=lambda tensor: -tensor[1][0].lost_of_nonzero)
     return UpdateScan(tuple(tensors), tuple(walk.skipped), formats)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from precision_lab.support.text import shown
@@ -11,6 +12,55 @@ from precision_lab.tensors.codes import is_code
 from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo
 from precision_lab.tensors.reading import Tensors
 from precision_lab.tensors.roles import Role
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch.compile, FSDP and activation checkpointing put into the names of what they wrap, anywhere."""
+
+
+def in_names_of(weights: Tensors, updates: Tensors) -> Tensors:
+    """Return the updates under the names of the weights, where these differ only by what wrappers put into them.
+
+    Besides `_WRAPPERS` that is ``module.`` at the beginning, of data parallel training. A note says so of each tensor.
+
+    Raises
+    ------
+    TensorFileError
+        Two tensors of a file differ only by that, so that it is not clear which is meant.
+
+    """
+    there = {source.info.name for source in updates.sources}
+    if all(source.info.name in there for source in weights.sources if not source.info.left_out().skipped):
+        return updates
+    by_plain = _by_plain_name(weights)
+    _by_plain_name(updates)
+    sources = []
+    for source in updates.sources:
+        name = by_plain.get(_unwrapped(source.info.name), source.info.name)
+        if name != source.info.name:
+            differ = set(name.split(".")) ^ set(source.info.name.split("."))
+            note = "matched by name but for " + " and ".join(f"'{part}.'" for part in sorted(differ))
+            source = replace(source, info=replace(source.info, name=name, note=note))
+        sources.append(source)
+    return Tensors(updates.place, sources)
+
+
+def _unwrapped(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _by_plain_name(tensors: Tensors) -> dict[str, str]:
+    """Return the names by what they are without wrappers."""
+    names: dict[str, str] = {}
+    for source in tensors.sources:
+        name = source.info.name
+        other = names.setdefault(_unwrapped(name), name)
+        if other != name:
+            both = f"'{shown(other, 100)}' and '{shown(name, 100)}'"
+            raise TensorFileError(f"{tensors}: {both} differ only by what wrappers put before names; give one of them")
+    return names
 
 
 def check_partners(

@@ -285,3 +285,59 @@ def test_the_updates_of_weights_only(tmp_path: Path) -> None:
         assert result.total[0] == update_report(w, updates["w"], "bf16")
     with pytest.raises(TensorFileError, match="no tensor 'w'"):
         scan_updates(weights, {"bn.running_mean": w})
+
+
+# ---- names that wrappers have changed ----
+
+PLAIN = ("fc.weight", "fc.bias", "layers.0.weight")
+WRAPPED = {
+    "module": "module.{}.{}",
+    "compiled": "_orig_mod.{}.{}",
+    "both": "module._orig_mod.{}.{}",
+    "both the other way": "_orig_mod.module.{}.{}",
+    "twice": "module.module.{}.{}",
+    "fsdp": "_fsdp_wrapped_module.{}._fsdp_wrapped_module.{}",
+    "within": "module.{}._checkpoint_wrapped_module._orig_mod.{}",
+}
+
+
+def wrap(tensors: Tensors, pattern: str) -> Tensors:
+    return {pattern.format(*name.rsplit(".", 1)): array for name, array in tensors.items()}
+
+
+@pytest.mark.parametrize("pattern", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("wrapped", ["weights", "updates"])
+def test_what_wrappers_put_into_names_is_noticed(pattern: str, wrapped: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    weights: Tensors = {name: rng.uniform(1, 2, 50).astype(np.float32) for name in PLAIN}
+    updates: Tensors = {name: rng.uniform(-1e-2, 1e-2, 50).astype(np.float32) for name in PLAIN}
+    expected = scan_updates(weights, updates, formats=["bf16"])
+    assert all(info.note is None for info, _ in expected.tensors)
+    sides = {"weights": weights, "updates": updates}
+    sides[wrapped] = wrap(sides[wrapped], pattern)
+    for name, tensors in sides.items():
+        np.savez(tmp_path / f"{name}.npz", **tensors)  # type: ignore[arg-type]
+    for places in ((sides["weights"], sides["updates"]), (tmp_path / "weights.npz", tmp_path / "updates.npz")):
+        result = scan_updates(*places, formats=["bf16"])
+        assert result.total == expected.total
+        assert {info.name for info, _ in result.tensors} == set(sides["weights"])
+        assert [reports for _, reports in result.tensors] == [reports for _, reports in expected.tensors]
+        for info, _ in result.tensors:
+            assert info.note is not None
+            assert info.note.startswith("its update: matched by name but for '")
+            assert all(part in info.note for part in pattern.replace("{}", "").split(".") if part)
+
+
+def test_it_is_not_guessed_which_of_two_names_is_meant() -> None:
+    one = np.ones(3, np.float32)
+    with pytest.raises(TensorFileError, match=r"'module\.w' and 'w' differ only by what wrappers put before names"):
+        scan_updates({"module.w": one, "w": one}, {"w": one})
+    with pytest.raises(TensorFileError, match=r"'module\.w' and '_orig_mod\.w' differ only by"):
+        scan_updates({"w": one}, {"module.w": one, "_orig_mod.w": one})
+    both = {"module.w": one, "w": one}
+    assert scan_updates(both, both).total[0].count == 6  # where names agree nobody asks
+    for other in ("model.w", "modules.w", "w.module", "_orig_mod_.w", "module"):
+        with pytest.raises(TensorFileError, match="no tensor"):
+            scan_updates({"w": one}, {other: one})
+    with pytest.raises(TensorFileError, match=r"no tensor 'v'"):
+        scan_updates({"w": one, "v": one}, {"module.w": one})

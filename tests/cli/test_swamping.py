@@ -59,6 +59,14 @@ def test_what_is_no_weight_is_one_line_for_each_reason(command_line: CommandLine
     assert "state." not in finished.out
 
 
+def test_a_prefix_on_one_side_is_one_line(command_line: CommandLine, tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", a=np.ones(3), b=np.ones(3))
+    np.savez(tmp_path / "u.npz", **{"module.a": np.ones(3), "module.b": np.ones(3)})
+    finished = command_line("swamping", "--weights", tmp_path / "w.npz", "--updates", tmp_path / "u.npz")
+    assert finished.status == 0
+    assert finished.err == "w.npz: 2 tensors: its update: matched by name but for 'module.'\n"
+
+
 def test_a_learning_rate_is_a_size_with_a_warning(command_line: CommandLine, folder: Path) -> None:
     finished = command_line("swamping", "--weights", folder / "weights.safetensors", "--lr", "1e-3", "-f", "fp16")
     assert finished.status == 0

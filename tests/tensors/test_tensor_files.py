@@ -684,7 +684,7 @@ def test_raw_items_must_have_the_size_of_the_dtype(tmp_path: Path, dtype: str, s
 
 @pytest.mark.parametrize("dtype", ["int8", "tf32", "e6m9", "nonsense", "float8_e8m0fnu"])
 def test_dtype_must_be_a_float_that_arrays_are_saved_in(three: dict[str, Path], dtype: str) -> None:
-    with pytest.raises(ValueError, match="bf16|the format of block scales") as caught:
+    with pytest.raises(ValueError, match=r"bf16|the format of block scales") as caught:
         read_tensors(three["folder"], dtype=dtype)
     assert not isinstance(caught.value, TensorFileError)
 

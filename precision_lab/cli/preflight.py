@@ -58,9 +58,9 @@ def preflight(
 
     For every storage configuration: how many weights of the checkpoint would stand still where they move in fp32, which
     numbers of the optimizer survive, how many bytes it takes. With --updates, or with the moments of an optimizer (from
-    --optimizer-state, or beside the weights in a .pt), the answer is about these updates, and the cheapest that keeps
-    them is named. From weights and --lr alone it is about the start of training, where Adam's updates are as large as
-    lr; they shrink, so lr/30 is asked, too, and what holds later is not known.
+    --optimizer-state, or beside the weights in a file of torch), the answer is about these updates, and the cheapest
+    that keeps them is named. From weights and --lr alone it is about the start of training, where Adam's updates are as
+    large as lr; they shrink, so lr/30 is asked, too, and what holds later is not known.
 
     CKPT is read as by scan; files of torch need it, and nothing in them is run. Hyperparameters that are not given
     are those of the saved optimizer, else torch's defaults; for lr there is none.
@@ -95,6 +95,6 @@ def preflight(
     say("\nWhat this cannot know:")
     for sentence in report.unknown:
         say(f"- {sentence}")
-    say_skipped(report.skipped)
+    say_skipped(report.skipped, (tensor.info for tensor in report.tensors))
     if data is not None:
         write_json(report.parts(), data)

@@ -121,6 +121,7 @@ def preflight(
 
     tensors = open_tensors(weights, dtype=dtype)
     infos = list_tensors(tensors)
+    walk = Walk([tensors], dtype=dtype, progress=progress, parameters=True)
     floats = [info for info in infos if info.role is Role.PARAMETER and not info.skipped]
     apart = tuple(info for info in infos if info.role is not Role.PARAMETER)
     if not any(info.count for info in floats):
@@ -139,9 +140,7 @@ def preflight(
     skipped = [info for info in infos if info.role is Role.PARAMETER and info.skipped]
 
     def parameters() -> Stream:
-        for info, chunks in Walk([tensors], dtype=dtype, progress=progress):
-            if info.role is not Role.PARAMETER:
-                continue
+        for info, chunks in walk:
             if source.missing(info.name):
                 skipped.append(replace(info, skipped="no optimizer state: a buffer, or never trained"))
                 continue

@@ -16,7 +16,7 @@ from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.inputs import converted
 from precision_lab.numerics.rounding import as_carrier, round_to
 from precision_lab.tensors.info import Chunks, TensorInfo
-from precision_lab.tensors.pairs import check_partners, in_step
+from precision_lab.tensors.pairs import check_partners, in_names_of, in_step
 from precision_lab.tensors.reading import Tensors, list_tensors
 from precision_lab.tensors.roles import Role
 from precision_lab.tensors.walk import CHUNK_BYTES
@@ -186,7 +186,9 @@ def given_updates(
         They do not belong to the weights one by one.
 
     """
+    given = in_names_of(weights, given)
     partners = [info for info in list_tensors(given) if info.role is Role.PARAMETER]
+    notes = sorted({info.note for info in partners if info.note})
     check_partners(weights, given, infos, partners)
     find = given.finder(CHUNK_BYTES)
 
@@ -197,4 +199,5 @@ def given_updates(
                 update = converted(g, np.float64) * -lr(name)
             yield update
 
+    words = f"{words} ({'; '.join(notes)})" if notes else words
     return RecordedUpdates(find if lr is None else scaled, words, frozenset(info.name for info in infos))

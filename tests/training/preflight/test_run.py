@@ -93,3 +93,27 @@ def test_no_weights(weights: Any) -> None:
 def test_what_is_no_model(weights: Any) -> None:
     with pytest.raises(ValueError, match=r"mapping of names|array of numbers"):
         ask(weights)
+
+
+def test_codes_are_no_weights() -> None:
+    fp8 = ml_dtypes.float8_e4m3fn
+    codes = {"l.weight": np.ones((4, 4), fp8), "l.weight_scale_inv": np.ones((1, 1), np.float32)}
+    with pytest.raises(TensorFileError, match=r"no weights: a tensor: codes: .* dequantize them to bf16"):
+        ask(codes)
+    report = ask(codes | {"norm.weight": np.ones(3, np.float32)})
+    assert [tensor.info.name for tensor in report.tensors] == ["norm.weight"]
+    assert [info.name for info in report.skipped] == ["l.weight"]
+
+
+def test_updates_and_gradients_under_names_that_wrappers_have_changed() -> None:
+    w = np.linspace(1, 2, 64, dtype=np.float32)
+    plain, wrapped = {"a.w": w, "b.w": w}, {"module.a.w": w * 1e-3, "module.b._orig_mod.w": w * 1e-3}
+    unwrapped = {"a.w": w * 1e-3, "b.w": w * 1e-3}
+    for kind, options in (("updates", {}), ("gradients", {"optimizer": "sgd", "beta2": None, "eps": None})):
+        expected = ask(plain, **{kind: unwrapped}, **options)
+        report = ask(plain, **{kind: wrapped}, **options)
+        assert report.total == expected.total
+        assert "matched by name but for '_orig_mod.' and 'module.'" in report.updates
+        assert "matched" not in expected.updates
+    with pytest.raises(TensorFileError, match="differ only by what wrappers"):
+        ask({"a.w": w}, updates={"module.a.w": w, "_orig_mod.a.w": w})

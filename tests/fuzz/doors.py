@@ -20,7 +20,7 @@ LEFT_OUT = {
     "--dask": "connects to what it says",
 }
 
-TENSORS = ("safetensors", "npz", "npy", "pt", "folder", "index", "raw npy")
+TENSORS = ("safetensors", "npz", "npy", "pt", "folder", "index", "raw npy", "ckpt", "codes", "torch folder")
 FORMATS = ("fp16", "bf16", "fp8_e4m3fn", "e5m2", "e6m9", "float16")
 NUMBERS = ("1e-3", "0.5", "2")
 STORAGES = ("pure_bf16", "weights=bf16,master=fp32", "weights=fp16,loss_scale=torch", "all")

@@ -366,7 +366,7 @@ _BY_SUFFIX: dict[str, Callable[[bytes, Random], bytes]] = {
     ".safetensors": spoil_safetensors,
     ".npz": spoil_npz,
     ".npy": spoil_npy,
-    ".pt": spoil_pt,
+    **dict.fromkeys((".pt", ".bin", ".ckpt"), spoil_pt),
     ".json": spoil_json,
     ".jsonl": spoil_lines,
     ".txt": spoil_text,

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -84,7 +85,7 @@ def safetensors(arrays: Arrays) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, array in arrays.items():
-        word = {"float32": "F32", "float16": "F16", "int64": "I64"}[array.dtype.name]
+        word = {"float32": "F32", "float16": "F16", "int64": "I64", "float8_e4m3fn": "F8_E4M3"}[array.dtype.name]
         end = len(data) + array.nbytes
         header[name] = {"dtype": word, "shape": list(array.shape), "data_offsets": [len(data), end]}
         data += array.tobytes()
@@ -131,6 +132,25 @@ def _sharded() -> dict[str, bytes]:
     }
     written = {f"m/{file}": safetensors({name: weights()[name] for name in names}) for file, names in shards.items()}
     return {"m/model.safetensors.index.json": json.dumps(index).encode(), **written}
+
+
+def _codes() -> bytes:
+    """Codes of fp8 with their scale, beside weights."""
+    codes = np.ones((4, 4), ml_dtypes.float8_e4m3fn)
+    return safetensors(weights() | {"q.weight": codes, "q.weight_scale_inv": np.ones((1, 1), np.float32)})
+
+
+def _of_torch() -> dict[str, bytes]:
+    """A folder of torch's files only: shards with their index, and what a trainer keeps besides."""
+    first, *rest = weights()
+    shards = {"model-1.bin": [first], "model-2.bin": rest}
+    index = {"weight_map": {name: file for file, names in shards.items() for name in names}}
+    written = {f"t/{file}": torch_file({name: weights()[name] for name in names}) for file, names in shards.items()}
+    return {
+        "t/pytorch_model.bin.index.json": json.dumps(index).encode(),
+        **written,
+        "t/optimizer.bin": torch_file({"state": moments(), "param_groups": [{"lr": 0.1}]}),
+    }
 
 
 def _trace() -> list[float]:
@@ -193,6 +213,9 @@ KINDS: dict[str, Kind] = {
     "npy": _one("w.npy", lambda: npy(weights()["layer.weight"])),
     "raw npy": _one("v.npy", lambda: npy(np.arange(6, dtype="<u2").view("V2"))),
     "pt": _one("w.pt", lambda: torch_file({"model": weights(), "epoch": 3, "list": [np.arange(3)]})),
+    "ckpt": _one("w.ckpt", lambda: torch_file({"state_dict": weights(), "l._extra_state": io.BytesIO(b"bytes")})),
+    "codes": _one("c.safetensors", _codes),
+    "torch folder": Kind("t", _of_torch),
     "folder": Kind("f", lambda: {"f/a.safetensors": safetensors(weights()), "f/b.npz": npz({"x": np.ones(3)})}),
     "index": Kind("m", _sharded),
     "recording": _one("run.json", _recording),

@@ -164,7 +164,7 @@ def _mask(_place: _Place, _before: str, tensor: Named) -> Role:
 
 
 def _parametrized(place: _Place, before: str, _tensor: Named) -> Role:
-    """Tell the vectors of spectral norm: ``parametrizations.weight.0._u`` with ``parametrizations.weight.original``."""
+    """Tell what a parametrization keeps: ``parametrizations.weight.0._u`` with ``parametrizations.weight.original``."""
     parent = before.rstrip(".").rpartition(".")[0]
     return Role.BUFFER if place.has(f"{parent}.original") else Role.PARAMETER
 
@@ -186,8 +186,7 @@ _MOMENTS = tuple(name for name, role in _SURE.items() if role is Role.MOMENT)
 _ASKED: dict[str, _Asked] = {
     "bias": _attention_bias,
     **dict.fromkeys(("attn_mask", "causal_mask"), _mask),
-    **dict.fromkeys(("weight_u", "weight_v"), _with("weight_orig")),
-    **dict.fromkeys(("_u", "_v"), _parametrized),
+    **dict.fromkeys(("_u", "_v", "base"), _parametrized),
     **dict.fromkeys(("min_val", "max_val"), _with("min_val", "max_val")),
     **dict.fromkeys(("mean", "var"), _with("mean", "var", "scale", "bias")),
     **dict.fromkeys(("embed", "embed_avg", "cluster_size"), _with("embed", "embed_avg", "cluster_size")),
@@ -199,6 +198,7 @@ _ASKED: dict[str, _Asked] = {
     "step": _step,
     **dict.fromkeys(("k_scale", "v_scale"), _cache_scale),
 }
+_OF_ORIGINAL = ("_u", "_v", "_mask")  # of spectral norm and of pruning: weight_u, with weight_orig beside it
 _SUSPECT = frozenset((*_BELOW, "state", "mu", "nu", "count"))
 
 
@@ -218,13 +218,18 @@ def find_roles(tensors: Sequence[Named]) -> Iterator[tuple[int, Role]]:
     """Yield the number and the role of each tensor of a place, all shards together, that is no parameter."""
     place = _Place(tensors)
     for number, tensor in enumerate(tensors):
-        parts = plain_name(tensor.name).split(".")
-        role = _SURE.get(parts[-1])
-        if role is None and (ask := _ASKED.get(parts[-1])) is not None:
-            role = ask(place, "".join(f"{part}." for part in parts[:-1]), tensor)
-        if role in (None, Role.PARAMETER) and not _SUSPECT.isdisjoint(parts):
+        name = plain_name(tensor.name)
+        parts = name.split(".")
+        last = parts[-1]
+        before = name[: len(name) - len(last)]
+        role = _SURE.get(last, Role.PARAMETER)
+        if last in _ASKED:
+            role = _ASKED[last](place, before, tensor)
+        elif last.endswith(_OF_ORIGINAL) and place.has(f"{before}{last.rpartition('_')[0]}_orig"):
+            role = Role.BUFFER
+        if role is Role.PARAMETER and not _SUSPECT.isdisjoint(parts):
             role = _by_place(place, parts)
-        if role is not None and role is not Role.PARAMETER:
+        if role is not Role.PARAMETER:
             yield number, role
 
 

@@ -55,6 +55,12 @@ ROWS: list[tuple[str, str, tuple[int, ...], Role]] = [
     # spectral norm
     ("conv.weight_u", "conv.weight_orig", (8,), BUFFER),
     ("conv.parametrizations.weight.0._v", "conv.parametrizations.weight.original", (8,), BUFFER),
+    ("lstm.weight_hh_l0_v", "lstm.weight_hh_l0_orig", (8,), BUFFER),
+    ("conv.weight_mask", "conv.weight_orig", (8, 8), BUFFER),  # of pruning
+    ("fc.parametrizations.weight.0.base", "fc.parametrizations.weight.original", (8, 8), BUFFER),
+    ("conv.weight_mask", "conv.weight", (8, 8), PARAMETER),
+    ("weight_mask", "other.weight_orig", (8, 8), PARAMETER),
+    ("backbone.base", "backbone.head.weight", (8, 8), PARAMETER),
     ("conv.weight_u", "conv.weight", (8,), PARAMETER),
     ("conv.weight_v", "conv.weight_g", (8, 8), PARAMETER),  # of weight norm
     ("conv.weight_orig", "conv.weight_u", (8, 8), PARAMETER),
@@ -151,6 +157,44 @@ def test_the_table_has_as_many_parameters_as_others() -> None:
     parameters = sum(role is PARAMETER for *_, role in ROWS)
     assert len(ROWS) >= 60
     assert parameters >= len(ROWS) - parameters
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")  # torch's, of what is old in it
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_what_torch_calls_parameters_and_buffers(torch: Any, prefix: str) -> None:
+    """The control: of modules in memory it is known; their state_dict() has names and shapes alone."""
+    from torch.nn.utils import parametrizations, prune
+    from torch.optim.swa_utils import AveragedModel
+
+    nn, quantization = torch.nn, torch.ao.quantization
+    watched = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
+    watched.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    modules = [
+        *(
+            nn.BatchNorm2d(3),
+            nn.BatchNorm1d(3, affine=False),
+            nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+        ),
+        *(nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.PReLU(), nn.Bilinear(2, 3, 4), nn.Embedding(3, 4)),
+        *(nn.MultiheadAttention(4, 2), nn.TransformerEncoderLayer(4, 2, 8), nn.LSTM(3, 4, 2), nn.GRU(3, 4)),
+        nn.AdaptiveLogSoftmaxWithLoss(8, 20, [4, 10]),
+        *(nn.utils.spectral_norm(nn.Linear(3, 4)), nn.utils.spectral_norm(nn.LSTM(3, 4), "weight_hh_l0")),
+        *(nn.utils.weight_norm(nn.Linear(3, 4)), prune.l1_unstructured(nn.Linear(3, 4), "weight", 2)),
+        *(parametrizations.spectral_norm(nn.Linear(3, 4)), parametrizations.weight_norm(nn.Linear(3, 4))),
+        *(parametrizations.orthogonal(nn.Linear(4, 4)), quantization.prepare_qat(watched)),
+        AveragedModel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))),
+    ]
+    kinds = set()
+    for module in modules:
+        parameters = {f"{prefix}{name}" for name, _ in module.named_parameters()}
+        state = {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
+        for info in list_tensors(state):
+            assert (info.role is PARAMETER) == (info.name in parameters), info
+            kinds.add(info.role)
+        assert {info.role for info in list_tensors(module)} <= {PARAMETER}
+        assert {info.name for info in list_tensors(module)} == {name for name, _ in module.named_parameters()}
+    assert kinds == {PARAMETER, BUFFER}
 
 
 def test_the_role_is_that_of_the_tensor_in_a_place() -> None:

@@ -21,7 +21,7 @@ import pytest
 import precision_lab as pl
 from precision_lab.analysis.sums import SUM_METHODS, norm_every_way, sum_every_way, sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
-from precision_lab.analysis.updates import update_outcomes
+from precision_lab.analysis.updates import step_report, update_outcomes
 from precision_lab.numerics.accumulation import METHODS, rounded_sum
 from precision_lab.numerics.codes import code_dtype
 from precision_lab.numerics.errors import CompilerDisabledError
@@ -251,6 +251,7 @@ BESIDE: dict[str, Call] = {
     "norm_every_way": lambda x: [norm_every_way(x, fmt) for fmt in FORMATS],
     "scan_frozen": lambda x: scan_frozen({"w": x}, [1e-3], formats=FORMATS).to_dict(),
     "scan_updates": lambda x: scan_updates({"w": x}, {"w": x}, formats=FORMATS).to_dict(),
+    "step_report": lambda x: step_report(x, x[::-1], x, "fp8_e4m3fn").to_dict(),
     "stored_rates": lambda x: stored_rates(x, "fp16"),
     "update_outcomes": lambda x: update_outcomes(x, x, "fp8_e4m3fn"),
 }

@@ -21,7 +21,7 @@ import pytest
 
 import precision_lab as lab
 from precision_lab.analysis.recording import Recording, read_recording
-from precision_lab.analysis.updates import update_outcomes
+from precision_lab.analysis.updates import step_report, update_outcomes
 from precision_lab.numerics import fixed, layers
 from precision_lab.numerics.accumulation import rounded_sum, sum_constants
 from precision_lab.numerics.codec import Codec, codec, largest_magnitude
@@ -126,6 +126,7 @@ OTHERS: dict[str, Call] = {
     "LossScalePlan": lambda: lab.LossScalePlan(made().histogram, lab.get_format("fp16"), 0).smallest_sufficient,
     "AccumulationTrace.exact_sum": lambda: made().trace.exact_sum,
     "rounded_sum": lambda: rounded_sum(SUBNORMAL, "bf16"),
+    "step_report": lambda: step_report(SUBNORMAL, SUBNORMAL, SUBNORMAL, "bf16"),
     "update_outcomes": lambda: update_outcomes(SUBNORMAL, SUBNORMAL, "bf16"),
     "codec.round": lambda: made().codec.round(SUBNORMAL),
     "codec.encode": lambda: made().codec.encode(FLAT),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from precision_lab.analysis.frozen_weights import WeightGaps
-from precision_lab.analysis.recording import Recording
+from precision_lab.analysis.recording import Movement, RecordedTensor, Recording
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode
@@ -103,6 +103,47 @@ class UpdateScan(PlainReport, Shown):
             "total": {"formats": _by_format(self.total)},
             "skipped": (info.described() for info in self.skipped),
         }
+
+
+@dataclass(frozen=True)
+class RecordedUpdates(UpdateScan):
+    """The updates of a recorded run, parameter by parameter; the parameters that stood still the most come first.
+
+    Attributes
+    ----------
+    tensors, formats
+        As of `UpdateScan`, of the parameters whose updates are known. In the format in which weights of 16 bits or
+        fewer are stored a report says what the steps made of the updates.
+    skipped : tuple of TensorInfo
+        Parameters whose updates are not measurable; their `skipped` says why.
+    movements : dict of str to Movement
+        By the name of a parameter, in the same order: how many weights should have moved, and how many did not.
+        Recordings of earlier versions have none.
+    recorded_steps : int
+        All counts are sums over so many steps.
+
+    """
+
+    movements: dict[str, Movement]
+    recorded_steps: int
+
+    @cached_property
+    def movement(self) -> Movement:
+        """That of all parameters together."""
+        return Movement.total(self.movements.values())
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with iterators for its long lists."""
+        parts = super().parts()
+        return parts | {
+            "recorded_steps": self.recorded_steps,
+            "tensors": (tensor | self._moved(tensor["name"]) for tensor in parts["tensors"]),
+            "total": parts["total"] | (self.movement.to_dict() if self.movements else {}),
+            "skipped": (tensor | self._moved(tensor["name"]) for tensor in parts["skipped"]),
+        }
+
+    def _moved(self, name: str) -> dict[str, Any]:
+        return self.movements[name].to_dict() if name in self.movements else {}
 
 
 def _by_format(reports: Sequence[UpdateReport]) -> dict[str, Any]:
@@ -211,8 +252,8 @@ def scan_updates(
     return UpdateScan(tuple(tensors), tuple(walk.skipped), formats)
 
 
-def recorded_updates(recording: Recording, file: Path | None = None) -> UpdateScan:
-    """Return the updates of a recorded run as if they had been scanned, those that lose the most first.
+def recorded_updates(recording: Recording, file: Path | None = None) -> RecordedUpdates:
+    """Return what became of the updates of a recorded run: where the most weights stood still, and most is lost, first.
 
     Parameters
     ----------
@@ -223,10 +264,21 @@ def recorded_updates(recording: Recording, file: Path | None = None) -> UpdateSc
 
     """
     place = file or Path(recording.model)
-    tensors = [(tensor.info(place), tensor.reports) for tensor in recording.tensors if tensor.reports]
-    tensors.sort(key=lambda tensor: -tensor[1][0].lost_of_nonzero)
-    formats = tuple(report.format for report in tensors[0][1]) if tensors else ()
-    return UpdateScan(tuple(tensors), (), formats)
+
+    def badness(tensor: RecordedTensor) -> tuple[float, float]:
+        still = tensor.movement.stood_still_share if tensor.movement else 0.0
+        return still, tensor.reports[0].lost_of_nonzero if tensor.reports and not tensor.not_measurable else 0.0
+
+    listed = sorted(recording.tensors, key=badness, reverse=True)
+    known = [tensor for tensor in listed if tensor.updates is not None and not tensor.not_measurable]
+    formats = next((tuple(r.format for r in tensor.reports) for tensor in known if tensor.reports), ())
+    return RecordedUpdates(
+        tuple((t.info(place), t.reports) for t in known if len(t.reports) == len(formats)),
+        tuple(replace(t.info(place), skipped=t.not_measurable) for t in listed if t.not_measurable),
+        formats,
+        {tensor.name: tensor.movement for tensor in listed if tensor.movement},
+        recording.recorded_steps,
+    )
 
 
 def _formats(weights: TensorSource, formats: Sequence[FormatLike], dtype: FormatLike | None) -> tuple[FloatFormat, ...]:

@@ -229,19 +229,74 @@ def update_report(
     loop = _loop(kernels.updates.UPDATES, fmt, mode, carrier)
     seed, first = _stream(rng).tolist() if mode is RoundingMode.STOCHASTIC else (0, 0)
 
+    def add(part: slice, *results: Array) -> None:
+        stream = np.array([seed, (first + part.start) % 2**64], np.uint64)
+        for _, weight, update in _blocks(w[part], u[part], carrier):
+            loop(weight, update, stream, *results)
+
+    return _counts(fmt, mode, w.size, add)
+
+
+def step_report(before: ArrayLike, after: ArrayLike, updates: ArrayLike, fmt: FormatLike) -> UpdateReport:
+    """Say what became of updates in a step that was made: R(w + u) is the weight after it, whoever rounded how often.
+
+    Parameters
+    ----------
+    before, after : array_like
+        Weights before and after the step, values of the format; it is one whose values float32 has.
+    updates : array_like
+        What the step was to add to them, of as many elements.
+    fmt : str, dtype or FloatFormat
+        In which the weights are stored.
+
+    Returns
+    -------
+    UpdateReport
+        As if the step had rounded once, ties to even, so that it adds up with the reports of `update_report`.
+
+    Raises
+    ------
+    ValueError, FloatingPointError
+        As `update_report`; of the shapes only the sizes are compared.
+
+    Examples
+    --------
+    >>> report = step_report([1.0, 1.0], [1.0, 1.0078125], [1e-3, 1e-2], "bf16")
+    >>> report.lost, report.nonzero, report.edq_ratio
+    (1, 2, 0.7735148514851485)
+
+    """
+    kernels = load_kernels()
+
+    fmt = get_format(fmt)
+    u = as_carrier(updates).ravel()
+    # the loop needs a difference of weights that is finite in float64, and below 2^480
+    w, new = (converted(converted(as_carrier(x).ravel(), _SINGLE), u.dtype) for x in (before, after))
+    if not w.size == new.size == u.size:
+        raise ValueError(f"weights and updates must be of one size, got {w.size:,}, {new.size:,} and {u.size:,}")
+
+    def add(part: slice, *results: Array) -> None:
+        keys = np.empty(kernels.updates.TILE, np.uint32)
+        kernels.updates.MADE[u.dtype == _DOUBLE](w[part], u[part], new[part], keys, *results)
+
+    return _counts(fmt, RoundingMode.TIES_TO_EVEN, w.size, add)
+
+
+def _counts(fmt: FloatFormat, mode: RoundingMode, size: int, add: Callable[..., None]) -> UpdateReport:
+    """Return the report on what `add` counts: called with a part of the elements, and with what is to be added to."""
+    kernels = load_kernels()
+
     def count(parts: Iterator[slice]) -> UpdateReport:
         cells = take_zeros("updates", kernels.updates.CELLS, np.uint32)
         touched = np.array([kernels.updates.ROWS, 0])
         sums = np.zeros((3, kernels.product_sums.DIGITS), np.int64)
         for part in parts:
-            stream = np.array([seed, (first + part.start) % 2**64], np.uint64)
-            for _, weight, update in _blocks(w[part], u[part], carrier):
-                loop(weight, update, stream, cells, touched, sums)
+            add(part, cells, touched, sums)
         rows = kernels.counts.take_rows(cells, kernels.updates.COLUMNS, kernels.updates.SPECIAL_ROWS, touched)
         give_back("updates", cells)
         return _report(fmt, mode, rows, kernels.product_sums.take_sums(sums))
 
-    reports = counted(count, w.size)
+    reports = counted(count, size)
     return reports[0] if len(reports) == 1 else UpdateReport.total(reports, fmt, mode)
 
 

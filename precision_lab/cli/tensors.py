@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from precision_lab.cli.options import Input, Output, command, dtype_option, figure_option, formats_option, json_option
 from precision_lab.cli.show import progress_bar, say, say_skipped, show
 from precision_lab.cli.workers import dask_option, executor, workers_option
+
+if TYPE_CHECKING:
+    from precision_lab.analysis.recording import Recording
 
 
 @command()
@@ -52,10 +56,10 @@ def scan(
     precision-lab scan model.safetensors --html model.html
     precision-lab scan /shared/checkpoint --dask tcp://scheduler:8786
     """
-    from precision_lab.analysis.recording import is_recording
+    from precision_lab.analysis.recording import is_recording, read_recording
     from precision_lab.analysis.scan import DEFAULT_FORMATS
     from precision_lab.analysis.scan import scan as scan_files
-    from precision_lab.presentation.tables.histograms import scan_table
+    from precision_lab.presentation.tables.histograms import narrow_text, scan_table
     from precision_lab.support.files import write_json
 
     formats = chosen or DEFAULT_FORMATS
@@ -63,11 +67,14 @@ def scan(
         result = scan_files(
             files, formats=formats, loss_scale=loss_scale, dtype=dtype, executor=pool, progress=progress
         )
+    recordings = {file: read_recording(file) for file in files if is_recording(file)}
+    for file, recording in recordings.items():
+        if text := narrow_text(recording):
+            say(f"{file.name}: {text}")
     show(scan_table(result))
     say_skipped(result.skipped, (tensor.info for tensor in result.tensors))
-    for file in files:
-        if is_recording(file):
-            _show_recording(Path(file))
+    for file, recording in recordings.items():
+        _show_recording(file, recording)
     if data is not None:
         write_json(result.parts(), data)
     if figure is not None:
@@ -81,16 +88,14 @@ def scan(
         write_scan_page(result, page)
 
 
-def _show_recording(file: Path) -> None:
+def _show_recording(file: Path, recording: Recording) -> None:
     from precision_lab.analysis.loss_scale_plan import Covers
-    from precision_lab.analysis.recording import read_recording
     from precision_lab.analysis.swamping_scan import recorded_updates
     from precision_lab.presentation.tables.histograms import recording_text
     from precision_lab.presentation.tables.swamping import updates_table
 
-    recording = read_recording(file)
     updates = recorded_updates(recording, file)
-    if updates.tensors:
+    if updates.tensors or updates.skipped:
         show(updates_table(updates))
     say(f"{file.name}: {recording_text(recording)} {Covers.PARAMETERS.sentence}")
 

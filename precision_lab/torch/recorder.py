@@ -13,53 +13,46 @@ hooks are the optimizer's (``register_step_pre_hook``, ``register_step_post_hook
 closure (LBFGS) every evaluation counts, as each hands the optimizer a gradient. Without an optimizer nobody but you
 knows when a gradient is final: call `GradientRecorder.step` where ``optimizer.step()`` would be.
 
-An *update* is the parameter after a step minus the parameter before it, whatever the optimizer did, rounded once in
-float32 (float64 for float64). Of float32 weights that is the update that was intended, to the last bit or so, and the
-update reports say how much of it weights in bf16 or fp16 would have lost. Of weights that are in 16 bits already it is
-what was left after the loss: look at `RecordedTensor.unchanged` there.
+An *update* of weights in float32 or float64 is the parameter after a step minus the parameter before it, whatever the
+optimizer did. That is what was intended but for what float32 itself loses, and the update reports say how much of it
+weights in bf16 or fp16 would have lost. Of weights that are in 16 bits or fewer such a difference is what was left
+after the loss. There an update is what the optimizer **intended**, computed from the gradient and its state before the
+step, and the report on the format of the weights says what the step made of it. That is known of exactly torch's SGD,
+Adam and AdamW (see `precision_lab.torch.intended`); of a subclass or another optimizer updates of narrow weights are
+*not measurable*, and nothing is said of them but how many weights with a gradient stood still.
 
 What it costs: about 1 ns for each gradient, 3 ns more for each update, and 4 ns for each format that is asked what it
 would lose, on one core (more threads here do not help: those of torch spin meanwhile). Of training steps of 1.3 million
 parameters on two cores, gradients alone are 3 to 13 % with AdamW (7 and 16 ms) and with SGD of large batches (12 ms),
 but half of an SGD step of 5 ms; ``every=4`` brings them below 15 % there too. All of it makes a recorded step two to
-five times as long, and with ``every=30`` the training 8 to 23 % longer. `make bench-torch` measures it on your machine.
+five times as long, and with ``every=30`` the training 8 to 23 % longer. To compute what was intended takes 4 ns more
+with SGD and 15 with Adam. `make bench-torch` measures it on your machine.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import Covers, LossScalePlan, plan_loss_scale
-from precision_lab.analysis.recording import RecordedTensor, Recording
+from precision_lab.analysis.recording import Recording, narrow_format
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan_recording
-from precision_lab.analysis.swamping_scan import UpdateScan, recorded_updates
-from precision_lab.analysis.updates import UpdateReport, update_report
-from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
-from precision_lab.numerics.inputs import converted
+from precision_lab.analysis.swamping_scan import RecordedUpdates, recorded_updates
+from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.files import write_json
-from precision_lab.support.threads import alone
-
-Array: TypeAlias = NDArray[Any]
-
-_CODES = {  # dtypes that torch does not hand to NumPy, and what they are there
-    torch.bfloat16: (torch.uint16, ml_dtypes.bfloat16),
-    torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
-    torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
-}
-_WAIT = 1 << 15  # updates of small parameters are reported together, when there are so many: a report has a fixed cost
-_BLOCK = 1 << 20  # elements for which there is memory, used again and again: a histogram has a fixed cost too
+from precision_lab.torch.hooks import call_on_skip, groups_of, stepping_optimizers
+from precision_lab.torch.intended import KNOWN
+from precision_lab.torch.tally import Scratch, Tally, dtype_name, tallies_of
 
 
 class GradientRecorder:
@@ -71,9 +64,11 @@ class GradientRecorder:
     Parameters
     ----------
     model : torch.nn.Module
-        Its parameters are recorded, those of the start. A shared one is counted once, under its first name.
+        Its parameters are recorded, those of the start. A shared one is counted once, under its first name. With an
+        optimizer only those that are in one of its groups when it steps; the others are named as missing.
     optimizer : torch.optim.Optimizer, optional
-        Any; its steps are recorded. Without one call `step` after the backward passes of a step.
+        Any; its steps are recorded. Of one that wraps another and has no hooks of its own (as accelerate's) those of
+        the optimizer inside, its `optimizer`. Without one call `step` after the backward passes of a step.
     every : int
         Record every so many-th step, the first included.
     formats : sequence of format specs
@@ -85,14 +80,16 @@ class GradientRecorder:
     Raises
     ------
     ValueError
-        The model has no parameters, or none that the optimizer updates; bad `every`; unknown format; a scaler without
-        an optimizer.
+        The model has no parameters, or none that the optimizer updates; no optimizer with hooks, or several; bad
+        `every`; unknown format; a scaler without an optimizer.
 
     Notes
     -----
     Gradients on the CPU are counted where they lie, without a copy; from a GPU they are copied over in every recorded
-    step. With an optimizer, a second copy of the weights is held until `detach`. A sparse gradient counts as the dense
-    one that it stands for. Complex parameters are not recorded. A step that a scaler skips is counted as skipped, and
+    step. With an optimizer, a second copy of the weights is held until `detach`, and during a recorded step the
+    intended update of narrow weights in float32. Hooks of your own that change gradients before a step are registered
+    before `attach`, or the gradients are recorded without what they do. A sparse gradient counts as the dense one that
+    it stands for. Complex parameters are not recorded. A step that a scaler skips is counted as skipped, and
     its gradients are not counted: the optimizer never gets them.
 
     Where subnormal numbers are flushed to zero (``torch.set_flush_denormal(True)``) nothing can be counted: `attach`
@@ -114,25 +111,24 @@ class GradientRecorder:
         if scaler is not None and optimizer is None:
             raise ValueError("a scaler is asked about the steps of an optimizer: give the optimizer too")
         chosen_formats = tuple(dict.fromkeys(map(get_format, formats)))
-        self._tallies = _tallies(model, chosen_formats)
+        self._tallies = tallies_of(model, chosen_formats)
         if not self._tallies:
             raise ValueError(f"the model, a {type(model).__name__}, has no parameters: there is nothing to record")
-        if optimizer is not None:
-            updated = _updated_by(optimizer)
-            if not any(id(tally.parameter) in updated for tally in self._tallies):
-                raise ValueError(
-                    "the optimizer updates no parameter of this model: give the model that it was made for"
-                )
-        self._model, self._optimizer, self._scaler, self._every = type(model).__name__, optimizer, scaler, every
+        self._optimizers = () if optimizer is None else stepping_optimizers(optimizer)
+        if self._optimizers and all(tally.outside(groups_of(self._optimizers[-1])) for tally in self._tallies):
+            raise ValueError("the optimizer updates no parameter of this model: give the model that it was made for")
+        self._model, self._scaler, self._every = type(model).__name__, scaler, every
         self._handles: list[Callable[[], None]] = []
         self._steps = self._skipped = self._recorded = 0
         self._recording_now = False
-        self._scratch = _Scratch()
+        self._scratch = Scratch()
 
     # ---- when ----
 
     def attach(self) -> Self:
         """Begin to record.
+
+        Warns where weights in 16 bits or fewer are what the optimizer updates, without a master copy in float32.
 
         Raises
         ------
@@ -143,29 +139,51 @@ class GradientRecorder:
             of the class.
 
         """
+        return self._attach()
+
+    def _attach(self) -> Self:
         require_gradual_underflow()
         if self._handles:
             raise RuntimeError("this recorder is attached already: call detach() first, or use one `with` block")
-        if self._optimizer is not None:
-            self._handles = [
-                self._optimizer.register_step_pre_hook(self._before).remove,
-                self._optimizer.register_step_post_hook(self._after).remove,
-            ]
-            if self._scaler is not None:
-                self._handles.append(_on_skip(self._scaler, self._optimizer, self._calls, self._skip))
-        else:
+        if not self._optimizers:
             self._handles = [lambda: None]
+            return self
+        stepping = self._optimizers[-1]
+        if warning := self._about_narrow_weights():
+            warnings.warn(warning, stacklevel=3)
+        self._handles = [
+            stepping.register_step_pre_hook(self._before).remove,
+            stepping.register_step_post_hook(self._after).remove,
+        ]
+        if self._scaler is not None:
+            self._handles.append(call_on_skip(self._scaler, self._optimizers, self._calls, self._skip))
         return self
+
+    def _about_narrow_weights(self) -> str:
+        """Say how many of the weights that the optimizer has are narrow, and what to do; nothing if none is."""
+        groups = groups_of(self._optimizers[-1])
+        updated = [tally.parameter for tally in self._tallies if not tally.outside(groups)]
+        narrow = {fmt.name: 0 for fmt in filter(None, map(_narrow, updated))}
+        if not narrow:
+            return ""
+        share = sum(p.numel() for p in updated if _narrow(p)) / max(1, sum(p.numel() for p in updated))
+        optimizer = type(self._optimizers[-1])
+        blind = "" if optimizer in KNOWN else f", and how many cannot be measured with {optimizer.__name__}"
+        return (
+            f"{100 * share:.4g} % of the weights that the optimizer updates are stored in {', '.join(narrow)}, without "
+            f"a master copy: updates below half the gap to the next value are lost{blind}; keep the weights in float32 "
+            "(model.float()) and compute in 16 bits under torch.autocast"
+        )
 
     def detach(self) -> None:
         """Stop recording and leave no trace; what was recorded stays. Harmless where nothing is attached."""
         while self._handles:
             self._handles.pop()()
         for tally in self._tallies:
-            tally.kept, tally.waits_for_step = None, False
+            tally.forget()
 
     def __enter__(self) -> Self:
-        return self.attach()
+        return self._attach()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -183,12 +201,12 @@ class GradientRecorder:
             As `attach`; nothing of this step is counted then.
 
         """
-        if self._optimizer is not None:
+        if self._optimizers:
             raise RuntimeError("the steps of the optimizer are recorded by themselves: do not call step()")
         if not self._handles:
             raise RuntimeError("this recorder is not attached: use it in a `with` block, or call attach()")
         if self._steps % self._every == 0:
-            self._count_gradients()
+            self._count_gradients(self._tallies)
             self._recorded += 1
         self._steps += 1
 
@@ -201,19 +219,20 @@ class GradientRecorder:
 
     @property
     def updates(self) -> dict[str, ExponentHistogram]:
-        """Likewise of the updates."""
-        return {tally.name: tally.updates for tally in self._counted() if tally.updates.count}
+        """Likewise of the updates; those that are not measurable are not there, see `RecordedTensor`."""
+        return {tally.name: tally.updates for tally in self._counted() if tally.has_updates}
 
     @property
     def ratios(self) -> dict[str, ExponentHistogram]:
         """Likewise of |update / weight|; see `RecordedTensor`."""
-        return {tally.name: tally.ratios for tally in self._counted() if tally.updates.count}
+        return {tally.name: tally.ratios for tally in self._counted() if tally.has_updates}
 
     def recording(self) -> Recording:
         """Return what was recorded so far, as a value."""
+        groups = groups_of(self._optimizers[-1]) if self._optimizers else None
         return Recording(
             self._model,
-            tuple(tally.frozen(self._recorded) for tally in self._counted()),
+            tuple(tally.frozen(self._recorded, groups) for tally in self._counted()),
             self._steps,
             self._skipped,
             self._recorded,
@@ -224,8 +243,8 @@ class GradientRecorder:
         """Say what each format would have done to the gradients; as `precision_lab.scan`, for tables and figures."""
         return scan_recording(self.recording(), formats=formats, loss_scale=loss_scale)
 
-    def update_report(self) -> UpdateScan:
-        """Say what would have become of the updates, parameter by parameter, worst first."""
+    def update_report(self) -> RecordedUpdates:
+        """Say which weights stood still and what would have become of the updates, parameter by parameter."""
         return recorded_updates(self.recording())
 
     def plan_loss_scale(self, fmt: FormatLike, *, margin: int = 1) -> LossScalePlan:
@@ -267,7 +286,7 @@ class GradientRecorder:
             for tag, now in (("gradients", tally.gradients), ("updates", tally.updates)):
                 bars = _bars(now, tally.written.get(tag, ExponentHistogram.empty()), tally.parameter.dtype)
                 tally.written[tag] = now
-                if bars:
+                if bars and (tag == "gradients" or tally.has_updates):
                     _write_bars(writer, f"{tag}/{tally.name}", bars, step)
 
     # ---- hooks ----
@@ -293,19 +312,21 @@ class GradientRecorder:
         if not self._recording_now:
             return None
         self._recorded += 1
-        updated = _updated_by(optimizer)
-        for tally in self._tallies:
-            if id(tally.parameter) in updated and not tally.parameter.is_complex():
-                tally.keep()
+        groups = groups_of(optimizer)
+        stepping = [tally for tally in self._tallies if tally.keep(groups)]
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
-            self._count_gradients(scale)
+            self._count_gradients(stepping, scale)
+            for tally in stepping:
+                tally.expect(optimizer, groups, scale)
             return None
 
         @functools.wraps(closure)
         def counting() -> Any:
             value = closure()
-            self._count_gradients()
+            self._count_gradients(stepping)
+            for tally in stepping:
+                tally.expect(optimizer, groups)
             return value
 
         if len(args) > 1:
@@ -319,202 +340,20 @@ class GradientRecorder:
             for tally in self._tallies:
                 tally.count_update(self._scratch)
 
-    def _count_gradients(self, scale: Any = None) -> None:
+    def _count_gradients(self, tallies: Sequence[Tally], scale: Any = None) -> None:
         require_gradual_underflow()
-        for tally in self._tallies:
+        for tally in tallies:
             if tally.parameter.grad is not None:
                 tally.count_gradient(tally.parameter.grad, scale)
 
-    def _counted(self) -> Sequence[_Tally]:
+    def _counted(self) -> Sequence[Tally]:
         for tally in self._tallies:
             tally.count_waiting()
         return self._tallies
 
 
-class _Tally:
-    """What is counted of one parameter."""
-
-    def __init__(self, names: Sequence[str], parameter: Any, formats: tuple[FloatFormat, ...]) -> None:
-        self.name, *self.shared = names
-        self.parameter = parameter
-        self.dtype = _dtype_name(parameter)
-        self.times = 0
-        self.gradients, self.updates, self.ratios = (ExponentHistogram.empty() for _ in range(3))
-        self.reports = [UpdateReport.empty(fmt) for fmt in formats]
-        self.unchanged = 0
-        self.kept: Any = None
-        self.waits_for_step = False
-        self.waiting: list[tuple[Array, Array]] = []  # weights and their updates, flat
-        self.written: dict[str, ExponentHistogram] = {}
-
-    @alone()  # the threads of the training have the cores
-    def count_gradient(self, gradient: Any, scale: Any) -> None:
-        gradient = gradient.detach()
-        if gradient.is_complex():
-            return
-        self.times += 1
-        self.dtype = _dtype_name(gradient)
-        missing = 0
-        if gradient.layout is not torch.strided:
-            gradient = gradient.coalesce() if gradient.layout is torch.sparse_coo else gradient
-            missing = gradient.numel() - gradient.values().numel()
-            gradient = gradient.values()
-        if scale is not None:
-            gradient = gradient / scale.to(gradient.device, gradient.dtype)
-        self.gradients += ExponentHistogram.of(_array(gradient))
-        if missing:
-            self.gradients += ExponentHistogram(missing, 0, None, 0.0, 0, self.gradients.table[:0])
-
-    def keep(self) -> None:
-        """Keep the weights as they are before a step."""
-        parameter = self.parameter.detach()
-        if self.kept is None or self.kept.dtype != parameter.dtype or self.kept.shape != parameter.shape:
-            self.kept = parameter.clone()
-        else:
-            self.kept.copy_(parameter)  # no new memory, whose pages would have to be made first
-        self.waits_for_step = True
-
-    @alone()
-    def count_update(self, scratch: _Scratch) -> None:
-        if not self.waits_for_step:
-            return
-        self.waits_for_step = False
-        pair = [self.kept, self.parameter.detach()]
-        gradient = self.parameter.grad
-        if gradient is not None:
-            pair.append((gradient if gradient.layout is torch.strided else gradient.to_dense()).detach())
-        if len({tensor.stride() for tensor in pair}) > 1:  # their elements are taken in the order of memory
-            pair = [tensor.contiguous() for tensor in pair]
-        before, after, *gradients = map(_array, pair)
-        if before.dtype not in (np.float32, np.float64):
-            before, after = converted(before, np.float32), converted(after, np.float32)
-        waits = before.size < _WAIT
-        updates = np.empty_like(before) if waits else scratch.of("updates", before.size, before.dtype)
-        ratios = scratch.of("ratios", min(before.size, _BLOCK), before.dtype)
-        with np.errstate(all="ignore"):
-            np.subtract(after, before, out=updates)
-            for start in range(0, before.size, _BLOCK):
-                part = slice(start, start + _BLOCK)
-                np.divide(updates[part], before[part], out=ratios[: updates[part].size])
-                self.count_block(updates[part], ratios[: updates[part].size], [g[part] for g in gradients])
-        if not self.reports:
-            return
-        if waits:
-            self.waiting.append((before.copy(), updates))
-            if sum(update.size for _, update in self.waiting) >= _WAIT:
-                self.count_waiting()
-        else:
-            self.count_reports(before, updates)
-
-    def count_block(self, updates: Array, ratios: Array, gradients: list[Array]) -> None:
-        histogram = ExponentHistogram.of(updates)
-        self.updates += histogram
-        self.ratios += ExponentHistogram.of(ratios)
-        if histogram.zero:
-            self.unchanged += sum(int(np.count_nonzero((updates == 0) & (g != 0))) for g in gradients)
-
-    def count_waiting(self) -> None:
-        """Count the updates that wait."""
-        if self.waiting:
-            weights, updates = map(np.concatenate, zip(*self.waiting, strict=True))
-            self.count_reports(weights, updates)
-            self.waiting = []  # only now: it may be refused, see `require_gradual_underflow`
-
-    def count_reports(self, weights: Array, updates: Array) -> None:
-        self.reports = [report + update_report(weights, updates, report.format) for report in self.reports]
-
-    def frozen(self, recorded_steps: int) -> RecordedTensor:
-        recorded = self.updates.count > 0
-        return RecordedTensor(
-            self.name,
-            self.dtype,
-            tuple(self.parameter.shape),
-            self.gradients,
-            self.times,
-            self.missing(recorded_steps),
-            tuple(self.shared),
-            self.updates if recorded else None,
-            self.ratios if recorded else None,
-            self.unchanged,
-            tuple(self.reports) if recorded else (),
-        )
-
-    def missing(self, recorded_steps: int) -> str:
-        if self.times:
-            return ""
-        if self.parameter.is_complex():
-            return "complex parameter"
-        if not self.parameter.requires_grad:
-            return "frozen, requires_grad is False"
-        if not recorded_steps:
-            return "no step was recorded"
-        return f"no gradient in any of {recorded_steps:,} recorded steps"
-
-
-class _Scratch:
-    """Memory that is used again and again."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[Any, Array] = {}
-
-    def of(self, name: str, size: int, dtype: Any) -> Array:
-        held = self.arrays.get((name, dtype))
-        if held is None or held.size < size:
-            held = self.arrays[name, dtype] = np.empty(size, dtype)
-        return held[:size]
-
-
-def _tallies(model: Any, formats: tuple[FloatFormat, ...]) -> list[_Tally]:
-    """Return a tally for each parameter; one of several names has one tally."""
-    names: dict[int, list[str]] = {}
-    parameters = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-        parameters[id(parameter)] = parameter
-    return [_Tally(names[key], parameter, formats) for key, parameter in parameters.items()]
-
-
-def _updated_by(optimizer: Any) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _dtype_name(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _array(tensor: Any) -> Array:
-    """Return the elements in the order of memory, flat; without a copy where the tensor is dense and on the CPU."""
-    tensor = tensor.detach().cpu()
-    codes, dtype = _CODES.get(tensor.dtype, (None, None))
-    array: Array = tensor.numpy() if codes is None else tensor.view(codes).numpy().view(dtype)
-    return array.ravel(order="K")
-
-
-def _on_skip(scaler: Any, optimizer: Any, calls: Callable[[], int], skip: Callable[[], None]) -> Callable[[], None]:
-    """Have `skip` called for each step of the optimizer that the scaler leaves out; return what ends that."""
-    own = vars(scaler).get("step")  # of another recorder
-    original = scaler.step
-
-    @functools.wraps(original)
-    def step(stepping: Any, *args: Any, **kwargs: Any) -> Any:
-        before = calls()
-        value = original(stepping, *args, **kwargs)
-        if stepping is optimizer and watching and calls() == before:
-            skip()
-        return value
-
-    def end() -> None:
-        watching.clear()
-        if vars(scaler).get("step") is not step:
-            return  # somebody came after us; ours only passes on
-        if own is None:
-            del scaler.step
-        else:
-            scaler.step = own
-
-    watching = [True]
-    scaler.step = step
-    return end
+def _narrow(parameter: Any) -> Any:
+    return narrow_format(dtype_name(parameter))
 
 
 def _bars(now: ExponentHistogram, before: ExponentHistogram, dtype: Any) -> dict[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
@@ -27,7 +28,15 @@ from precision_lab.analysis.stagnation import (
     stagnation,
     swamping_thresholds,
 )
-from precision_lab.analysis.updates import LOST, MOVED, NO_UPDATE, UpdateReport, update_outcomes, update_report
+from precision_lab.analysis.updates import (
+    LOST,
+    MOVED,
+    NO_UPDATE,
+    UpdateReport,
+    step_report,
+    update_outcomes,
+    update_report,
+)
 from precision_lab.numerics import reference
 from precision_lab.numerics.codes import decode
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
@@ -212,6 +221,37 @@ def test_outcomes_equal_the_definitions_one_by_one(data: st.DataObject, fmt: Flo
         one = brute_report(weights[i : i + 1], updates[i : i + 1], fmt, "ties_to_even", 0)
         expected.append(LOST if one.lost else MOVED if one.nonzero else NO_UPDATE)
     assert update_outcomes(weights, updates, fmt).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("fmt", ["bf16", "fp16", "fp8_e4m3fn"])
+def test_a_step_of_one_rounding_is_reported_as_that_rounding(fmt: str, dtype: type) -> None:
+    """In every mode: the weights after the step are all that is known of it. Across tiles, and where some overflow."""
+    rng = np.random.default_rng(8)
+    weights = np.asarray(round_to(rng.standard_normal(5000) * 2.0 ** rng.integers(-6, 9, 5000), fmt)).astype(dtype)
+    updates = (weights * rng.standard_normal(5000) * 2.0 ** rng.integers(-14, 2, 5000)).astype(np.float32).astype(dtype)
+    weights[:9], updates[:9] = [0, 0, 1, 1, 1, np.nan, 2, np.inf, 0], [1e-3, -1, np.nan, np.inf, 0, 1, 2**20, 1, 0]
+    found = []
+    for mode in set(MODES) - {"stochastic"}:
+        exact = weights.astype(np.float64) + updates  # of so many bits
+        with np.errstate(all="ignore"):
+            after = np.asarray(round_to(exact, fmt, mode)).astype(dtype)
+        expected = update_report(weights, updates, fmt, mode=mode)
+        assert step_report(weights, after, updates, fmt) == replace(expected, mode=expected.mode.TIES_TO_EVEN), mode
+        found.append(expected)
+    assert min(report.lost for report in found) > 100
+    assert any(report.overflowed for report in found) or fmt == "bf16"
+
+
+def test_a_step_may_do_anything() -> None:
+    """It is not taken for a rounding of w + u."""
+    before, after = [1.0, 1.0, 1.0, -2.0, 0.0], [1.0, 3.0, np.nan, -2.0, 0.0]
+    report = step_report(before, after, [0.5, -1.0, 1.0, 0.0, 2.0], "bf16")
+    assert (report.count, report.nonzero, report.lost, report.overflowed, report.zero_weights) == (5, 4, 2, 1, 1)
+    assert report.edq_ratio == (2 * -1) / (0.25 + 1 + 4)
+    assert (report.ratios, report.lost_ratios) == ({-1: 1, 0: 2}, {-1: 1})
+    with pytest.raises(ValueError, match="of one size, got 2, 1 and 2"):
+        step_report([1, 2], [1], [1, 2], "bf16")
 
 
 def test_outcomes_have_the_shape_of_the_weights_and_cross_tiles_and_blocks() -> None:

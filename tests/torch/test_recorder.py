@@ -101,6 +101,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore:.*master copy")
 def test_histograms_equal_a_brute_force_count_and_the_recorder_changes_nothing(
     torch: Any, recorder_of: Any, name: str, dtype: str
 ) -> None:
@@ -125,6 +126,8 @@ def test_histograms_equal_a_brute_force_count_and_the_recorder_changes_nothing(
         assert counted(tensor.gradients) == brute_force(gradients)
         assert tensor.gradients == recorder.gradients[tensor.name]
         assert (tensor.dtype, tensor.times) == (dtype, 5)
+        if dtype in ("bfloat16", "float16"):
+            continue  # test_narrow_weights.py
         wide = torch.float64 if dtype == "float64" else torch.float32
         befores, afters = ([step[i][tensor.name].to(wide) for step in seen] for i in (1, 2))
         updates = [after - before for before, after in zip(befores, afters, strict=True)]
@@ -132,13 +135,12 @@ def test_histograms_equal_a_brute_force_count_and_the_recorder_changes_nothing(
         assert counted(tensor.updates) == brute_force(updates)
         unchanged = sum(int(((u == 0) & (g != 0)).sum()) for u, g in zip(updates, gradients, strict=True))
         assert tensor.unchanged == unchanged
+        assert tensor.should_move == sum(int((g != 0).sum()) for g in gradients)
         w, u = (np.concatenate([np.asarray(x).ravel() for x in xs]) for xs in (befores, updates))
         assert tensor.reports == tuple(update_report(w, u, fmt) for fmt in ("bf16", "fp16"))
         with np.errstate(all="ignore"):
             ratio = u / w
         assert tensor.ratios == recorder.ratios[tensor.name] == ExponentHistogram.of(ratio)
-    if dtype == "bfloat16" and name == "sgd":
-        assert sum(tensor.unchanged for tensor in recording.tensors) > 50
 
 
 def test_large_and_small_parameters_are_counted_alike(torch: Any, recorder_of: Any) -> None:
@@ -408,20 +410,39 @@ def test_nan_and_infinite_gradients_are_counted_as_such(torch: Any, recorder_of:
     assert recorder.recording().tensors[0].reports[0].nonfinite == 3
 
 
-def test_several_parameter_groups_and_parameters_that_the_optimizer_does_not_have(torch: Any, recorder_of: Any) -> None:
+def test_only_what_is_in_a_group_of_the_optimizer_is_counted(torch: Any, recorder_of: Any) -> None:
+    """Groups that are added later are seen; what is in none is named."""
     model = network(torch, 5, 6, 4)
     optimizer = torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.1}], lr=0.2)
     with recorder_of(model, optimizer) as recorder:
         train(torch, model, optimizer, 1)
+        assert {info.name for info in recorder.report().skipped} == {"2.weight", "2.bias"}
         optimizer.add_param_group({"params": [model[2].weight]})
         train(torch, model, optimizer, 1)
-    assert {name: h.count for name, h in recorder.gradients.items()} == {
-        "0.weight": 60,
-        "0.bias": 12,
-        "2.weight": 48,
-        "2.bias": 8,
-    }
-    assert {name: h.count for name, h in recorder.updates.items()} == {"0.weight": 60, "0.bias": 12, "2.weight": 24}
+    for counted_ in (recorder.gradients, recorder.updates):
+        assert {name: h.count for name, h in counted_.items()} == {"0.weight": 60, "0.bias": 12, "2.weight": 24}
+    assert {info.name: info.skipped for info in recorder.report().skipped} == {"2.bias": "in no group of the optimizer"}
+    assert [tensor.steps for tensor in recorder.recording().tensors] == [2, 2, 1, 0]
+
+
+def test_the_other_network_of_a_gan_is_not_counted(torch: Any, recorder_of: Any) -> None:
+    """What the generator's step leaves in the discriminator's gradients is nobody's gradient."""
+    model = torch.nn.ModuleDict({"g": torch.nn.Linear(4, 8), "d": torch.nn.Linear(8, 1)})
+    optimizers = {name: torch.optim.Adam(model[name].parameters()) for name in "gd"}
+    recorders = {name: recorder_of(model, optimizer) for name, optimizer in optimizers.items()}
+    seen: dict[str, list[Any]] = {"g": [], "d": []}
+    for recorder in recorders.values():
+        recorder.attach()
+    for name in "gdgd":
+        model.zero_grad()
+        (model["d"](model["g"](torch.randn(16, 4))).mean() * (1.0 if name == "d" else 1e-6)).backward()
+        seen[name] += [p.grad.clone() for p in model[name].parameters() if p.grad is not None]
+        optimizers[name].step()
+    for name, recorder in recorders.items():
+        recorder.detach()
+        assert counted(recorder.report().total) == brute_force(seen[name])
+        assert {info.skipped for info in recorder.report().skipped} == {"in no group of the optimizer"}
+        assert {info.name[0] for info in recorder.report().skipped} == {"g", "d"} - {name}
 
 
 def test_a_complex_parameter_is_a_row(torch: Any, recorder_of: Any) -> None:

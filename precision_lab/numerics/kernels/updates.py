@@ -189,7 +189,7 @@ def _unhide(x, rounded):
         rounded[j] = rounded[j] if np.isfinite(x[j]) else np.nan
 
 
-def _make_loops(add_to_odd: Any, count_usual: Any, count_any: Any, tell: Any) -> tuple[Any, Any]:
+def _make_loops(add_to_odd: Any, count_usual: Any, count_any: Any, tell: Any) -> tuple[Any, Any, Any]:
     """Build the loops over tiles for a carrier."""
 
     @compiled()
@@ -260,10 +260,21 @@ def _make_loops(add_to_odd: Any, count_usual: Any, count_any: Any, tell: Any) ->
             step(ws, us, storing, rounding, by_chance, stream, hides, stored, total, rounded)
             tell(stored, us, rounded, outcomes[start : start + TILE])
 
-    return updates, outcomes
+    @compiled()
+    def made(w, u, rounded, keys, cells, touched, sums):
+        """Count as `updates`, of a step that was made: `rounded` is what the weights are after it.
+
+        `keys` is scratch, (TILE,) of uint32.
+        """
+        w, u, rounded, cells, sums = borrowed(w), borrowed(u), borrowed(rounded), borrowed(cells), borrowed(sums)
+        for start in range(0, w.size, TILE):
+            tile = slice(start, min(start + TILE, w.size))
+            count(w[tile], u[tile], rounded[tile], keys[: tile.stop - start], cells, touched, sums)
+
+    return updates, outcomes, made
 
 
-UPDATES, OUTCOMES = zip(
+UPDATES, OUTCOMES, MADE = zip(
     _make_loops(*_make_updates(U32, np.float32, np.int32, 32, 23, np.inf)),
     _make_loops(*_make_updates(U64, np.float64, np.int64, 64, 52, LARGEST_UPDATE)),
     strict=True,

@@ -350,11 +350,18 @@ def swamping_scan_figure(result: FrozenScan | UpdateScan) -> Figure:
     matplotlib.figure.Figure
         A figure that pyplot does not know of; `save_figure` writes it.
 
+    Raises
+    ------
+    ValueError
+        It has no report on updates in any format, as where those of a recorded run are not measurable.
+
     """
     with style():
         figure = Figure(figsize=(8.5, 4.4), dpi=120, layout="constrained")
         ax = figure.add_subplot()
         if isinstance(result, UpdateScan):
+            if not result.formats:
+                raise ValueError("there is no report on updates in any format: nothing to draw")
             report = result.total[0]
             share = percent_label(percent_of(report.lost, report.nonzero))
             title = f"All updates: {share} % of those that are not zero are lost in {report.format}"

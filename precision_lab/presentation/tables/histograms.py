@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.recording import Recording
+from precision_lab.analysis.recording import Movement, RecordedTensor, Recording, narrow_format
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScannedTensor, ScanResult
 from precision_lab.presentation.tables.table import (
     Table,
@@ -14,6 +14,7 @@ from precision_lab.presentation.tables.table import (
     only_table,
     percent,
     power_of_two,
+    steps_text,
     tables_of,
     worst,
 )
@@ -63,13 +64,13 @@ def histogram_table(histogram: ExponentHistogram) -> Table:
 def scan_table(result: ScanResult) -> Table:
     """One row a tensor: how much of it each format would flush, make subnormal and overflow."""
 
-    def row(name: str, dtype: str, histogram: ExponentHistogram) -> tuple[str, ...]:
+    def row(name: str, dtype: str, elements: int, histogram: ExponentHistogram) -> tuple[str, ...]:
         fates = [fates_text(histogram.conversion(fmt, result.loss_scale)) for fmt in result.formats]
         zero = histogram.zero / histogram.count if histogram.count else 0.0
         return (
             name,
             dtype,
-            f"{histogram.count:,}",
+            steps_text(elements, histogram.count),
             percent(zero),
             f"{histogram.nonfinite:,}",
             number(histogram.min_nonzero),
@@ -83,19 +84,25 @@ def scan_table(result: ScanResult) -> Table:
 
     listed = worst(result.tensors, lost)
     several = of_several_files(t.info for t in result.tensors)
-    rows = tuple(row(label_of(t.info, several), t.info.dtype, t.histogram) for t in listed)
+    rows = tuple(row(label_of(t.info, several), t.info.dtype, t.info.count, t.histogram) for t in listed)
     columns = ("tensor", "dtype", "elements", "zero %", "inf, NaN", "min nonzero", "max")
     return Table(
         "What each format would do",
         (*columns, *(fmt.name for fmt in result.formats)),
         rows,
         frozenset(range(2, len(columns) + len(result.formats))),
-        totals=row("total", "", result.total),
+        totals=row("total", "", sum(t.info.count for t in result.tensors), result.total),
         note="Under each format: flushed to zero / subnormal / overflowed, in percent of the nonzero finite elements"
         + _scale_note(result.loss_scale)
         + "."
+        + _steps_note(result.tensors)
         + and_more(len(result.tensors), "flushed or overflowed, in the format that loses the largest share"),
     )
+
+
+def _steps_note(tensors: Iterable[ScannedTensor]) -> str:
+    recorded = any(tensor.histogram.count != tensor.info.count for tensor in tensors)
+    return " Elements of a recording: those of the parameter x the gradients that were counted." if recorded else ""
 
 
 def _scale_note(loss_scale: float) -> str:
@@ -103,10 +110,37 @@ def _scale_note(loss_scale: float) -> str:
 
 
 def recording_text(recording: Recording) -> str:
-    """Say in a line what a recording covers."""
+    """Say in a line what a recording covers, and which share of the weights stood still."""
     made = f"{recording.steps:,} step{'' if recording.steps == 1 else 's'} of {shown(recording.model)}"
     steps = f"{made}, the gradients of {recording.recorded_steps:,} are counted"
     skipped = f"; {recording.skipped_steps:,} more were skipped by the loss scaler" if recording.skipped_steps else ""
-    unchanged = sum(tensor.unchanged for tensor in recording.tensors)
-    stood = f"; {unchanged:,} weights with a gradient stood still" if unchanged else ""
-    return f"{steps}{skipped}{stood}."
+    still = "; ".join(("", *_stood_still(recording.tensors, recording.recorded_steps)))
+    return f"{steps}{skipped}{still}."
+
+
+def narrow_text(recording: Recording) -> str:
+    """Say what became of the weights in 16 bits or fewer that the optimizer had; nothing where there were none."""
+    narrow = [t for t in recording.tensors if narrow_format(t.dtype) and (t.movement or t.not_measurable)]
+    if not narrow:
+        return ""
+    names = ", ".join(dict.fromkeys(str(narrow_format(tensor.dtype)) for tensor in narrow))
+    told = _stood_still(narrow, recording.recorded_steps)
+    reasons = dict.fromkeys(tensor.not_measurable for tensor in narrow if tensor.not_measurable)
+    lost = [f"how much of their updates was lost is {shown(reason)}" for reason in reasons]
+    return f"Weights stored in {names}: {'; '.join([*told, *lost])}."
+
+
+def _stood_still(tensors: Iterable[RecordedTensor], steps: int) -> list[str]:
+    """Say which share of the weights stood still, of those that should have moved."""
+    listed = list(tensors)
+    total = Movement.total(filter(None, (tensor.movement for tensor in listed)))
+    unknown = sum(tensor.unchanged for tensor in listed if tensor.movement is None)
+    told = []
+    if total.should_move:
+        where = f"the {steps:,} recorded steps" if steps > 1 else "the recorded step"
+        computed = any(tensor.updates is not None and narrow_format(tensor.dtype) for tensor in listed)
+        which = "that should have moved did not" if computed else "with a gradient did not move"
+        told.append(f"{percent(total.stood_still_share)} % of the weights {which}, in {where}")
+    if unknown:  # by an earlier version
+        told.append(f"{unknown:,} times a weight with a gradient stood still in a step, of an unknown number of times")
+    return told

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from precision_lab.analysis.frozen_weights import WeightGaps
+from precision_lab.analysis.recording import Movement, narrow_format
 from precision_lab.analysis.stagnation import Stagnation, SwampingThresholds
-from precision_lab.analysis.swamping_scan import FrozenScan, UpdateScan
+from precision_lab.analysis.swamping_scan import FrozenScan, RecordedUpdates, UpdateScan
 from precision_lab.analysis.updates import UpdateReport
 from precision_lab.experiments.swamping import SwampingResult
+from precision_lab.numerics.formats import FloatFormat
 from precision_lab.presentation.tables.table import (
     Table,
     and_more,
@@ -16,9 +18,11 @@ from precision_lab.presentation.tables.table import (
     number,
     only_table,
     percent,
+    steps_text,
     tables_of,
     worst,
 )
+from precision_lab.support.text import shown
 from precision_lab.tensors.info import label_of, of_several_files
 
 
@@ -93,32 +97,90 @@ def frozen_table(result: FrozenScan) -> Table:
 
 @only_table
 def updates_table(result: UpdateScan) -> Table:
-    """One row a tensor, worst first: what becomes of its updates in each format."""
-
-    def cells(reports: Sequence[UpdateReport]) -> tuple[str, ...]:
-        return tuple(
-            f"{percent(r.lost_of_nonzero)} / {percent(r.imprecision)} / {number(r.edq_ratio)}" for r in reports
-        )
-
-    def counts(reports: Sequence[UpdateReport]) -> tuple[str, ...]:
-        nonfinite, overflowed = (max(getattr(r, name) for r in reports) for name in ("nonfinite", "overflowed"))
-        return f"{reports[0].count:,}", f"{nonfinite:,}", f"{overflowed:,}", number(reports[0].raw_update_norm)
-
+    """One row a tensor, worst first: what becomes of its updates in each format; in a recorded run what stood still."""
+    if isinstance(result, RecordedUpdates):
+        return _recorded_table(result)
     several = of_several_files(info for info, _ in result.tensors)
     rows = tuple(
-        (label_of(info, several), info.dtype, *counts(reports), *cells(reports))
+        (label_of(info, several), info.dtype, f"{reports[0].count:,}", *_update_cells(reports))
         for info, reports in worst(result.tensors)
     )
-    headings = tuple(fmt.name for fmt in result.formats)
+    columns = ("tensor", "dtype", "elements", *_update_columns(result.formats))
     return Table(
         "What would become of the updates",
-        ("tensor", "dtype", "elements", "inf, NaN", "overflowed", "||u||", *headings),
+        columns,
         rows,
-        frozenset(range(2, 6 + len(headings))),
-        totals=("total", "", *counts(result.total), *cells(result.total)),
-        note="Under each format: lost updates in percent of those that are not zero / imprecision, in percent of all "
-        "elements / effective descent quality <d,u>/||u||^2 (1: the whole step, 0: standstill), ties to even."
-        + and_more(len(result.tensors), "lost updates in the first format"),
+        frozenset(range(2, len(columns))),
+        totals=("total", "", f"{result.total[0].count:,}", *_update_cells(result.total)),
+        note=_UPDATES_NOTE + ", ties to even." + and_more(len(result.tensors), "lost updates in the first format"),
+    )
+
+
+_UPDATES_NOTE = (
+    "Under each format: lost updates in percent of those that are not zero / imprecision, in percent of all elements / "
+    "effective descent quality <d,u>/||u||^2 (1: the whole step, 0: standstill)"
+)
+_NARROW_NOTE = (
+    " Weights in 16 bits or fewer: u is what the optimizer intended. In the format that they are stored in: what the "
+    "step made of it; in another: what would have become of the same u."
+)
+_WIDE_NOTE = (
+    " Weights in float32 or float64: u is what was measured, after the step minus before; an update that they lost "
+    "themselves is not among them, and only the first column tells."
+)
+
+
+def _update_columns(formats: Sequence[FloatFormat]) -> tuple[str, ...]:
+    return ("inf, NaN", "overflowed", "||u||", *(fmt.name for fmt in formats)) if formats else ()
+
+
+def _update_cells(reports: Sequence[UpdateReport]) -> tuple[str, ...]:
+    if not reports:
+        return ()
+    nonfinite, overflowed = (max(getattr(r, name) for r in reports) for name in ("nonfinite", "overflowed"))
+    shares = (f"{percent(r.lost_of_nonzero)} / {percent(r.imprecision)} / {number(r.edq_ratio)}" for r in reports)
+    return f"{nonfinite:,}", f"{overflowed:,}", number(reports[0].raw_update_norm), *shares
+
+
+def _recorded_table(result: RecordedUpdates) -> Table:
+    known = {info.name: (info, _update_cells(reports)) for info, reports in result.tensors}
+    blank = ("–",) * len(_update_columns(result.formats))
+    unknown = {info.name: (info, blank) for info in result.skipped}
+    described = known | unknown
+    listed = [name for name in result.movements if name in described]
+    listed += [name for name in described if name not in result.movements]  # of earlier versions
+
+    def moved(movement: Movement | None) -> tuple[str, str]:
+        if movement is None:
+            return "–", "–"
+        still = percent(movement.stood_still_share) if movement.should_move else "–"
+        return still, steps_text(movement.weights, movement.weight_steps)
+
+    def row(name: str) -> tuple[str, ...]:
+        info, cells = described[name]
+        still, elements = moved(result.movements.get(name))
+        return label_of(info), still, info.dtype, elements, *cells
+
+    still, elements = moved(result.movement if result.movements else None)
+    columns = ("tensor", "stood still %", "dtype", "weights x steps", *_update_columns(result.formats))
+    narrow = [info for info, _ in known.values() if narrow_format(info.dtype)]
+    parts = [
+        "Stood still: of the weights that should have moved in a recorded step the share that did not. A weight should "
+        "have moved where its intended update is not zero; where that is not computed, where its gradient is not.",
+        f" {_UPDATES_NOTE}, of all recorded steps together, ties to even." if result.formats else "",
+        _NARROW_NOTE if narrow and result.formats else "",
+        _WIDE_NOTE if len(narrow) < len(known) and result.formats else "",
+        *(f" –: {reason}." for reason in dict.fromkeys(shown(info.skipped) for info in result.skipped)),
+        and_more(len(listed), "the largest share that stood still, then lost updates in the first format"),
+    ]
+    steps = f"{result.recorded_steps:,} recorded step{'' if result.recorded_steps == 1 else 's'}"
+    return Table(
+        f"What would become of the updates ({steps})",
+        columns,
+        tuple(row(name) for name in worst(listed)),
+        frozenset({1, *range(3, len(columns))}),
+        totals=("total", still, "", elements, *(_update_cells(result.total) if known else blank)),
+        note="".join(parts),
     )
 
 

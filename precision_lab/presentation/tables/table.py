@@ -179,6 +179,21 @@ def number(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
+def steps_text(weights: int, weight_steps: int) -> str:
+    """Write how many elements were counted in several steps: those of one step times the steps, where that is so.
+
+    Examples
+    --------
+    >>> steps_text(5824, 34944), steps_text(5824, 5824), steps_text(5824, 35000)
+    ('5,824 x 6', '5,824', '35,000 in all steps')
+
+    """
+    if weights == weight_steps:
+        return f"{weights:,}"
+    steps, rest = divmod(weight_steps, weights or 1)
+    return f"{weight_steps:,} in all steps" if rest or not weights else f"{weights:,} x {steps:,}"
+
+
 def listed(values: Mapping[str, float]) -> str:
     """Write numbers after their names: ``lr 0.001, eps 1e-08``."""
     return ", ".join(f"{name} {value:g}" for name, value in values.items())

@@ -47,8 +47,8 @@ def scan(
     How many elements of every tensor would be flushed to zero, become subnormal or overflow. A FILE is .safetensors,
     .npz, .npy, .pt, .pth, .bin, .ckpt or .pkl (the last five need torch, and nothing in them is run), an index of
     shards, a folder of them (files of torch are read where it has no others), or the .json of a run that
-    precision_lab.torch.GradientRecorder saved. Memory does not grow with the files. Large ones may be counted by
-    several processes or a cluster; the counts are the same.
+    precision_lab.torch.GradientRecorder saved, of which is told too, and first, which weights stood still. Memory does
+    not grow with the files. Large ones may be counted by several processes or a cluster; the counts are the same.
 
     \b
     precision-lab scan model.safetensors -f fp16 -f bf16 --figure histogram.png

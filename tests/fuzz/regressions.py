@@ -38,7 +38,7 @@ def _sums(data: dict[str, Any]) -> None:
 
 def _call(name: str, data: dict[str, Any]) -> None:
     data["model"] = name
-    data["tensors"][1]["missing"] = name
+    data["tensors"][1]["missing"] = data["tensors"][2]["unmeasured"] = name
 
 
 def _checkpoint(change: Callable[[dict[str, Any]], object]) -> bytes:

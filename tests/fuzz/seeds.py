@@ -117,8 +117,9 @@ def _recording() -> bytes:
     gradients, updates, ratios = (ExponentHistogram.of(values) for values in (g, u, u / w))
     reports = tuple(update_report(w, u, fmt) for fmt in ("bf16", "fp16"))
     tensors = (
-        RecordedTensor("a", "float32", (8, 4), gradients, 2, "", ("b",), updates, ratios, 3, reports),
+        RecordedTensor("a", "float32", (8, 4), gradients, 2, "", ("b",), updates, ratios, 3, reports, 2, 60),
         RecordedTensor("c", "float32", (7,), ExponentHistogram.empty(), missing="frozen"),
+        RecordedTensor("d", "bfloat16", (4,), gradients, 2, unchanged=5, steps=2, should_move=7, unmeasured="narrow"),
     )
     return json.dumps(Recording("Net", tensors, 3, 1, 2, 2).to_dict()).encode()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from precision_lab.analysis.loss_scale_plan import Covers, LossScalePlan, plan_loss_scale, plan_tensors
     from precision_lab.analysis.loss_scale_replay import ScaleTrace, replay_loss_scale
     from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, NoLossScale, StaticLossScale, get_scaler
+    from precision_lab.analysis.quantization import QuantizationReport, quantization_report
     from precision_lab.analysis.scan import ScanResult, scan
     from precision_lab.analysis.stagnation import (
         Series,
@@ -69,6 +70,7 @@ __all__ = [
     "MemoryLedger",
     "NoLossScale",
     "PreflightReport",
+    "QuantizationReport",
     "RoundingMode",
     "ScaleTrace",
     "ScanResult",
@@ -107,6 +109,7 @@ __all__ = [
     "plan_loss_scale",
     "plan_tensors",
     "preflight",
+    "quantization_report",
     "read_tensors",
     "replay_loss_scale",
     "round_to",
@@ -129,6 +132,7 @@ _NAMES = {
     "analysis.loss_scale_plan": ("Covers", "LossScalePlan", "plan_loss_scale", "plan_tensors"),
     "analysis.loss_scale_replay": ("ScaleTrace", "replay_loss_scale"),
     "analysis.loss_scalers": ("SCALERS", "DynamicLossScale", "NoLossScale", "StaticLossScale", "get_scaler"),
+    "analysis.quantization": ("QuantizationReport", "quantization_report"),
     "analysis.scan": ("ScanResult", "scan"),
     "analysis.stagnation": (
         "Series",

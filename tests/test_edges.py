@@ -108,6 +108,11 @@ def updated(x: Any) -> object:
     ]
 
 
+def quantized(x: Any) -> object:
+    seed = {"stochastic": 1}
+    return [pl.quantization_report(x, fmt, mode=m, rng=seed.get(m)).to_dict() for fmt in FORMATS for m in MODES]
+
+
 def frozen(x: Any) -> object:
     return [pl.frozen_fraction(x, [1e-3, 1.0], fmt) for fmt in FORMATS]
 
@@ -185,6 +190,7 @@ TAKES_ARRAYS: dict[str, Call] = {
     "matmul_fp32_accumulate": products(pl.matmul_fp32_accumulate, ({}, {"output": "fp8_e4m3fn"})),
     "neighbours": each(pl.neighbours, FORMATS),
     "preflight": flown,
+    "quantization_report": quantized,
     "read_tensors": read,
     "replay_loss_scale": replayed,
     "round_to": each(pl.round_to, FORMATS, MODES),
@@ -216,6 +222,7 @@ TAKE_NONE = (
     "MemoryLedger",
     "NoLossScale",
     "PreflightReport",
+    "QuantizationReport",
     "RoundingMode",
     "SCALERS",
     "SGD",

@@ -99,6 +99,7 @@ PUBLIC: dict[str, Call] = {
     "plan_tensors": lambda: lab.plan_tensors([("g", made().histogram)], "fp16"),
     "plan_loss_scale": lambda: lab.plan_loss_scale(made().histogram, "fp16"),
     "preflight": lambda: lab.preflight({"w": SUBNORMAL}, lr=1e-3),
+    "quantization_report": lambda: lab.quantization_report(SUBNORMAL, "bf16"),
     "replay_loss_scale": lambda: lab.replay_loss_scale(lab.DynamicLossScale(), [2.0**-1070], "fp16"),
     "round_to": lambda: lab.round_to(SUBNORMAL, "bf16"),
     "scan": lambda: lab.scan({"g": SUBNORMAL}),

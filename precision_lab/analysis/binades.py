@@ -59,7 +59,7 @@ def count_array(array: Array) -> Counts:
 
     """
     carrier = _flat(as_carrier(array, to_odd=True))
-    if _plainly(carrier.size):
+    if plainly(carrier.size):
         return count_plainly(carrier)
     tally = _Tally.taken(carrier.dtype)
     tally.add(carrier)
@@ -76,7 +76,7 @@ def count_arrays(arrays: Iterable[Array]) -> list[Counts]:
     for array in arrays:
         for part in slices(array):
             carrier = _flat(as_carrier(part, to_odd=True))
-            if _plainly(carrier.size):
+            if plainly(carrier.size):
                 counts.append(count_plainly(carrier))
                 continue
             if carrier.dtype not in tallies:
@@ -97,12 +97,15 @@ def compile_for(elements: int) -> None:
         load_kernels()  # before threads do, of which one would meet what the other has half imported
 
 
-def _plainly(elements: int) -> bool:
-    """Whether NumPy is to count an array: the compiled loops are not loaded, and what there was to count was little."""
+def plainly(elements: int, call: int = _CALL) -> bool:
+    """Whether NumPy is to count an array: the compiled loops are not loaded, and what there was to count was little.
+
+    Where it takes longer than a histogram does, `elements` and `call` are as many as that counts in the time.
+    """
     global _left
     if kernels_are_loaded():
         return False
-    _left -= elements + _CALL
+    _left -= elements + call
     return _left >= 0
 
 

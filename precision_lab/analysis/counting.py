@@ -5,6 +5,7 @@ Zeros are kept, because making a megabyte of them costs more than counting a sma
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,19 @@ def counted(count: Callable[[Iterator[slice]], Result], size: int) -> list[Resul
 def share(part: int, whole: int) -> float:
     """Return part / whole; 0 of nothing."""
     return part / whole if whole else 0.0
+
+
+def quotient(a: int, b: int) -> float:
+    """Return a/b rounded once, which is infinite where it is too large for float64."""
+    try:
+        return a / b
+    except OverflowError:
+        return math.inf if (a < 0) == (b < 0) else -math.inf
+
+
+def integers(words: NDArray[np.uint32]) -> list[int]:
+    """Return what the rows stand for that `product_sums.take_sums` returned."""
+    return [int.from_bytes(row.astype("<u4", copy=False).tobytes(), "little", signed=True) for row in words]
 
 
 def merged(counts: Iterable[dict[Any, int]]) -> dict[Any, int]:

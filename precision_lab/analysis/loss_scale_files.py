@@ -65,7 +65,7 @@ def plan_files(
             f"{shown(recorded, 4096)}: a recording holds counts by binade, and S = {scale_text(moving[0])} moves "
             "numbers within theirs: that needs the data, the gradients in a file of tensors; a power of two needs none"
         )
-    result = scan(places, formats=[fmt], dtype=dtype, progress=progress)
+    result = scan(places, formats=[fmt], dtype=dtype, progress=progress, precision=False)
     plans = plan_scan(result, fmt, margin=margin)
     if not scales:
         return plans

@@ -1,41 +1,88 @@
-"""Scan tensor files: an exponent histogram of every tensor, and what each format would do to it.
+"""Scan tensor files: an exponent histogram of every tensor, and what each format would do to its range and precision.
 
-Counts add up exactly, in any order. So the files can be cut into slices that are counted by any number of workers, in
-any order and again where one was lost, and the result is the same to the last count.
+Counts and sums are exact, in any order. So the files can be cut into slices that are counted by any number of workers,
+in any order and again where one was lost, and the result is the same to the last bit.
+
+Not all that a file holds is of one kind. Parameters have a total; optimizer state, buffers and scales have theirs, and
+step counters none. Recorded runs do not add up: each has its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from precision_lab.analysis.binades import compile_for
 from precision_lab.analysis.histogram import ExponentHistogram, log2_of_power_of_two
+from precision_lab.analysis.quantization import QuantizationReport, Quantizations
 from precision_lab.analysis.recording import Recording, is_recording, read_recording
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
+from precision_lab.numerics.modes import RoundingMode
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.executors import completed
-from precision_lab.support.plain import PlainReport, header
+from precision_lab.support.plain import PlainReport, header, number
 from precision_lab.support.shown import Shown
 from precision_lab.support.text import shown
-from precision_lab.tensors.info import TensorFileError, TensorInfo, TensorSource, labels_of, names_of
+from precision_lab.tensors.info import Chunks, TensorFileError, TensorInfo, TensorSource, labels_of, names_of
 from precision_lab.tensors.reading import check_unchanged, is_one_source, open_tensors
+from precision_lab.tensors.roles import Role
 from precision_lab.tensors.slices import TensorSlice, read_slices, slice_tensors
 from precision_lab.tensors.walk import CHUNK_BYTES, Progress, Walk
 
 DEFAULT_FORMATS = ("fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2")
 
 
+_OTHERS = {Role.MOMENT: "optimizer state", Role.BUFFER: "buffers", Role.SCALE: "scales"}  # that have a total
+
+
 @dataclass(frozen=True, slots=True)
 class ScannedTensor:
-    """A tensor of floats and the histogram of its magnitudes."""
+    """A tensor of floats, and what was counted of it.
+
+    Attributes
+    ----------
+    info : TensorInfo
+        What the file says of it.
+    histogram : ExponentHistogram
+        Of its magnitudes.
+    precision : tuple of QuantizationReport or None
+        What each format costs it; None where that is not known: of a recorded run there are histograms only.
+    run : int or None
+        Of a recorded run its number among those that were scanned.
+
+    """
 
     info: TensorInfo
     histogram: ExponentHistogram
+    precision: tuple[QuantizationReport, ...] | None = None
+    run: int | None = None
+
+
+@dataclass(frozen=True)
+class ScanTotal:
+    """What tensors of one kind come to together.
+
+    Attributes
+    ----------
+    name : str
+        Of the kind; "total" where there is no other.
+    elements : int
+        Of the tensors; a recording has counted each of them several times.
+    histogram : ExponentHistogram
+        Of all of them.
+    precision : tuple of QuantizationReport or None
+        As for `ScannedTensor`.
+
+    """
+
+    name: str
+    elements: int
+    histogram: ExponentHistogram
+    precision: tuple[QuantizationReport, ...] | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +92,7 @@ class ScanResult(PlainReport, Shown):
     Attributes
     ----------
     tensors : tuple of ScannedTensor
-        The tensors of floats, in the order of the files and of their data.
+        The tensors of floats, in the order of the files and of their data; recorded runs come last.
     skipped : tuple of TensorInfo
         The others; their `skipped` says why.
     formats : tuple of FloatFormat
@@ -60,10 +107,60 @@ class ScanResult(PlainReport, Shown):
     formats: tuple[FloatFormat, ...]
     loss_scale: float
 
-    @cached_property
+    @property
     def total(self) -> ExponentHistogram:
-        """The histogram of all elements together."""
-        return ExponentHistogram.total(tensor.histogram for tensor in self.tensors)
+        """The histogram of all parameters of the files, or of a recorded run.
+
+        Raises
+        ------
+        ValueError
+            There are several recorded runs and nothing else: they do not add up. See `totals`.
+
+        """
+        if self._parameters is None:
+            names = ", ".join(shown(run.name) for run in self._runs)
+            raise ValueError(f"recordings of several runs do not add up ({names}): scan one, or look at `totals`")
+        return self._parameters.histogram
+
+    @cached_property
+    def totals(self) -> tuple[ScanTotal, ...]:
+        """What adds up, each by itself: parameters, recorded runs, optimizer state, buffers, scales; no step counters.
+
+        The first stands for nothing only where nothing was scanned.
+        """
+        totals = ([] if self._parameters is None else [self._parameters]) + self._others
+        listed = [total for total in totals if total.histogram.count] or totals[:1]
+        return (
+            (replace(listed[0], name="total"),) if len(listed) == 1 and listed[0] is self._parameters else tuple(listed)
+        )
+
+    @cached_property
+    def _runs(self) -> list[ScanTotal]:
+        runs = sorted({tensor.run for tensor in self.tensors if tensor.run is not None})
+        by_run = [[tensor for tensor in self.tensors if tensor.run == run] for run in runs]
+        return [self._sum(tensors[0].info.file.name, tensors) for tensors in by_run]
+
+    @cached_property
+    def _parameters(self) -> ScanTotal | None:
+        of_files = [tensor for tensor in self.tensors if tensor.run is None]
+        if of_files or not self._runs:
+            return self._sum("parameters", [tensor for tensor in of_files if tensor.info.role is Role.PARAMETER])
+        return self._runs[0] if len(self._runs) == 1 else None
+
+    @cached_property
+    def _others(self) -> list[ScanTotal]:
+        """The totals but that of the parameters."""
+        of_files = [tensor for tensor in self.tensors if tensor.run is None]
+        by_role = {name: [tensor for tensor in of_files if tensor.info.role is role] for role, name in _OTHERS.items()}
+        runs = [run for run in self._runs if run is not self._parameters]
+        return runs + [self._sum(name, tensors) for name, tensors in by_role.items() if tensors]
+
+    def _sum(self, name: str, tensors: Sequence[ScannedTensor]) -> ScanTotal:
+        elements = sum(tensor.info.count for tensor in tensors)
+        histogram = ExponentHistogram.total(tensor.histogram for tensor in tensors)
+        known = [tensor.precision for tensor in tensors if tensor.precision is not None]
+        precision = _sums(known, self.formats) if len(known) == len(tensors) else None
+        return ScanTotal(name, elements, histogram, precision)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -79,14 +176,22 @@ class ScanResult(PlainReport, Shown):
         """Return what `to_dict` does, with iterators for its long lists."""
         return {
             **header("scan"),
-            "tensors": (tensor.info.described() | self._counts(tensor.histogram) for tensor in self.tensors),
-            "total": self._counts(self.total),
+            "tensors": (
+                t.info.described() | {"role": t.info.role.value} | self._counts(t.histogram, t.precision)
+                for t in self.tensors
+            ),
+            "total": None if self._parameters is None else self._described(self._parameters),
+            "other_totals": [{"name": total.name} | self._described(total) for total in self._others],
             "loss_scale": self.loss_scale,
             "skipped": (info.described() for info in self.skipped),
         }
 
-    def _counts(self, histogram: ExponentHistogram) -> dict[str, Any]:
+    def _described(self, total: ScanTotal) -> dict[str, Any]:
+        return self._counts(total.histogram, total.precision)
+
+    def _counts(self, histogram: ExponentHistogram, precision: tuple[QuantizationReport, ...] | None) -> dict[str, Any]:
         conversions = [histogram.conversion(fmt, self.loss_scale) for fmt in self.formats]
+        costs = [None] * len(conversions) if precision is None else [_cost(report) for report in precision]
         return {
             "count": histogram.count,
             "zero": histogram.zero,
@@ -94,10 +199,38 @@ class ScanResult(PlainReport, Shown):
             "min_nonzero": histogram.min_nonzero,
             "max_abs": histogram.max_abs,
             "formats": {
-                c.format.name: {"flushed": c.flushed, "subnormal": c.subnormal, "overflowed": c.overflowed}
-                for c in conversions
+                c.format.name: {
+                    "flushed": c.flushed,
+                    "subnormal": c.subnormal,
+                    "overflowed": c.overflowed,
+                    "precision": cost,
+                }
+                for c, cost in zip(conversions, costs, strict=True)
             },
         }
+
+
+def _cost(report: QuantizationReport) -> dict[str, Any]:
+    return {"finite": report.finite, "changed": report.changed} | {
+        name: number(getattr(report, name))
+        for name in (
+            "sqnr_db",
+            "bias",
+            "bias_standard_error",
+            "outward_bias",
+            "outward_bias_standard_error",
+        )
+    }
+
+
+def _sums(
+    listed: Sequence[tuple[QuantizationReport, ...]], formats: Sequence[FloatFormat]
+) -> tuple[QuantizationReport, ...]:
+    """Add up the reports on each format."""
+    if len(listed) == 1:
+        return listed[0]
+    even = RoundingMode.TIES_TO_EVEN
+    return tuple(QuantizationReport.total((r[i] for r in listed), fmt, even) for i, fmt in enumerate(formats))
 
 
 def scan(
@@ -108,6 +241,7 @@ def scan(
     dtype: FormatLike | None = None,
     executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
+    precision: bool = True,
 ) -> ScanResult:
     """Read every tensor of the files once, in bounded memory.
 
@@ -127,6 +261,9 @@ def scan(
         same. Default: this process, one file after the other.
     progress : callable, optional
         Called with the number of elements read and the number of all elements.
+    precision : bool
+        Whether to count what each format costs in precision, too, which takes longer than the histograms: every element
+        is rounded into each of them.
 
     Raises
     ------
@@ -143,8 +280,11 @@ def scan(
     --------
     >>> import numpy as np
     >>> result = scan({"gradient": np.array([1e-8, 1e-3, 7e4], np.float32)}, formats=["fp16"])
-    >>> result.to_dict()["total"]["formats"]
-    {'fp16': {'flushed': 1, 'subnormal': 0, 'overflowed': 1}}
+    >>> fp16 = result.to_dict()["total"]["formats"]["fp16"]
+    >>> fp16["flushed"], fp16["subnormal"], fp16["overflowed"]
+    (1, 0, 1)
+    >>> fp16["precision"]["changed"], round(fp16["precision"]["sqnr_db"], 1)
+    (2, 67.9)
 
     """
     require_gradual_underflow()
@@ -156,17 +296,44 @@ def scan(
     recordings = [(Path(place), read_recording(place)) for place in places if is_recording(place)]
     files = [place for place in places if not is_recording(place)]
     walk = Walk(files, dtype=dtype, progress=progress)
+    count = partial(_counted, formats=chosen_formats if precision else (), loss_scale=float(loss_scale))
     if executor is None:
         compile_for(walk.elements)
-        tensors = [ScannedTensor(info, ExponentHistogram.total(h)) for info, h in walk.map(ExponentHistogram.of_chunks)]
+        found = [(info, _together(parts, count)) for info, parts in walk.map(count)]
         skipped = list(walk.skipped)
     else:
-        tensors, skipped = _spread(walk.places, dtype, executor, walk.elements, progress)
-    for place, recording in recordings:
+        found, skipped = _spread(walk.places, dtype, executor, walk.elements, progress, count)
+    tensors = [ScannedTensor(info, histogram, costs if precision else None) for info, (histogram, costs) in found]
+    for run, (place, recording) in enumerate(recordings):
         recorded = scan_recording(recording, place)
-        tensors += recorded.tensors
+        tensors += (replace(tensor, run=run) for tensor in recorded.tensors)
         skipped += recorded.skipped
     return ScanResult(tuple(tensors), tuple(skipped), chosen_formats, float(loss_scale))
+
+
+_Counted: TypeAlias = tuple[ExponentHistogram, tuple[QuantizationReport, ...]]
+_Count: TypeAlias = Callable[[Chunks], _Counted]
+
+
+def _counted(chunks: Chunks, *, formats: Sequence[FloatFormat], loss_scale: float) -> _Counted:
+    """Count the elements of chunks, each of which may be overwritten by the next."""
+    costs = Quantizations(formats, loss_scale=loss_scale)
+
+    def each() -> Chunks:
+        for chunk in chunks:
+            costs.add(chunk)
+            yield chunk
+
+    return ExponentHistogram.of_chunks(each()), costs.reports()
+
+
+def _together(parts: Sequence[_Counted], count: _Count) -> _Counted:
+    """Add up what was counted of the parts of a tensor."""
+    if len(parts) == 1:
+        return parts[0]
+    nothing = count(iter(()))
+    histograms, costs = zip(nothing, *parts, strict=True)
+    return ExponentHistogram.total(histograms), _sums(costs, [report.format for report in nothing[1]])
 
 
 def scan_recording(
@@ -196,7 +363,7 @@ def scan_recording(
     log2_of_power_of_two(loss_scale)
     listed = [(tensor.info(file or Path(recording.model)), tensor.gradients) for tensor in recording.tensors]
     return ScanResult(
-        tuple(ScannedTensor(info, histogram) for info, histogram in listed if not info.skipped),
+        tuple(ScannedTensor(info, histogram, run=0) for info, histogram in listed if not info.skipped),
         tuple(info for info, _ in listed if info.skipped),
         tuple(dict.fromkeys(map(get_format, formats))),
         float(loss_scale),
@@ -209,7 +376,8 @@ def _spread(
     executor: Executor,
     everything: int,
     progress: Progress | None,
-) -> tuple[list[ScannedTensor], list[TensorInfo]]:
+    count: _Count,
+) -> tuple[list[tuple[TensorInfo, _Counted]], list[TensorInfo]]:
     """Count all tensors on an executor, slice by slice; return those of floats, and the others."""
     elements = _elements_per_task(everything)
     infos: list[TensorInfo] = []
@@ -221,27 +389,28 @@ def _spread(
         infos += more
         slices += cut
         states |= opened.states
-    histograms = [ExponentHistogram.empty() for _ in infos]
+    parts: list[list[_Counted]] = [[] for _ in infos]
     done = 0
-    for _, counted in completed(_count, list(_tasks(slices, elements)), executor):
-        for tensor, histogram in counted.items():
-            histograms[tensor] += histogram
-            done += histogram.count
+    for _, results in completed(partial(_count, count), list(_tasks(slices, elements)), executor):
+        for tensor, counted in results.items():
+            parts[tensor] = [_together([*parts[tensor], counted], count)]
+            done += counted[0].count
         if progress is not None:
             progress(done, everything)
     check_unchanged(states)
-    tensors: list[ScannedTensor] = []
+    found: list[tuple[TensorInfo, _Counted]] = []
     skipped: list[TensorInfo] = []
-    for info, histogram in zip(infos, histograms, strict=True):
+    for info, some in zip(infos, parts, strict=True):
         if info.skipped:
             skipped.append(info)
             continue
-        if histogram.count != info.count:
-            what = f"{histogram.count} of {info.count} elements were counted"
+        counted = _together(some, count)
+        if counted[0].count != info.count:
+            what = f"{counted[0].count} of {info.count} elements were counted"
             where = f"{shown(info.file, 4096)}, tensor '{shown(info.name, 100)}'"
             raise TensorFileError(f"{where}: {what}; do not change files while they are read")
-        tensors.append(ScannedTensor(info, histogram))
-    return tensors, skipped
+        found.append((info, counted))
+    return found, skipped
 
 
 def _elements_per_task(everything: int) -> int:
@@ -267,9 +436,10 @@ def _tasks(slices: Iterable[TensorSlice], elements: int) -> Iterator[tuple[Tenso
         yield tuple(task)
 
 
-def _count(task: tuple[TensorSlice, ...]) -> dict[int, ExponentHistogram]:
-    """Return the histograms of the slices, by the number of their tensor."""
-    counted: dict[int, ExponentHistogram] = {}
+def _count(count: _Count, task: tuple[TensorSlice, ...]) -> dict[int, _Counted]:
+    """Return what was counted of the slices, by the number of their tensor."""
+    counted: dict[int, _Counted] = {}
     for s, chunks in read_slices(task, chunk_bytes=CHUNK_BYTES):
-        counted[s.tensor] = counted.get(s.tensor, ExponentHistogram.empty()) + ExponentHistogram.of_chunks(chunks)
+        part = count(chunks)
+        counted[s.tensor] = _together([counted[s.tensor], part], count) if s.tensor in counted else part
     return counted

@@ -31,7 +31,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precision_lab.analysis.counting import BLOCK, counted, give_back, merged, share, take_zeros
+from precision_lab.analysis.counting import BLOCK, counted, give_back, integers, merged, quotient, share, take_zeros
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted
@@ -143,7 +143,7 @@ class UpdateReport(PlainData, Shown):
     @property
     def edq_ratio(self) -> float:
         """<d, u> / ||u||^2: 1 is perfect, 0 is standstill. NaN without updates."""
-        return _quotient(self.sums[2], self.sums[0]) if self.sums[0] else math.nan
+        return quotient(self.sums[2], self.sums[0]) if self.sums[0] else math.nan
 
     def __add__(self, other: object) -> Self:
         """Merge the reports on two chunks; nothing is lost."""
@@ -351,7 +351,7 @@ def _loop(
     loops: tuple[Callable[..., None], Callable[..., None]], fmt: FloatFormat, mode: RoundingMode, carrier: np.dtype[Any]
 ) -> Callable[..., None]:
     """Return the loop for a carrier with its two roundings, to be called with the rest of its arguments."""
-    kernels = load_kernels().updates
+    kernels = load_kernels()
 
     wide = carrier == np.float64
     by_chance, hides = mode is RoundingMode.STOCHASTIC, not fmt.has_nan
@@ -360,10 +360,12 @@ def _loop(
     def of(m: RoundingMode) -> tuple[int, Array]:
         plan = plan_of(fmt, m, True, False, wide)
         last = no_stream if m is RoundingMode.STOCHASTIC else False
-        return kernels.address(plan.seeded or plan.kernel, nothing, nothing, plan.constants, last), plan.constants
+        return kernels.addresses.address(
+            plan.seeded or plan.kernel, nothing, nothing, plan.constants, last
+        ), plan.constants
 
     both = of(RoundingMode.TIES_TO_EVEN), of(mode)
-    room = 4, kernels.TILE
+    room = 4, kernels.updates.TILE
 
     def loop(w: Array, u: Array, stream: Array, *results: Array) -> None:
         loops[wide](w, u, *both, by_chance, stream, hides, np.empty(room, carrier), *results)
@@ -377,7 +379,7 @@ def _report(fmt: FloatFormat, mode: RoundingMode, found: NDArray[np.int64], word
 
     first = kernels.SPECIAL_ROWS
     rows, totals, _, lost, overflowed, _ = zip(*found.tolist(), strict=True)
-    sums = [int.from_bytes(some.astype("<u4", copy=False).tobytes(), "little", signed=True) for some in words]
+    sums = integers(words)
     return UpdateReport(
         fmt,
         mode,
@@ -403,12 +405,4 @@ def _ratios(rows: tuple[int, ...], counts: tuple[int, ...]) -> dict[int, int]:
 def _in_units(value: int) -> float:
     """Return an integer times 2^-1074, rounded once."""
     require_gradual_underflow()
-    return _quotient(value, _UNITS)
-
-
-def _quotient(a: int, b: int) -> float:
-    """Return a/b rounded once, which is infinite where it is too large for float64."""
-    try:
-        return a / b
-    except OverflowError:
-        return math.inf if (a < 0) == (b < 0) else -math.inf
+    return quotient(value, _UNITS)

@@ -60,12 +60,12 @@ def show(table: Table) -> None:
     from rich.text import Text
 
     terminal = console()
-    totals = table.totals or ("",) * len(table.columns)
+    totals = ["\n".join(row[i] for row in table.last_rows) for i in range(len(table.columns))]
     for part in _parts(table, terminal.width):
         printed = RichTable(
             title=Text(table.title),
             title_justify="left",
-            show_footer=table.totals is not None,
+            show_footer=bool(table.last_rows),
             show_lines=not table.prose.isdisjoint(part),
         )
         for i in part:
@@ -83,8 +83,8 @@ def show(table: Table) -> None:
 
 def _parts(table: Table, width: int) -> list[list[int]]:
     """Distribute the columns over tables that fit; the first column stands in each."""
-    lines = [table.columns, *table.rows, table.totals or ()]
-    widths = [3 + max(len(line[i]) for line in lines if line) for i in range(len(table.columns))]
+    lines = [table.columns, *table.rows, *table.last_rows]
+    widths = [3 + max(len(line[i]) for line in lines) for i in range(len(table.columns))]
     widths = [min(w, 3 + _PROSE) if i in table.prose else w for i, w in enumerate(widths)]
     first = min(widths[0], width // 2)  # a longer name is folded
     parts = [[0]]

@@ -44,9 +44,11 @@ def scan(
 ) -> None:
     """Report what each format would do to tensors.
 
-    How many elements of every tensor would be flushed to zero, become subnormal or overflow. A FILE is .safetensors,
-    .npz, .npy, .pt, .pth, .bin, .ckpt or .pkl (the last five need torch, and nothing in them is run), an index of
-    shards, a folder of them (files of torch are read where it has no others), or the .json of a run that
+    Range: how many elements of every tensor would be flushed to zero, become subnormal or overflow. Precision: the
+    signal-to-quantization-noise ratio, and how many elements would be changed. Parameters, optimizer state, buffers and
+    scales each have a total, and so has each recorded run; step counters have none. A FILE is .safetensors, .npz, .npy,
+    .pt, .pth, .bin, .ckpt or .pkl (the last five need torch, and nothing in them is run), an index of shards, a folder
+    of them (files of torch are read where it has no others), or the .json of a run that
     precision_lab.torch.GradientRecorder saved, of which is told too, and first, which weights stood still. Memory does
     not grow with the files. Large ones may be counted by several processes or a cluster; the counts are the same.
 
@@ -59,7 +61,7 @@ def scan(
     from precision_lab.analysis.recording import is_recording, read_recording
     from precision_lab.analysis.scan import DEFAULT_FORMATS
     from precision_lab.analysis.scan import scan as scan_files
-    from precision_lab.presentation.tables.histograms import narrow_text, scan_table
+    from precision_lab.presentation.tables.histograms import narrow_text, scan_tables
     from precision_lab.support.files import write_json
 
     formats = chosen or DEFAULT_FORMATS
@@ -71,7 +73,8 @@ def scan(
     for file, recording in recordings.items():
         if text := narrow_text(recording):
             say(f"{file.name}: {text}")
-    show(scan_table(result))
+    for table in scan_tables(result):
+        show(table)
     say_skipped(result.skipped, (tensor.info for tensor in result.tensors))
     for file, recording in recordings.items():
         _show_recording(file, recording)

@@ -57,7 +57,7 @@ def write(file: Path, values: Any) -> Path:
 
 
 def plans(file: Path) -> Any:
-    result = scan(file, formats=["fp16"])
+    result = scan(file, formats=["fp16"], precision=False)
     return plan_tensors(zip(result.names, (t.histogram for t in result.tensors), strict=True), "fp16")
 
 
@@ -69,8 +69,8 @@ def page(file: Path) -> Any:
 
 # what each command does with a file of weights and one of updates; the most calls and bytes a tensor
 COMMANDS: dict[str, tuple[Callable[[Path, Path], Any], int, int]] = {
-    "scan": (lambda w, _: scan(w), 450, 740),
-    "scan --html": (lambda w, _: page(w), 580, 740),
+    "scan": (lambda w, _: scan(w), 1080, 2500),
+    "scan --html": (lambda w, _: page(w), 1260, 2500),
     "loss-scale": (lambda w, _: plans(w), 1100, 740),
     "swamping --lr": (lambda w, _: scan_frozen(w, [1e-4]), 420, 900),
     "swamping --updates": (scan_updates, 750, 1200),

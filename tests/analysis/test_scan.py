@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from precision_lab.analysis.histogram import ExponentHistogram
+from precision_lab.analysis.quantization import quantization_report
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan
 from precision_lab.numerics.formats import FORMATS, FloatFormat, FormatLike
-from precision_lab.support.plain import header
+from precision_lab.support.plain import header, number
 from precision_lab.tensors import walk
 from precision_lab.tensors.info import TensorFileError
 from precision_lab.tensors.reading import stream_of
@@ -25,8 +26,8 @@ from precision_lab.tensors.reading import stream_of
 Array = NDArray[Any]
 SAVEZ: Any = np.savez  # Any: mypy takes **arrays for its options
 
-TENSOR_KEYS = {"file", "name", "dtype", "shape", "count", "zero", "nonfinite", "min_nonzero", "max_abs", "formats"}
 TOTAL_KEYS = {"count", "zero", "nonfinite", "min_nonzero", "max_abs", "formats"}
+TENSOR_KEYS = {"file", "name", "dtype", "shape", "role"} | TOTAL_KEYS
 
 
 def gradients(*shape: int, seed: int = 0) -> Array:
@@ -68,6 +69,8 @@ def strict_json(result: ScanResult) -> dict[str, Any]:
 
 def expected_counts(x: Array, formats: tuple[str, ...], loss_scale: float) -> dict[str, Any]:
     h = ExponentHistogram.of(x)
+    with np.errstate(all="ignore"):
+        scaled = x.astype(np.float64) * loss_scale
     return {
         "count": x.size,
         "zero": int((x == 0).sum()),
@@ -79,9 +82,18 @@ def expected_counts(x: Array, formats: tuple[str, ...], loss_scale: float) -> di
                 "flushed": h.flushed(name, loss_scale),
                 "subnormal": h.subnormal(name, loss_scale),
                 "overflowed": h.overflowed(name, loss_scale),
+                "precision": expected_precision(scaled, name),
             }
             for name in formats
         },
+    }
+
+
+def expected_precision(x: Array, name: str) -> dict[str, Any]:
+    report = quantization_report(x, name)
+    return {"finite": report.finite, "changed": report.changed} | {
+        key: number(getattr(report, key))
+        for key in ("sqnr_db", "bias", "bias_standard_error", "outward_bias", "outward_bias_standard_error")
     }
 
 
@@ -95,7 +107,8 @@ def test_the_counts_are_those_of_the_arrays(model: Path, formats: tuple[str, ...
     tensors = {tensor["name"]: tensor for tensor in found["tensors"]}
     assert tensors.keys() == FLOATS.keys()
     for name, x in FLOATS.items():
-        described = {"file": str(model), "name": name, "dtype": x.dtype.name, "shape": list(x.shape)}
+        place = {"file": str(model), "name": name, "dtype": x.dtype.name, "shape": list(x.shape)}
+        described = place | {"role": "parameter"}
         assert tensors[name] == described | expected_counts(x, formats, loss_scale)
     assert found["loss_scale"] == loss_scale
 
@@ -104,20 +117,33 @@ def test_by_hand(tmp_path: Path) -> None:
     # fp16: 2^-25 is flushed, 2^-24 subnormal, 65520 overflows
     x = np.array([[0, 2**-25, 2**-24], [1, 65520, np.nan]], np.float32)
     save_file({"x": x}, tmp_path / "x.safetensors")
+    # what stays finite: 0, 2^-25, of which half a spacing is lost, 2^-24 and 1
+    by_hand = {
+        "finite": 4,
+        "changed": 1,
+        "sqnr_db": pytest.approx(10 * math.log10(2.0**50 + 5), rel=1e-15),
+        "bias": -0.5 / 4,
+        "bias_standard_error": 0.125,
+        "outward_bias": -0.5 / 4,
+        "outward_bias_standard_error": 0.125,
+    }
     counts = {
         "count": 6,
         "zero": 1,
         "nonfinite": 1,
         "min_nonzero": 2.0**-25,
         "max_abs": 65520.0,
-        "formats": {"fp16": {"flushed": 1, "subnormal": 1, "overflowed": 1}},
+        "formats": {"fp16": {"flushed": 1, "subnormal": 1, "overflowed": 1, "precision": by_hand}},
     }
     assert strict_json(scan([tmp_path / "x.safetensors"], formats=["fp16"])) == {
         **header("scan"),
         "tensors": [
-            {"file": str(tmp_path / "x.safetensors"), "name": "x", "dtype": "float32", "shape": [2, 3]} | counts
+            {"file": str(tmp_path / "x.safetensors"), "name": "x", "dtype": "float32", "shape": [2, 3]}
+            | {"role": "parameter"}
+            | counts
         ],
         "total": counts,
+        "other_totals": [],
         "loss_scale": 1.0,
         "skipped": [],
     }
@@ -125,13 +151,16 @@ def test_by_hand(tmp_path: Path) -> None:
 
 def test_the_schema(model: Path) -> None:
     found = strict_json(scan([model]))
-    assert found.keys() == {"kind", "version", "tensors", "total", "loss_scale", "skipped"}
+    assert found.keys() == {"kind", "version", "tensors", "total", "other_totals", "loss_scale", "skipped"}
     for counts, keys in [*((tensor, TENSOR_KEYS) for tensor in found["tensors"]), (found["total"], TOTAL_KEYS)]:
         assert counts.keys() == keys
         assert tuple(counts["formats"]) == DEFAULT_FORMATS
         for losses in counts["formats"].values():
-            assert losses.keys() == {"flushed", "subnormal", "overflowed"}
+            assert losses.keys() == {"flushed", "subnormal", "overflowed", "precision"}
+            precision = losses.pop("precision")
             assert all(type(n) is int for n in losses.values())
+            assert all(type(precision.pop(name)) is int for name in ("finite", "changed"))
+            assert all(type(x) is float or x in ("inf", "nan") for x in precision.values())
         assert all(type(counts[key]) is int for key in ("count", "zero", "nonfinite"))
     assert type(found["loss_scale"]) is float
 
@@ -166,7 +195,10 @@ def test_extremes_that_json_cannot_write_are_none(tmp_path: Path, name: str) -> 
     (tensor,) = strict_json(scan([tmp_path / "x.safetensors"]))["tensors"]
     assert tensor["min_nonzero"] is None
     assert tensor["max_abs"] == (None if name == "empty" else 0.0)
-    assert all(n == 0 for losses in tensor["formats"].values() for n in losses.values())
+    for losses in tensor["formats"].values():
+        assert [losses[what] for what in ("flushed", "subnormal", "overflowed")] == [0, 0, 0]
+        assert losses["precision"]["changed"] == 0
+        assert losses["precision"]["sqnr_db"] == "nan"
 
 
 def test_only_skipped_tensors(tmp_path: Path) -> None:

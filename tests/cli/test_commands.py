@@ -105,14 +105,18 @@ def test_scan_json_has_the_documented_schema_and_exact_counts(
     assert command_line("scan", gradients, "--json", out, "--format", "fp16", "--format", "fp8_e4m3fn").status == 0
     data = json.loads(out.read_text())
     assert (data["kind"], data["version"]) == ("precision_lab scan", 1)
-    assert set(data) == {"kind", "version", "tensors", "total", "loss_scale", "skipped"}
+    assert set(data) == {"kind", "version", "tensors", "total", "other_totals", "loss_scale", "skipped"}
     assert data["loss_scale"] == 1
     by_name = {tensor["name"]: tensor for tensor in data["tensors"]}
+    costs = [counts.pop("precision") for counts in by_name["layer.weight"]["formats"].values()]
+    # 2^-25 and 65519.99 are changed in fp16; in fp8, where 65519.99 overflows, 2^-25 and 2^-24
+    assert [(cost["finite"], cost["changed"]) for cost in costs] == [(5, 2), (4, 2)]
     assert by_name["layer.weight"] == {
         "file": str(gradients),
         "name": "layer.weight",
         "dtype": "float32",
         "shape": [3, 2],
+        "role": "parameter",
         "count": 6,
         "zero": 2,
         "nonfinite": 0,
@@ -139,7 +143,11 @@ def test_scan_with_a_loss_scale(command_line: CommandLine, gradients: Path, tmp_
     assert finished.status == 0
     assert "2^1" in finished.out
     weight = json.loads(out.read_text())["tensors"]
-    assert next(t for t in weight if t["name"] == "layer.weight")["formats"]["fp16"] == {
+    counts = next(t for t in weight if t["name"] == "layer.weight")["formats"]["fp16"]
+    assert counts.pop("precision") == dict.fromkeys(
+        ("bias", "bias_standard_error", "outward_bias", "outward_bias_standard_error"), 0.0
+    ) | {"finite": 4, "changed": 0, "sqnr_db": "inf"}
+    assert counts == {
         "flushed": 0,
         "subnormal": 2,
         "overflowed": 2,

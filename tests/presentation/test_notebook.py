@@ -91,6 +91,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[type, object]:
         pl.swamping_thresholds("bf16"),
         pl.train(pl.TrainingConfig(steps=20)),
         pl.update_report([1.0, 1.0], [1e-3, 1e-2], "bf16"),
+        pl.quantization_report([1.1, -2.3], "bf16"),
         accumulation.run(accumulation.AccumulationConfig(exponents=(2, 3), seeds=1, shown=8)),
         loss_scaling.run(
             loss_scaling.LossScalingConfig(

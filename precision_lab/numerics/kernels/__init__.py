@@ -21,6 +21,7 @@ Which rounding serves whom, that is, why there are twelve:
 from __future__ import annotations
 
 from precision_lab.numerics.kernels import (
+    addresses,
     codes,
     counts,
     histogram,
@@ -28,6 +29,7 @@ from precision_lab.numerics.kernels import (
     optimizers,
     product_sums,
     products,
+    quantization,
     rounding,
     stochastic,
     sums,
@@ -37,6 +39,7 @@ from precision_lab.numerics.kernels import (
 )
 
 __all__ = [
+    "addresses",
     "codes",
     "counts",
     "histogram",
@@ -44,6 +47,7 @@ __all__ = [
     "optimizers",
     "product_sums",
     "products",
+    "quantization",
     "rounding",
     "stochastic",
     "sums",

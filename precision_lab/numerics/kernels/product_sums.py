@@ -23,6 +23,7 @@ WORD = np.int64(0xFFFFFFFF)
 # come to on the way is at most 2^51 of these.
 LOWER = np.int64(42)
 WIDEST = np.int64(19)  # exponents from least to largest of the x and of the y, with x * y a multiple of 2^-42 g
+SCATTERED = np.int64(45)  # and with x * x one of 2^-94 g
 
 
 @compiled()
@@ -74,6 +75,30 @@ def add_squares(x, largest, sums):
         low = any_order(low, p - (t - shift))
     _add_patterns(total, x.size, unit, sums[0])
     _add_low(low, unit, sums[0])
+
+
+@compiled()
+def add_scattered_squares(x, largest, sums):
+    """Add x * x to the first of some sums as `add_squares`, where the least x may be SCATTERED exponents smaller.
+
+    What is left of a multiple of the unit is divided once more, into a multiple of 2^-52 units and what is left of it.
+    """
+    unit = _unit_of(largest, largest)
+    finer = max(unit - np.int64(52), np.int64(0))
+    shift, finer_shift = _shift_to(unit), _shift_to(finer)
+    total, finer_total, low = np.int64(0), np.int64(0), 0.0
+    for j in range(x.size):
+        v = np.float64(x[j])
+        p = v * v
+        t = p + shift
+        total += np.int64(reinterpret(t))
+        r = p - (t - shift)
+        t = r + finer_shift
+        finer_total += np.int64(reinterpret(t))
+        low = any_order(low, r - (t - finer_shift))
+    _add_patterns(total, x.size, unit, sums[0])
+    _add_patterns(finer_total, x.size, finer, sums[0])
+    _add_low(low, finer, sums[0])
 
 
 @compiled()

@@ -8,10 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import typeof, types
-from numba.core.cgutils import unpack_tuple
-from numba.extending import intrinsic
 
+from precision_lab.numerics.kernels.addresses import call
 from precision_lab.numerics.kernels.bits import TILE, U32, U64, borrowed, reinterpret
 from precision_lab.numerics.kernels.compiled import compiled
 from precision_lab.numerics.kernels.histogram import LANES, add_keys
@@ -156,32 +154,6 @@ def _make_updates(U: Any, F: Any, Signed: Any, width: int, mantissa: int, limit:
     return add_to_odd, count_usual, count_any, tell
 
 
-def address(loop: Any, *arguments: Any) -> int:
-    """Return where the machine code of a loop for such arguments begins, for `_call`; it lives as long as the loop."""
-    kinds = tuple(map(typeof, arguments))
-    loop.compile(kinds)
-    made = loop.overloads[kinds]
-    place: int = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
-    return place
-
-
-@intrinsic
-def _call(typing_context: Any, place: Any, arguments: Any) -> Any:
-    """Call a loop by its address: of many roundings only those that are asked for are compiled, and not once more here.
-
-    Arrays are contiguous and aligned; whether they may be written to is not compared.
-    """
-    kinds = [types.Array(kind.dtype, 1, "C") if isinstance(kind, types.Array) else kind for kind in arguments]
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        convention = context.call_conv
-        loop = builder.inttoptr(args[0], convention.get_function_type(types.none, kinds).as_pointer())
-        convention.call_function(builder, loop, types.none, kinds, unpack_tuple(builder, args[1]))  # raises nothing
-        return context.get_dummy_value()
-
-    return types.none(place, arguments), codegen
-
-
 @compiled()
 def _unhide(x, rounded):
     """Put a NaN wherever x is infinite or NaN."""
@@ -194,14 +166,14 @@ def _make_loops(add_to_odd: Any, count_usual: Any, count_any: Any, tell: Any) ->
 
     @compiled()
     def step(w, u, storing, rounding, by_chance, stream, hides, stored, total, rounded):
-        _call(storing[0], (w, stored, storing[1], False))
+        call(storing[0], (w, stored, storing[1], False))
         if hides:
             _unhide(w, stored)
         add_to_odd(stored, u, total)
         if by_chance:
-            _call(rounding[0], (total, rounded, rounding[1], stream))
+            call(rounding[0], (total, rounded, rounding[1], stream))
         else:
-            _call(rounding[0], (total, rounded, rounding[1], False))
+            call(rounding[0], (total, rounded, rounding[1], False))
         stream[1] += U64(w.size)
 
     @compiled()

@@ -27,6 +27,7 @@ from precision_lab.presentation.plots.style import (
     dress,
     percent_label,
     percent_of,
+    plain_text,
     power,
     powers_between,
     size_in_inches,
@@ -530,15 +531,18 @@ def _say_that_it_is_empty(ax: Axes, histogram: ExponentHistogram, span: Span, to
 
 
 def scan_figure(result: ScanResult) -> Figure:
-    """Draw the histogram of all scanned elements together, under the ruler of the formats that were asked about."""
+    """Draw a histogram of all elements that add up, one for each total, under the ruler of the formats asked about."""
     with style():
-        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        totals = result.totals
+        figure = Figure(figsize=(10, 4.5 * len(totals)), layout="constrained")
         count = len(result.tensors)
-        plot_exponent_histogram(
-            result.total,
-            formats=result.formats,
-            loss_scale=result.loss_scale,
-            ax=figure.add_subplot(),
-            title=f"{count} tensor{'s' if count != 1 else ''}, {result.total.count:,} elements",
-        )
+        for ax, total in zip(figure.subplots(len(totals), squeeze=False)[:, 0], totals, strict=True):
+            what = f"{count} tensor{'s' if count != 1 else ''}" if len(totals) == 1 else plain_text(total.name)
+            plot_exponent_histogram(
+                total.histogram,
+                formats=result.formats,
+                loss_scale=result.loss_scale,
+                ax=ax,
+                title=f"{what}, {total.histogram.count:,} elements",
+            )
     return figure

@@ -7,6 +7,7 @@ every power-of-two loss scale, with the same counts.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 
 from precision_lab.analysis.binades import CLASSES
 from precision_lab.analysis.histogram import ExponentHistogram, place_of
+from precision_lab.analysis.quantization import QuantizationReport
 from precision_lab.numerics.formats import FORMATS, FloatFormat
+from precision_lab.support.plain import number
 
 
 def menu(first: Iterable[FloatFormat] = ()) -> tuple[FloatFormat, ...]:
@@ -68,3 +71,9 @@ def histogram_data(histogram: ExponentHistogram, cuts: Sequence[int]) -> list[An
         histogram.first_exponent,
         [np.trim_zeros(row, "b").tolist() for row in cells],
     ]
+
+
+def precision_data(report: QuantizationReport) -> list[float | str | None]:
+    """Return the SQNR in dB ("inf" where nothing is changed, None without a signal) and the share that is changed."""
+    decibels = report.sqnr_db
+    return [None if math.isnan(decibels) else number(decibels), report.changed_of_finite]

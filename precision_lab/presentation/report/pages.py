@@ -19,12 +19,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from precision_lab.analysis.histogram import log2_of_power_of_two
-from precision_lab.analysis.scan import ScanResult
+from precision_lab.analysis.scan import ScannedTensor, ScanResult, ScanTotal
 from precision_lab.experiments.kept import Finished
 from precision_lab.experiments.storage import StorageResult
 from precision_lab.experiments.underflow import UnderflowResult
 from precision_lab.numerics.formats import get_format
-from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
+from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu, precision_data
 from precision_lab.presentation.report.sections import hero, sections
 from precision_lab.support.files import replacing
 from precision_lab.support.text import shown
@@ -41,6 +41,8 @@ _SCAN_COLUMNS = (
     ("flushed", "flushed %", "Flushed to zero, of the nonzero finite elements"),
     ("subnormal", "subnormal %", "Subnormal in the format, of the nonzero finite elements"),
     ("overflowed", "overflowed %", "Overflowed, of the nonzero finite elements"),
+    ("sqnr", "SQNR dB", "Signal-to-quantization-noise ratio of what stays finite; known of the formats of the scan"),
+    ("changed", "changed %", "Changed by rounding, of what stays finite; known of the formats of the scan"),
     ("zero", "zero %", "Zero already, of all elements"),
     ("nonfinite", "inf, NaN", "Infinite or NaN already"),
     ("min", "min nonzero", "Smallest magnitude that is not zero"),
@@ -134,12 +136,19 @@ def write_scan_page(result: ScanResult, path: str | os.PathLike[str]) -> None:
     formats = menu(result.formats)
     cuts = cuts_of(formats)
     labels = [shown(label) for label in result.labels]
-    total = result.total
-    histograms = (tensor.histogram for tensor in result.tensors)
-    groups = zip([*labels, "All tensors together"], chain(histograms, [total]), strict=True)
+    alone = len(result.totals) == 1
+    totals = ["All tensors together" if alone else f"{shown(total.name)}, together" for total in result.totals]
+    counted: Iterator[ScannedTensor | ScanTotal] = chain(result.tensors, result.totals)
     data = {
         "formats": [format_data(fmt, cuts) for fmt in formats],
-        "groups": ({"label": label, "histogram": histogram_data(counts, cuts)} for label, counts in groups),
+        "groups": (
+            {
+                "label": label,
+                "histogram": histogram_data(one.histogram, cuts),
+                "precision": one.precision and [precision_data(report) for report in one.precision],
+            }
+            for label, one in zip([*labels, *totals], counted, strict=True)
+        ),
         "chosen": len(labels),
         "k": log2_of_power_of_two(result.loss_scale),
         "tensors": (
@@ -149,14 +158,15 @@ def write_scan_page(result: ScanResult, path: str | os.PathLike[str]) -> None:
     }
     files = list(dict.fromkeys(tensor.info.file.name for tensor in result.tensors))
     heading = shown(files[0]) if len(files) == 1 else f"the tensors of {len(files)} files"
-    count = len(result.tensors)
+    count, elements = len(result.tensors), sum(tensor.histogram.count for tensor in result.tensors)
     _write(
         "scan.html.j2",
         path,
         data,
         title=f"precision_lab scan: {heading}",
         heading=heading,
-        size=f"{count:,} tensor{'s' if count != 1 else ''}, {total.count:,} elements",
+        size=f"{count:,} tensor{'s' if count != 1 else ''}, {elements:,} elements",
+        totals=["all together"] if alone else [shown(total.name) for total in result.totals],
         columns=_SCAN_COLUMNS,
         skipped=[": ".join(map(shown, (info.file.name, info.name, info.skipped))) for info in result.skipped],
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
+from precision_lab.analysis.quantization import QuantizationReport
 from precision_lab.analysis.recording import Movement, RecordedTensor, Recording, narrow_format
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScannedTensor, ScanResult
 from precision_lab.presentation.tables.table import (
     Table,
     and_more,
+    facts_table,
     number,
     only_table,
     percent,
@@ -20,6 +23,7 @@ from precision_lab.presentation.tables.table import (
 )
 from precision_lab.support.text import shown
 from precision_lab.tensors.info import label_of, of_several_files
+from precision_lab.tensors.roles import Role
 
 
 def fates_text(conversion: Conversion) -> str:
@@ -60,7 +64,13 @@ def histogram_table(histogram: ExponentHistogram) -> Table:
     return conversions_table(title, (h.conversion(fmt) for fmt in DEFAULT_FORMATS))
 
 
-@only_table
+@tables_of.register
+def scan_tables(result: ScanResult) -> tuple[Table, ...]:
+    """What each format would do to the range of each tensor, and to its precision where that is known."""
+    known = [tensor for tensor in result.tensors if tensor.precision]
+    return (scan_table(result), _precision_table(result, known)) if known else (scan_table(result),)
+
+
 def scan_table(result: ScanResult) -> Table:
     """One row a tensor: how much of it each format would flush, make subnormal and overflow."""
 
@@ -85,24 +95,89 @@ def scan_table(result: ScanResult) -> Table:
     listed = worst(result.tensors, lost)
     several = of_several_files(t.info for t in result.tensors)
     rows = tuple(row(label_of(t.info, several), t.info.dtype, t.info.count, t.histogram) for t in listed)
+    totals = tuple(row(total.name, "", total.elements, total.histogram) for total in result.totals)
     columns = ("tensor", "dtype", "elements", "zero %", "inf, NaN", "min nonzero", "max")
     return Table(
-        "What each format would do",
+        "What each format would do to the range",
         (*columns, *(fmt.name for fmt in result.formats)),
         rows,
         frozenset(range(2, len(columns) + len(result.formats))),
-        totals=row("total", "", sum(t.info.count for t in result.tensors), result.total),
+        totals=totals[0] if totals else None,
+        other_totals=totals[1:],
         note="Under each format: flushed to zero / subnormal / overflowed, in percent of the nonzero finite elements"
         + _scale_note(result.loss_scale)
         + "."
-        + _steps_note(result.tensors)
+        + _totals_note(result)
         + and_more(len(result.tensors), "flushed or overflowed, in the format that loses the largest share"),
     )
 
 
-def _steps_note(tensors: Iterable[ScannedTensor]) -> str:
-    recorded = any(tensor.histogram.count != tensor.info.count for tensor in tensors)
-    return " Elements of a recording: those of the parameter x the gradients that were counted." if recorded else ""
+def _totals_note(result: ScanResult) -> str:
+    """Say what is in no total, and of what the precision is not known."""
+    steps = any(tensor.info.role is Role.STEP for tensor in result.tensors)
+    recorded = any(tensor.run is not None for tensor in result.tensors)
+    return (" Step counters are in no total." if steps else "") + (
+        " Elements of a recording: those of the parameter x the gradients that were counted. What each format costs in "
+        "precision is not known of recorded runs: only counts were recorded."
+        if recorded
+        else ""
+    )
+
+
+def _precision_table(result: ScanResult, known: Sequence[ScannedTensor]) -> Table:
+    """One row a tensor, worst first: how much of it is noise in each format, and how many values are changed."""
+
+    def row(name: str, precision: tuple[QuantizationReport, ...]) -> tuple[str, ...]:
+        return name, f"{precision[0].count:,}", *map(precision_text, precision)
+
+    def quality(tensor: ScannedTensor) -> float:
+        ratios = (report.sqnr for report in tensor.precision or ())
+        return min((ratio for ratio in ratios if not math.isnan(ratio)), default=math.inf)
+
+    several = of_several_files(t.info for t in result.tensors)
+    rows = tuple(row(label_of(t.info, several), t.precision or ()) for t in worst(sorted(known, key=quality)))
+    totals = tuple(row(total.name, total.precision) for total in result.totals if total.precision)
+    return Table(
+        "What each format would do to the precision",
+        ("tensor", "elements", *(fmt.name for fmt in result.formats)),
+        rows,
+        frozenset(range(1, 2 + len(result.formats))),
+        totals=totals[0] if totals else None,
+        other_totals=totals[1:],
+        note="Under each format: signal-to-quantization-noise ratio (SQNR) in dB / changed, in percent; both over what "
+        f"stays finite{_scale_note(result.loss_scale)}.\nSQNR: 10 log10(sum x^2 / sum (R(x) - x)^2); inf where nothing "
+        "is changed, – where nothing but zeros stays finite. Worst first, by the format that is worst."
+        + and_more(len(known)),
+    )
+
+
+def precision_text(report: QuantizationReport) -> str:
+    """Return the SQNR in dB, and the share that is changed in percent."""
+    return f"{decibels(report.sqnr_db)} / {percent(report.changed_of_finite)}"
+
+
+def decibels(value: float) -> str:
+    """Write decibels with one decimal, NaN as a dash."""
+    return "–" if math.isnan(value) else f"{value:.1f}"
+
+
+@only_table
+def quantization_table(report: QuantizationReport) -> Table:
+    """What a format costs in precision."""
+
+    def bias(mean: float, error: float) -> str:
+        return f"{number(mean)} +- {number(error)} ulp"
+
+    facts = {
+        "elements": f"{report.count:,}",
+        "inf, NaN": f"{report.nonfinite:,}",
+        "overflowed": f"{report.overflowed:,}",
+        "changed, of those that stay finite": f"{report.changed:,} ({percent(report.changed_of_finite)} %)",
+        "SQNR": f"{decibels(report.sqnr_db)} dB",
+        "bias: mean of R(x) - x": bias(report.bias, report.bias_standard_error),
+        "outward bias: mean of sign(x) (R(x) - x)": bias(report.outward_bias, report.outward_bias_standard_error),
+    }
+    return facts_table(f"Precision in {report.format}, {report.mode}", facts)
 
 
 def _scale_note(loss_scale: float) -> str:

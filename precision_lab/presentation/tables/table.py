@@ -38,6 +38,8 @@ class Table:
         Columns that are aligned to the right.
     totals : tuple of str or None
         A last row, set apart.
+    other_totals : tuple of tuple of str
+        More of them below, of what is not part of the first.
     note : str
         What the figures mean.
     prose : frozenset of int
@@ -52,6 +54,12 @@ class Table:
     totals: tuple[str, ...] | None = None
     note: str = ""
     prose: frozenset[int] = frozenset()
+    other_totals: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def last_rows(self) -> tuple[tuple[str, ...], ...]:
+        """All rows that are set apart."""
+        return (() if self.totals is None else (self.totals,)) + self.other_totals
 
     def __post_init__(self) -> None:
         def line(cells: tuple[str, ...]) -> tuple[str, ...]:
@@ -60,6 +68,7 @@ class Table:
         for name, text in (
             *(("title", printable(self.title)), ("note", printable(self.note)), ("columns", line(self.columns))),
             *(("rows", tuple(map(line, self.rows))), ("totals", self.totals and line(self.totals))),
+            ("other_totals", tuple(map(line, self.other_totals))),
         ):
             object.__setattr__(self, name, text)  # it is frozen for everybody else
 
@@ -72,9 +81,9 @@ class Table:
         caption = f'<caption style="text-align:left">{escape(self.title)}</caption>'
         parts = [f"<table>\n{caption}\n<thead><tr>{headings}</tr></thead>"]
         parts.append(f"<tbody>\n{rows}\n</tbody>")
-        if self.totals:
-            totals = "".join(self._cell("th", cell, i) for i, cell in enumerate(self.totals))
-            parts.append(f"<tfoot><tr>{totals}</tr></tfoot>")
+        if self.last_rows:
+            cells = ("".join(self._cell("th", cell, i) for i, cell in enumerate(row)) for row in self.last_rows)
+            parts.append(f"<tfoot>{''.join(f'<tr>{row}</tr>' for row in cells)}</tfoot>")
         parts.append("</table>")
         if self.note:
             parts.append(f"<p><small>{escape(self.note).replace(chr(10), '<br>')}</small></p>")

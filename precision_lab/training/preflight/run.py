@@ -136,7 +136,7 @@ def preflight(
         steps,
     )
     source, recipe = evidence.source, evidence.recipe
-    recorded = None if gradients is None else scan(gradients, formats=(_FP32,), dtype=dtype)
+    recorded = None if gradients is None else scan(gradients, formats=(_FP32,), dtype=dtype, precision=False)
     skipped = [info for info in infos if info.role is Role.PARAMETER and info.skipped]
 
     def parameters() -> Stream:

@@ -87,6 +87,13 @@ lab.explorer = (data, onChange) => {
     state.group = group;
     draw();
   };
+  // What was measured: in the formats that come first, at the loss scale that the slider starts with.
+  const precision = (group) => {
+    const measured = state.k === data.k ? data.groups[group].precision?.[data.formats.indexOf(state.format)] : null;
+    if (!measured) return null;
+    const [sqnr, changed] = measured;
+    return { sqnr: sqnr === "inf" ? Infinity : sqnr, changed };
+  };
   draw();
-  return { state, histograms, domain, choose };
+  return { state, histograms, domain, choose, precision };
 };

@@ -7,14 +7,16 @@ lab.tensorTable = (tensors, explorer) => {
   const [table, search, found, more] = ["tensors", "search", "found", "more"].map(find);
   const body = table.tBodies[0];
   const headings = [...table.querySelectorAll("th[data-key]")];
-  const total = explorer.histograms.at(-1); // the last group is all of them together
+  // after the tensors come their totals
+  const totals = explorer.histograms.slice(tensors.length).map((h, i) => ({ h, group: tensors.length + i, suffix: i ? `-${i}` : "" }));
   const folded = tensors.map((tensor) => tensor.label.toLowerCase());
   const state = { key: "lost", ascending: false, limit: PAGE };
   const rows = [];
   let figures = [];
   let order = [];
 
-  const figuresOf = (h) => {
+  const figuresOf = (h, group) => {
+    const precision = explorer.precision(group);
     const c = lab.conversion(h, explorer.state.format, explorer.state.k);
     const share = (part) => lab.share(part, c.nonzero);
     return {
@@ -23,18 +25,24 @@ lab.tensorTable = (tensors, explorer) => {
       flushed: share(c.flushed),
       subnormal: share(c.subnormal),
       overflowed: share(c.overflowed),
+      sqnr: precision ? precision.sqnr : null,
+      changed: precision ? precision.changed : null,
       zero: lab.share(c.zero, c.count),
       nonfinite: c.nonfinite,
       min: h.min ?? Infinity,
       max: h.max ?? -Infinity,
     };
   };
-  const SHARES = ["lost", "flushed", "subnormal", "overflowed", "zero"];
+  const SHARES = ["lost", "flushed", "subnormal", "overflowed", "changed", "zero"];
   const cellText = (key, f, h) => {
+    if (f[key] === null) return "–";
+    if (key === "sqnr") return f.sqnr === Infinity ? "inf" : f.sqnr.toFixed(1);
     if (SHARES.includes(key)) return lab.percent(f[key]);
     return key === "min" || key === "max" ? lab.magnitude(h[key]) : lab.whole(f[key]);
   };
-  const KEYS = ["count", ...SHARES, "nonfinite", "min", "max"];
+  const KEYS = ["count", "lost", "flushed", "subnormal", "overflowed", "sqnr", "changed", "zero", "nonfinite", "min", "max"];
+
+  const UNKNOWN = { sqnr: Infinity, changed: -1 }; // not known: last, when the worst are first
 
   const makeRow = (index) => {
     const tensor = tensors[index];
@@ -73,7 +81,9 @@ lab.tensorTable = (tensors, explorer) => {
       made.row.classList.toggle("chosen", chosen);
       made.button.setAttribute("aria-pressed", String(chosen));
     });
-    find("all-tensors").setAttribute("aria-pressed", String(explorer.state.group === tensors.length));
+    for (const { group, suffix } of totals) {
+      find(`all-tensors${suffix}`).setAttribute("aria-pressed", String(explorer.state.group === group));
+    }
   };
   const choose = (group) => {
     explorer.choose(group);
@@ -82,13 +92,16 @@ lab.tensorTable = (tensors, explorer) => {
 
   const update = () => {
     figures = explorer.histograms.slice(0, tensors.length).map(figuresOf);
-    const all = figuresOf(total);
-    for (const key of KEYS) find(`total-${key}`).textContent = cellText(key, all, total);
+    for (const { h, group, suffix } of totals) {
+      const all = figuresOf(h, group);
+      for (const key of KEYS) find(`total-${key}${suffix}`).textContent = cellText(key, all, h);
+    }
     order.slice(0, state.limit).forEach(fill);
   };
 
   const compare = (a, b) => {
-    const [left, right] = state.key === "label" ? [folded[a], folded[b]] : state.key === "dtype" ? [tensors[a].dtype, tensors[b].dtype] : [figures[a][state.key], figures[b][state.key]];
+    const value = (i) => (state.key === "label" ? folded[i] : state.key === "dtype" ? tensors[i].dtype : figures[i][state.key] ?? UNKNOWN[state.key]);
+    const [left, right] = [value(a), value(b)];
     return left < right ? -1 : left > right ? 1 : 0;
   };
   const arrange = () => {
@@ -116,7 +129,7 @@ lab.tensorTable = (tensors, explorer) => {
   for (const heading of headings) {
     heading.querySelector("button").addEventListener("click", () => {
       const { key } = heading.dataset;
-      state.ascending = state.key === key ? !state.ascending : key === "label" || key === "dtype" || key === "min";
+      state.ascending = state.key === key ? !state.ascending : key === "label" || key === "dtype" || key === "min" || key === "sqnr";
       state.key = key;
       state.limit = PAGE;
       arrange();
@@ -124,7 +137,7 @@ lab.tensorTable = (tensors, explorer) => {
   }
   search.addEventListener("input", () => { state.limit = PAGE; arrange(); });
   more.addEventListener("click", () => { state.limit *= 2; arrange(); });
-  find("all-tensors").addEventListener("click", () => choose(tensors.length));
+  for (const { group, suffix } of totals) find(`all-tensors${suffix}`).addEventListener("click", () => choose(group));
 
   let waiting = 0;
   const moved = (settled) => {

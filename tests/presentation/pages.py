@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from precision_lab.analysis.histogram import ExponentHistogram
+from precision_lab.analysis.quantization import quantization_report
 from precision_lab.analysis.scan import ScannedTensor, ScanResult
 from precision_lab.experiments import accumulation, storage, underflow
 from precision_lab.experiments.kept import Finished
@@ -82,14 +83,19 @@ def thresholds() -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def scanned(
-    arrays: dict[str, Any], *, formats: tuple[str, ...] = ("fp16", "bf16", "e6m9"), loss_scale: float = 1.0
+    arrays: dict[str, Any],
+    *,
+    formats: tuple[str, ...] = ("fp16", "bf16", "e6m9"),
+    loss_scale: float = 1.0,
+    precision: bool = False,
 ) -> ScanResult:
-    """Return what `scan` finds of a file of these arrays."""
+    """Return what `scan` finds of a file of these arrays; the precision, if asked for, without a loss scale."""
     tensors = []
     for name, values in arrays.items():
         array = np.asarray(values)
         info = TensorInfo(Path("folder/gradients.npz"), name, array.dtype.name, array.shape)
-        tensors.append(ScannedTensor(info, ExponentHistogram.of(array)))
+        costs = tuple(quantization_report(array, fmt) for fmt in formats) if precision else None
+        tensors.append(ScannedTensor(info, ExponentHistogram.of(array), costs))
     left_out = TensorInfo(Path("folder/gradients.npz"), "steps <b>", "int64", (3,), "integers <b>")
     return ScanResult(tuple(tensors), (left_out,), tuple(map(get_format, formats)), loss_scale)
 
@@ -103,7 +109,7 @@ def small_scan() -> ScanResult:
         values = rng.standard_normal(100 + i) * 2.0 ** (-3 * i)
         arrays[f"layers.{i}.{'weight' if i % 2 else 'bias'}"] = values.astype(np.float32)
     arrays |= {name: np.array([2.0**-30, i + 1], np.float32) for i, name in enumerate(HOSTILE)}
-    return scanned(arrays)
+    return scanned(arrays, precision=True)
 
 
 @cache

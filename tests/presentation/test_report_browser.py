@@ -12,8 +12,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from precision_lab import scan
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import plan_loss_scale
 from precision_lab.numerics.formats import FORMATS, FloatFormat, get_format
@@ -525,6 +527,48 @@ def test_searching(browser: Browser) -> None:
     assert browser.text("#found").startswith("0 of")
 
 
+def test_the_precision_is_that_of_the_formats_and_the_loss_scale_of_the_scan(browser: Browser) -> None:
+    browser.open("scan")
+    result = small_scan()
+
+    def cells() -> list[list[str]]:
+        return [browser.texts(f"#tensors tbody td:nth-child({i})") for i in (8, 9)]
+
+    for number, fmt in enumerate(("fp16", "bf16", "e6m9")):
+        browser.choose("#format", fmt)
+        reports = [result.tensors[result.labels.index(name)].precision[number] for name in shown_names(browser)]
+        assert cells() == [
+            ["–" if math.isnan(r.sqnr_db) else f"{r.sqnr_db:.1f}" for r in reports],
+            [percent(r.changed_of_finite) for r in reports],
+        ]
+        assert browser.text("#total-changed") == percent(result.totals[0].precision[number].changed_of_finite)
+    browser.one("th[data-key=sqnr] button").click()  # worst first, and what is not known last
+    shown_ratios = [float(cell) for cell in cells()[0] if cell != "–"]
+    assert shown_ratios == sorted(shown_ratios)
+    assert len(shown_ratios) > 10
+    browser.choose("#format", "fp8_e4m3fn")  # not asked about
+    assert {*cells()[0], *cells()[1], browser.text("#total-sqnr")} == {"–"}
+    browser.choose("#format", "fp16")
+    assert {*cells()[1]} != {"–"}
+    browser.one("#scale").send_keys(Keys.ARROW_RIGHT)
+    assert {*cells()[0], *cells()[1]} == {"–"}
+
+
+def test_totals_of_roles_can_be_chosen(browser: Browser, tmp_path: Path) -> None:
+    result = scan({"w": np.float32([0.1, 2.0**-26]), "w.exp_avg": np.float32([1e-9]), "w.step": np.float32([5.0])})
+    write_scan_page(result, tmp_path / "roles.html")
+    browser.pages["roles"] = tmp_path / "roles.html"
+    browser.open("roles")
+    assert browser.text("#group-name") == "parameters, together"
+    assert browser.text("#total-count") == "2"
+    assert browser.text("#total-flushed-1") == "100"
+    browser.one("#all-tensors-1").click()
+    assert browser.text("#group-name") == "optimizer state, together"
+    assert browser.one("#all-tensors").get_attribute("aria-pressed") == "false"
+    assert browser.one("#all-tensors-1").get_attribute("aria-pressed") == "true"
+    assert browser.text("#group-size").startswith("1 elements")
+
+
 def test_choosing_a_row_shows_its_histogram(browser: Browser) -> None:
     browser.open("scan")
     result = small_scan()
@@ -555,7 +599,7 @@ def test_slider_and_menu_move_the_table(browser: Browser) -> None:
         "[...document.querySelectorAll('#tensors tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))"
     )
     shares = []
-    for name, _, count, lost, flushed, subnormal, overflowed, zero, *_ in rows:
+    for name, _, count, lost, flushed, subnormal, overflowed, _, _, zero, *_ in rows:
         index = next(i for i, label in enumerate(result.labels) if label == name)
         c = result.tensors[index].histogram.conversion("fp8_e4m3fn", 32)
         shares.append((c.flushed + c.overflowed) / c.nonzero if c.nonzero else 0.0)
@@ -568,7 +612,7 @@ def test_slider_and_menu_move_the_table(browser: Browser) -> None:
     drawn = browser.json(
         "[...document.querySelectorAll('.small-chart')].map((s) => s.querySelectorAll('path[d*=M]').length)"
     )
-    assert [bool(paths) for paths in drawn] == [row[8:] != [] and row[9] != "–" for row in rows]
+    assert [bool(paths) for paths in drawn] == [row[10:] != [] and row[11] != "–" for row in rows]
 
 
 def test_names_are_text_everywhere(browser: Browser) -> None:

@@ -36,7 +36,13 @@ if TYPE_CHECKING:
     from precision_lab.tensors.info import TensorFileError, TensorInfo
     from precision_lab.tensors.reading import list_tensors, read_tensors
     from precision_lab.training.config import TrainingConfig
-    from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit_hyperparameters
+    from precision_lab.training.hyperparameters import (
+        Finding,
+        HyperparameterAudit,
+        Severity,
+        World,
+        audit_hyperparameters,
+    )
     from precision_lab.training.loop import train
     from precision_lab.training.memory import MemoryLedger, memory_ledger
     from precision_lab.training.optimizers import SGD, Adam, AdamW
@@ -86,6 +92,7 @@ __all__ = [
     "TrainingResult",
     "UpdateReport",
     "WeightGaps",
+    "World",
     "accumulate",
     "audit_hyperparameters",
     "cast",
@@ -153,7 +160,7 @@ _NAMES = {
     "tensors.info": ("TensorFileError", "TensorInfo"),
     "tensors.reading": ("list_tensors", "read_tensors"),
     "training.config": ("TrainingConfig",),
-    "training.hyperparameters": ("Finding", "HyperparameterAudit", "Severity", "audit_hyperparameters"),
+    "training.hyperparameters": ("Finding", "HyperparameterAudit", "Severity", "World", "audit_hyperparameters"),
     "training.loop": ("train",),
     "training.memory": ("MemoryLedger", "memory_ledger"),
     "training.optimizers": ("SGD", "Adam", "AdamW"),

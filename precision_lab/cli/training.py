@@ -37,9 +37,10 @@ def hyperparameters(
 ) -> None:
     """Report what an optimizer's constants become.
 
-    Whether lr, beta1, beta2, eps, 1 - lr*weight_decay and the bias corrections survive in a format, what follows if
-    they do not, and the closest value that would. What is not given is torch's default; without -f: fp16 and bf16.
-    The status is 0 also where a finding is fatal.
+    Whether lr, beta1, beta2, eps, 1 - lr*weight_decay, the step counter and the bias corrections survive in a format,
+    what follows if they do not, and what helps: where all of them are held in it, and as torch has them, most as
+    doubles. What is not given is torch's default; without -f: fp16 and bf16. The status is 0 also where a finding is
+    fatal.
 
     \b
     precision-lab hyperparameters -f bf16 --lr 1e-4 --beta2 0.999 --weight-decay 0.1

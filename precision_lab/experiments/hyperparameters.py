@@ -1,13 +1,14 @@
 """Which of an optimizer's usual constants are lost in 16 bits or fewer?
 
 Three settings that people copy from each other, in the formats that they might keep an optimizer in.
-`audit_hyperparameters` says of each constant what it becomes, what follows and what would survive; nothing is trained
-here.
+`audit_hyperparameters` says of each number what it becomes, what follows and what helps, twice: with constants held in
+the format, and as torch has them, as doubles; nothing is trained here.
 
 What to look for
 ----------------
-*Near 1* bf16 has no values: beta2 = 0.999 becomes 1, and so does 1 - lr*weight_decay, whatever the setting. 0.95, which
-large language models use, is stored as 0.949 and does its work.
+*Near 1* bf16 has no values: held in it, beta2 = 0.999 becomes 1, and so does 1 - lr*weight_decay, whatever the setting.
+torch keeps both as doubles, and it helps neither: R(beta2*v) is v, and R((1 - lr*weight_decay)*w) is w. 0.95, which
+large language models use, is stored as 0.949 and does its work either way.
 
 *Near 0* fp16 has none: eps = 1e-8 becomes 0. Where eps is 1e-5 it survives, as a subnormal.
 
@@ -23,7 +24,13 @@ from typing import Any, ClassVar, Self
 from precision_lab.numerics.formats import get_format
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
-from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, audit_hyperparameters
+from precision_lab.training.hyperparameters import (
+    Finding,
+    HyperparameterAudit,
+    Severity,
+    World,
+    audit_hyperparameters,
+)
 from precision_lab.training.optimizers import OPTIMIZERS
 
 
@@ -107,27 +114,31 @@ class HyperparametersResult(PlainData, Shown):
     config: HyperparametersConfig
     audits: dict[str, tuple[HyperparameterAudit, ...]]
 
-    def fatal(self, setting: str, fmt: str) -> tuple[str, ...]:
-        """Return the expressions of a setting that are fatal in a format."""
+    def fatal(self, setting: str, fmt: str, world: World = World.HELD) -> tuple[str, ...]:
+        """Return the expressions of a setting that are fatal in a format, in a world."""
         one = next(a for a in self.audits[setting] if a.format.name == get_format(fmt).name)
-        return tuple(f.expression for f in one.findings if f.severity is Severity.FATAL)
+        return tuple(f.expression for f in one.of(world) if f.severity is Severity.FATAL)
 
     @property
     def answer(self) -> str:
         """What came out, in a line."""
         first = self.config.settings[0].name
+        audits = self.audits[first]
         changes = [
-            f"{a.format}: {', '.join(f'{f.name} = {f.exact:g} becomes {f.stored:g}' for f in a.findings if _itself(f))}"
-            for a in self.audits[first]
-            if any(map(_itself, a.findings))
+            f"{a.format}: {', '.join(f'{f.name} = {f.exact:g} becomes {f.stored:g}' for f in lost)}"
+            for a in audits
+            if (lost := [f for f in a.of(World.HELD) if _itself(f)])
         ]
-        counts = (
-            f"{len(self.fatal(first, a.format.name))} of {len(a.findings)} in {a.format}" for a in self.audits[first]
-        )
-        return f"{first}: fatal numbers {', '.join(counts)} ({'; '.join(changes)})"
+
+        def counts(world: World) -> str:
+            names = ((a, len(self.fatal(first, a.format.name, world))) for a in audits)
+            return ", ".join(f"{count} of {len(a.of(world))} in {a.format}" for a, count in names)
+
+        held = f"fatal numbers {counts(World.HELD)} ({'; '.join(changes)})"
+        return f"{first}: {held}; with torch's doubles as constants {counts(World.TORCH)}"
 
 
-def _itself(finding: Any) -> bool:
+def _itself(finding: Finding) -> bool:
     """Return whether a hyperparameter itself, not what is computed from it, is lost."""
     return finding.severity is Severity.FATAL and finding.expression == finding.name
 

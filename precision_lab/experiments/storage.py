@@ -12,8 +12,9 @@ Collage's second word, stochastic rounding on average. Least squares says it onc
 2020): rounding the weight update costs a hundred times what rounding forward and backward costs, and compensation or
 stochastic rounding take most of it back.
 
-*Adam's second moment.* In bf16 beta2 = .999 is 1: the second moment never decays, steps shrink, and the repaired weight
-update alone is not enough; `collage_plus` keeps the second moment in two words too.
+*Adam's second moment.* In bf16 R(.999*v) = v, whatever v is: the second moment never decays. Once gradients shrink,
+steps become too small, and the repaired weight update alone is not enough; `collage_plus` keeps the second moment in
+two words too.
 
 *Range against precision.* Sixteen bits can be spent in other ways than fp16 (e5m10) and bf16 (e8m7).
 
@@ -39,7 +40,7 @@ from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
-from precision_lab.training.hyperparameters import stored_value
+from precision_lab.training.hyperparameters import frozen_share, stored_value
 from precision_lab.training.optimizers import title
 from precision_lab.training.result import StepUpdates, TrainingResult, UpdateStatistics
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig, configuration_names
@@ -425,8 +426,9 @@ class ConfigurationSummary:
             reasons.append(f"{self.lost:.0%} of the updates are lost")
         if "second_moment" in config.build_optimizer().moments:
             second = config.storage.second_moment
-            if not rule.words_of("second_moment") and stored_value(Fraction(config.beta2), second) == 1:
-                reasons.append(f"beta2 = {config.beta2:g} is 1 in {second}")
+            frozen = 0.0 if rule.words_of("second_moment") else frozen_share(second, config.beta2)
+            if frozen:
+                reasons.append(f"R({config.beta2:g}*v) = v for {100 * frozen:.3g}% of all v in {second}")
             if stored_value(Fraction(config.epsilon), second) == 0:
                 reasons.append(f"epsilon = {config.epsilon:g} is 0 in {second}")
         if self.skipped > 0.1 * config.steps:

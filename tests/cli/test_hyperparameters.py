@@ -25,10 +25,21 @@ def test_a_table_a_format(command_line: CommandLine) -> None:
     assert "adamw in fp16: " in finished.out
     rows = [line for line in finished.out.splitlines() if "│ beta2  " in line]
     assert len(rows) == 2
-    assert "│              1 │ fatal" in rows[0]
+    assert "│              1 │ fatal    │     not stored │ –" in rows[0]
     assert "0.999023438 │ note" in rows[1]
-    assert "beta2 = 0.99609375 (window 256 steps), or keep it in fp32" in finished.out
+    assert "beta2 = 0.98, or keep it in fp32" in finished.out
     assert "fatal a tenth or less" in finished.out
+    assert "Torch itself has no arithmetic" not in finished.out
+
+
+def test_a_step_counter_in_bf16(command_line: CommandLine) -> None:
+    text = " ".join(command_line("hyperparameters", "-f", "bf16").out.replace("│", " ").split())
+    assert "t, the step counter 10000 256 warning 10000 ok held: stops at 256: 1 - beta2^t stays 0.226" in text
+
+
+def test_of_fp8_it_says_that_torch_has_no_arithmetic_in_it(command_line: CommandLine) -> None:
+    out = command_line("hyperparameters", "-f", "fp8_e4m3fn").out
+    assert "Torch itself has no arithmetic in fp8_e4m3fn: what its operations would give." in out
 
 
 def test_the_defaults(command_line: CommandLine) -> None:

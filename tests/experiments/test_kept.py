@@ -42,7 +42,7 @@ def test_sources_are_what_is_imported_and_nothing_else() -> None:
     assert "experiments/underflow.py" not in found
     assert "__init__.py" not in found
     audits = files("experiments.hyperparameters")
-    assert "training/hyperparameters.py" in audits
+    assert "training/hyperparameters/rows.py" in audits
     assert not [file for file in audits if file.startswith(("training/models", "training/loop"))]
     assert sources("numpy.linalg") == sources("precision_lab.nowhere") == ()
 

@@ -21,7 +21,7 @@ from precision_lab.experiments.storage import (
 )
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
-from precision_lab.training.storage import CONFIGURATIONS
+from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
 SMALL = StorageExperimentConfig(
     configurations=("pure_bf16", "master_bf16", "pure_fp16"),
@@ -102,7 +102,36 @@ def test_epsilon_that_becomes_zero_breaks_fp16_and_is_named(result: StorageResul
 
 
 def test_the_second_moment_that_never_decays_is_named(result: StorageResult) -> None:
-    assert "beta2 = 0.999 is 1 in bf16" in outcome(result, "Adam, lr 0.001", "pure_bf16").sentence
+    assert "R(0.999*v) = v for 100% of all v in bf16" in outcome(result, "Adam, lr 0.001", "pure_bf16").sentence
+
+
+def with_storage(result: StorageResult, text: str, **changes: float) -> ConfigurationSummary:
+    """Runs of Adam that are said to have been made otherwise."""
+    o = outcome(result, "Adam, lr 0.001", "pure_bf16")
+    storage = StorageConfig.parse(text)
+    return replace(o, runs=tuple(replace(r, config=replace(r.config, storage=storage, **changes)) for r in o.runs))
+
+
+@pytest.mark.parametrize(
+    ("storage", "beta2", "reason"),
+    [
+        ("pure_bf16", 0.998, "R(0.998*v) = v for 95.3% of all v in bf16"),  # which bf16 stores as 0.99609375, not as 1
+        ("pure_bf16", 0.997, "R(0.997*v) = v for 29.7% of all v in bf16"),
+        ("pure_bf16", 0.996, None),
+        ("pure_bf16", 0.95, None),
+        ("pure_fp16", 0.999, None),
+        ("pure_fp16", 0.9999, "R(0.9999*v) = v for 100% of all v in fp16"),
+        ("bf16_stochastic", 0.999, "R(0.999*v) = v for 100% of all v in bf16"),
+        ("bf16_stochastic,second_moment=fp32", 0.999, None),
+        ("collage_plus", 0.999, None),  # a pair of words
+    ],
+)
+def test_the_reason_is_what_the_optimizer_does(
+    result: StorageResult, storage: str, beta2: float, reason: str | None
+) -> None:
+    sentence = with_storage(result, storage, beta2=beta2).sentence
+    assert ("of all v" in sentence) is (reason is not None)
+    assert reason is None or reason in sentence
 
 
 def with_runs(result: StorageResult, **changes: object) -> ConfigurationSummary:
@@ -141,9 +170,8 @@ def test_every_seed_has_to_learn(result: StorageResult) -> None:
     o = judged(result, of_first=0.1)
     lazy = replace(o, controls=(o.controls[0], replace(o.controls[1], final_loss=1.9)))
     assert lazy.sentence == "too short to tell: fp32 came from 2 to 1.9 only (give more --steps)"
-    assert (
-        "does not learn" in replace(o, controls=(o.controls[0], replace(o.controls[1], final_loss=math.nan))).sentence
-    )
+    lost = replace(o, controls=(o.controls[0], replace(o.controls[1], final_loss=math.nan)))
+    assert lost.sentence == "not decided: fp32 does not learn, 2 becomes nan (try another --lr)"
 
 
 def test_what_breaks_is_broken_whoever_learns(result: StorageResult) -> None:

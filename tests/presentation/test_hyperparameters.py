@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from precision_lab import Severity, audit_hyperparameters
+from precision_lab import Severity, World, audit_hyperparameters
 from precision_lab.presentation.plots.hyperparameters import hyperparameters_figure, plot_betas, plot_severities
 from precision_lab.presentation.plots.style import save_figure
 from precision_lab.presentation.tables.hyperparameters import hyperparameters_table
@@ -21,13 +21,19 @@ mpl.use("Agg")
 def test_the_table_has_a_row_a_finding() -> None:
     result = audit_hyperparameters("bf16", lr=1e-4, weight_decay=0.1)
     table = hyperparameters_table(result)
-    assert len(table.rows) == len(result.findings)
+    assert [row[0] for row in table.rows] == [f.expression for f in result.of(World.HELD)]
     assert {len(row) for row in table.rows} == {len(table.columns)}
-    assert table.columns[2] == "in bf16"
-    row = next(row for row in table.rows if row[0] == "beta2")
-    assert row[1:4] == ("0.999", "1", "fatal")
-    assert row[4:] == (result["beta2"].consequence, result["beta2"].advice)
-    assert next(row for row in table.rows if row[0] == "lr")[5] == "–"
+    assert table.columns[2:6] == ("held in bf16", "severity", "as torch", "severity")
+    rows = {row[0]: row for row in table.rows}
+    assert rows["beta2"][1:6] == ("0.999", "1", "fatal", "not stored", "–")
+    assert rows["beta2"][6:] == (result["beta2"].consequence, result["beta2"].advice)
+    assert rows["lr"][7] == "–"
+    average = "beta2*v + (1 - beta2)*g^2"
+    held, torch = result[average], result.torch(average)
+    assert torch is not None
+    assert rows[average][2:6] == ("0.5", "warning", "0.5", "warning")
+    assert rows[average][6] == held.consequence == torch.consequence  # said once
+    assert rows[average][7] == f"held: {held.advice} / torch: {torch.advice}"
 
 
 def test_severities_are_drawn_as_they_are() -> None:
@@ -36,14 +42,24 @@ def test_severities_are_drawn_as_they_are() -> None:
     (image,) = ax.images
     codes = np.ma.filled(np.ma.asarray(image.get_array()).astype(float), np.nan)
     assert np.isnan(codes[:, 0]).all()  # what was asked has no severity
-    for column, result in enumerate(audits, 1):
-        assert [list(Severity)[int(code)] for code in codes[:, column]] == [f.severity for f in result.findings]
-    assert [label.get_text() for label in ax.get_yticklabels()] == [f.expression for f in audits[0].findings]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["asked", "bf16", "fp16", "fp32"]
+    expressions = [f.expression for f in audits[0].of(World.HELD)]
+    levels = [None if np.isnan(code) else list(Severity)[int(code)] for code in codes.ravel()]
+    drawn = np.array(levels, object).reshape(codes.shape)
+    for place, result in enumerate(audits):
+        assert drawn[:, 2 * place + 1].tolist() == [f.severity for f in result.of(World.HELD)]
+        torch = [result.torch(expression) for expression in expressions]
+        assert drawn[:, 2 * place + 2].tolist() == [f and f.severity for f in torch]
+    assert [label.get_text() for label in ax.get_yticklabels()] == expressions
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    assert columns == [
+        "asked",
+        *(name for fmt in ("bf16", "fp16", "fp32") for name in (f"held in {fmt}", "as torch")),
+    ]
     written = texts(ax)
     assert "0.999" in written
-    assert "1   fatal" in written
-    assert "0.999023   note" in written
+    assert "1  fatal" in written
+    assert "0.99902  note" in written
+    assert written.count("not stored") == 3 * sum(f is None for f in torch)
 
 
 def test_the_stairs_are_those_of_the_format() -> None:

@@ -16,6 +16,7 @@ from precision_lab import (
     Adam,
     StorageConfig,
     TrainingConfig,
+    World,
     audit_hyperparameters,
     memory_ledger,
     preflight,
@@ -97,8 +98,8 @@ def test_it_is_audited(rmsprop: str) -> None:
     found = audit_hyperparameters("bf16", optimizer=rmsprop, beta2=0.999, weight_decay=0.1)
     assert found.hyperparameters == {"lr": 1e-2, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
     assert found.configured == RMSProp(1e-2, 0.999, 1e-8, 0.1)
-    assert [finding.expression for finding in found.findings] == [
-        *("lr", "beta2", "1 - beta2", "beta2*v + (1 - beta2)*g^2", "eps"),
+    assert [finding.expression for finding in found.of(World.HELD)] == [
+        *("lr", "beta2", "1 - beta2", "share of v with R(beta2*v) = v", "beta2*v + (1 - beta2)*g^2", "eps"),
         *("largest |g| lost in (1 - beta2)*g^2", "weight_decay"),
     ]
     assert "a step of lr is lost on weights above" in found["lr"].consequence

@@ -25,6 +25,7 @@ from precision_lab.experiments.claims.claim import (
 )
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FormatLike, get_format
+from precision_lab.training.hyperparameters import frozen_share
 
 _claim = partial(stated, subject="Weights, updates, moments")
 _FP16, _BF16 = map(get_format, ("fp16", "bf16"))
@@ -205,11 +206,12 @@ def _moments(arithmetic: Arithmetic) -> Verdict:
         "second": runs.ratio("master_bf16,second_moment=bf16"),
         "pair": runs.ratio("collage_plus"),
         "beta": 0.999,
-        "stored": arithmetic.one(0.999, _BF16),
+        "stays": frozen_share(_BF16, 0.999),
     }
     words = (
         "Beside a master copy a first moment in bf16 ends at {first:.2f} times fp32's loss, a second moment at "
-        "{second:.2f}: beta2 = {beta} is {stored:g} in bf16. Two bf16 words for it end at {pair:.2f}, without any fp32."
+        "{second:.2f}: multiplied by beta2 = {beta}, {stays:.0%} of all v in bf16 stay what they are. Two bf16 words "
+        "for it end at {pair:.2f}, without any fp32."
     )
     if min(evidence["first"], evidence["second"]) > _GOOD and evidence["pair"] > _GOOD:
         return holds(words, **evidence)

@@ -15,7 +15,7 @@ from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.presentation.plots.figures import figure_of_report
 from precision_lab.presentation.plots.style import INK, PALE, SMALL, dress, style, styled
-from precision_lab.training.hyperparameters import HyperparameterAudit, Severity, stored_rates
+from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, World, stored_rates
 
 SEVERITY_COLORS: dict[Severity, str] = {
     Severity.OK: "#EAF2F8",
@@ -116,7 +116,7 @@ def _window_ticks(ax: Axes) -> None:
 
 
 def plot_severities(audits: Sequence[HyperparameterAudit], *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Draw a table of what each number becomes in each format, coloured by severity.
+    """Draw a table of what each number becomes in each format, held in it and as torch has it, coloured by severity.
 
     Parameters
     ----------
@@ -139,30 +139,35 @@ def plot_severities(audits: Sequence[HyperparameterAudit], *, ax: Axes | None = 
 
     """
     _check_alike(audits)
-    expressions = [finding.expression for finding in audits[0].findings]
+    numbers = audits[0].of(World.HELD)
     levels = list(Severity)
-    codes = [[np.nan, *(levels.index(audit[name].severity) for audit in audits)] for name in expressions]
+    cells = [[f for a in audits for f in (a[n.expression], a.torch(n.expression))] for n in numbers]
+    codes = [[np.nan, *(np.nan if f is None else levels.index(f.severity) for f in row)] for row in cells]
+    columns = [column for audit in audits for column in (f"held in {audit.format}", "as torch")]
     with styled(ax) as ax:
         dress(ax, title=title)
         ax.grid(visible=False)
         paint = ListedColormap([SEVERITY_COLORS[level] for level in levels])
         ax.imshow(codes, cmap=paint, vmin=-0.5, vmax=len(levels) - 0.5, aspect="auto")
-        for row, name in enumerate(expressions):
-            texts = [f"{audits[0][name].exact:.6g}", *(f"{a[name].stored:.6g}   {a[name].severity}" for a in audits)]
-            for column, text in enumerate(texts):
+        for row, number in enumerate(numbers):
+            for column, text in enumerate([f"{number.exact:.6g}", *map(_cell, cells[row])]):
                 fatal = codes[row][column] == levels.index(Severity.FATAL)
                 color = "white" if fatal else INK
-                ax.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-        for edge in range(1, len(expressions)):
+                ax.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=color)
+        for edge in range(1, len(numbers)):
             ax.axhline(edge - 0.5, color="white", linewidth=2)
-        for edge in range(1, len(audits) + 1):
-            ax.axvline(edge - 0.5, color="white", linewidth=4)
+        for edge in range(1, len(columns) + 1):
+            ax.axvline(edge - 0.5, color="white", linewidth=4 if edge % 2 else 1)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
-        ax.set_yticks(range(len(expressions)), expressions)
-        ax.set_xticks(range(len(audits) + 1), ["asked", *(audit.format.name for audit in audits)])
+        ax.set_yticks(range(len(numbers)), [number.expression for number in numbers])
+        ax.set_xticks(range(len(columns) + 1), ["asked", *columns])
         ax.xaxis.tick_top()
     return ax
+
+
+def _cell(finding: Finding | None) -> str:
+    return "not stored" if finding is None else f"{finding.stored:.5g}  {finding.severity}"
 
 
 def _check_alike(audits: Sequence[HyperparameterAudit]) -> None:
@@ -196,7 +201,7 @@ def hyperparameters_figure(audits: Sequence[HyperparameterAudit]) -> Figure:
     constants = first.hyperparameters
     betas = [constants[name] for name in ("momentum", "beta1", "beta2") if constants.get(name)]
     with style():
-        width, height = 1.5 * (len(audits) + 1), max(4.2, 1.4 + 0.3 * len(first.findings))
+        width, height = 1.2 * (2 * len(audits) + 1), max(4.2, 1.4 + 0.3 * len(first.of(World.HELD)))
         figure = Figure(figsize=(7.6 + width, height), layout="constrained")
         figure.suptitle(f"What the numbers of {first.optimizer} become", x=0.01, ha="left")
         left, right = figure.subplots(1, 2, width_ratios=[width, 4.6])
@@ -204,6 +209,11 @@ def hyperparameters_figure(audits: Sequence[HyperparameterAudit]) -> Figure:
         formats = dict.fromkeys([get_format("fp32"), *(a.format for a in audits)])
         plot_betas(list(formats), betas=betas, ax=right, title="The stairs end where beta becomes 1")
     return figure
+
+
+def _rows(audits: Sequence[HyperparameterAudit]) -> int:
+    """Return the height of a table, in rows."""
+    return len(audits[0].of(World.HELD)) + 3
 
 
 @figure_of_report("hyperparameters")
@@ -227,13 +237,13 @@ def usual_settings_figure(result: HyperparametersResult) -> Figure:
         {values[beta] for values in constants for beta in ("beta1", "beta2", "momentum") if values.get(beta)}
     )
     with style():
-        figure = Figure(figsize=(15, 9.5), dpi=110, layout="constrained")
+        figure = Figure(figsize=(19, 11), dpi=110, layout="constrained")
         figure.suptitle("Which of an optimizer's usual constants survive", x=0.01, ha="left")
         columns = figure.add_gridspec(1, 2, width_ratios=[1, 0.95])
         # the tables fill the left column from above, the rest of them the right one, over the stairs
         half = -(-len(settings) // 2)
-        left = columns[0].subgridspec(half, 1, height_ratios=[len(a[0].findings) + 3 for _, a in settings[:half]])
-        rest = [len(a[0].findings) + 3 for _, a in settings[half:]]
+        left = columns[0].subgridspec(half, 1, height_ratios=[_rows(a) for _, a in settings[:half]])
+        rest = [_rows(a) for _, a in settings[half:]]
         right = columns[1].subgridspec(len(rest) + 1, 1, height_ratios=[*rest, 22])
         cells = [*(left[i] for i in range(half)), *(right[i] for i in range(len(rest)))]
         for cell, (name, audits) in zip(cells, settings, strict=True):

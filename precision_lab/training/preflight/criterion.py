@@ -20,9 +20,10 @@
    Without, u is taken as large as lr: Adam's first updates are. Then all that is kept is kept *at the start*, and the
    same is asked at lr/`LATER`; weights in fp32 alone are known to keep later what fp32 keeps.
 3. *hyperparameters*: a number of the optimizer is a ``warning`` or ``fatal`` in the format it is stored in, and worse
-   than in fp32. Of the moments: beta, 1 - beta, the running average; eps, and the smallest gradients in the second. Of
-   the weights: AdamW's 1 - lr*weight_decay where it is multiplied apart (`ties_to_even`), SGD's lr. Bias corrections
-   are computed in double precision by every framework and do not count. `collage_plus` keeps beta2 and the second
+   than in fp32, its constants being doubles, as in torch. Of the moments: what beta does to them, and where the running
+   average settles; eps, and the smallest gradients in the second. Of the weights: AdamW's 1 - lr*weight_decay where it
+   is multiplied apart (`ties_to_even`), SGD's lr. What torch does not store (beta, 1 - beta, bias corrections, the step
+   counter in float32) does not count. `collage_plus` keeps beta2 and the second
    moment in pairs of 2p bits, which settle to 2 * 2^(-2p)/(1 - beta2) (found by trying): 10 % for 3,277 steps.
 4. *gradients*, if given: some are flushed or overflow in the format they leave the backward pass in, which fp32 keeps,
    and no loss scale (if the configuration has one) prevents it.
@@ -47,7 +48,7 @@ from precision_lab.analysis.loss_scalers import NoLossScale, StaticLossScale
 from precision_lab.analysis.scan import ScanResult
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.tensors.info import label_of
-from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, audit_hyperparameters
+from precision_lab.training.hyperparameters import Finding, HyperparameterAudit, Severity, World, audit_hyperparameters
 from precision_lab.training.memory import memory_ledger
 from precision_lab.training.optimizers import promoted
 from precision_lab.training.preflight.report import (
@@ -64,16 +65,19 @@ from precision_lab.training.update_rules import UPDATE_RULES
 
 _FP32 = get_format("fp32")
 
-# the numbers of an audit by where a configuration stores them; those of the bias corrections are stored nowhere
+# the numbers of an audit by where a configuration stores what they act on
 ROLES: Mapping[str, tuple[str, ...]] = {
     "weights": ("lr", "weight_decay", "1 - lr*weight_decay"),
-    "first moment": ("beta1", "1 - beta1", "beta1*m + (1 - beta1)*g", "momentum", "momentum*m + g"),
+    "first moment": (
+        *("share of m with R(beta1*m) = m", "beta1*m + (1 - beta1)*g"),
+        *("share of m with R(momentum*m) = m", "momentum*m + g"),
+    ),
     "second moment": (
-        *("beta2", "1 - beta2", "beta2*v + (1 - beta2)*g^2"),
+        *("share of v with R(beta2*v) = v", "beta2*v + (1 - beta2)*g^2"),
         *("eps", "largest |g| lost in (1 - beta2)*g^2"),
     ),
 }
-_OF_BETA2 = ROLES["second moment"][:3]
+_OF_BETA2 = ROLES["second moment"][:2]
 
 
 @dataclass(frozen=True)
@@ -235,13 +239,14 @@ def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAu
     roles = {expression: role for role, expressions in ROLES.items() for expression in expressions}
     in_pairs = UPDATE_RULES[storage.update].words_of("second_moment")
     role_findings = []
-    for baseline in base.findings:
+    for baseline in base.of(World.TORCH):
         if baseline.expression not in formats:
             continue
         fmt = formats[baseline.expression]
         if fmt not in audits:
             audits[fmt] = audit_hyperparameters(fmt, optimizer=base.optimizer, steps=base.steps, **h)
-        finding = audits[fmt][baseline.expression]
+        finding = audits[fmt].torch(baseline.expression)
+        assert finding is not None  # which numbers torch stores does not depend on the format
         rejects = finding.severity in (Severity.WARNING, Severity.FATAL) and _rank(finding) > _rank(baseline)
         if in_pairs and baseline.expression in _OF_BETA2:
             rejects = 1 - h["beta2"] < 20 * 4.0**-fmt.precision

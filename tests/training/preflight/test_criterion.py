@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab import StorageConfig, audit_hyperparameters, round_to
+from precision_lab import StorageConfig, World, audit_hyperparameters, round_to
 from precision_lab.numerics.codec import codec
 from precision_lab.training.optimizer_state import start, update, updated_parameters
 from precision_lab.training.optimizers import OPTIMIZERS, SGD
@@ -65,20 +65,19 @@ def test_the_second_moment_in_two_words_settles_where_the_criterion_says(rate: f
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_number_of_an_audit_has_a_role_or_is_a_bias_correction(optimizer: str) -> None:
+def test_every_number_that_torch_stores_has_a_role(optimizer: str) -> None:
     options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.1} if optimizer == "sgd" else {"weight_decay": 0.1}
-    expressions = {
-        finding.expression for finding in audit_hyperparameters("bf16", optimizer=optimizer, **options).findings
-    }
+    audit = audit_hyperparameters("bf16", optimizer=optimizer, **options)
+    expressions = {finding.expression for finding in audit.of(World.TORCH)}
     rest = expressions - {expression for role in ROLES.values() for expression in role}
-    # sgd adds the decay with the gradient: it is part of the update
-    assert all("^t" in expression for expression in rest - {"1 - lr*weight_decay/(1 - momentum)"})
+    # sgd adds the decay with the gradient: it is part of the update; torch's step counter is a float32
+    assert rest <= {"1 - lr*weight_decay/(1 - momentum)", "t, the step counter"}
 
 
 def test_constants_are_judged_in_the_format_of_their_role() -> None:
     report = ask({"w": [0.5]}, storage=("bf16_fp32_moments", "pure_bf16"), beta2=0.999, weight_decay=0.1)
     assert {f.finding.expression for f in report["pure_bf16"].findings if f.rejects} == {
-        *("beta2", "beta2*v + (1 - beta2)*g^2", "1 - lr*weight_decay")
+        *("share of v with R(beta2*v) = v", "beta2*v + (1 - beta2)*g^2", "1 - lr*weight_decay")
     }
     assert {f.finding.expression for f in report["bf16_fp32_moments"].findings if f.rejects} == {"1 - lr*weight_decay"}
     assert not [f for f in report["master_bf16"].findings if f.rejects]
@@ -89,4 +88,14 @@ def test_constants_are_judged_in_the_format_of_their_role() -> None:
 def test_what_is_fatal_in_fp32_too_rejects_nothing_and_is_said() -> None:
     report = ask_steps({"w": [2.0**-20]}, 1e-7, lr=1e-7, weight_decay=1e-3)
     assert report["pure_bf16"].outcome is Outcome.KEEPS
-    assert "fp32 itself loses: 1 - lr*weight_decay becomes 1" in report.verdict
+    assert "fp32 itself loses: 1 - lr*weight_decay R((1 - lr*weight_decay)*w) = w for 100 % of all w" in report.verdict
+
+
+@pytest.mark.parametrize(("beta2", "rejected"), [(0.998, True), (0.997, True), (0.99, False), (0.95, False)])
+def test_constants_are_torchs_doubles(beta2: float, rejected: bool) -> None:
+    """0.997 is not 1 in bf16, and freezes v all the same; 0.99 is 0.98828125 there, which torch never looks at."""
+    report = ask({"w": [0.5]}, storage="pure_bf16", beta2=beta2)
+    findings = [f for f in report["pure_bf16"].findings if f.role == "second moment"]
+    assert {f.finding.world for f in findings} == {World.TORCH}
+    assert any(f.rejects for f in findings) is rejected
+    assert not {"beta2", "1 - beta2"} & {f.finding.expression for f in findings}

@@ -5,7 +5,7 @@ who                   codes                                       their scales
 ====================  ==========================================  ====================================================
 DeepSeek, Qwen        ``X.weight`` (fp8)                          ``X.weight_scale_inv``; DeepSeek's own ``X.scale``
 compressed-tensors    ``X.weight`` (fp8, int8),                   ``X.weight_scale``, for NVFP4 over
-                      ``X.weight_packed`` (two a byte)            ``X.weight_global_scale``
+                      ``X.weight_packed`` (bytes, int32)          ``X.weight_global_scale``
 ModelOpt              ``X.weight`` (fp8, or two a byte)           ``X.weight_scale``, for NVFP4 times
                                                                   ``X.weight_scale_2``
 ComfyUI               ``X.weight`` (fp8)                          ``X.scale_weight``
@@ -16,8 +16,8 @@ bitsandbytes          ``X.weight`` (int8; two a byte)             ``X.SCB``; ``X
 torchao, quanto       ``X.weight_qdata``, ``X.weight._data``      ``X.weight_scale``, ``X.weight._scale``
 ====================  ==========================================  ====================================================
 
-A tensor is taken for codes only where such a scale is there, with no more elements than it. Scales may lie in another
-shard of the same model.
+A tensor is taken for codes only where such a scale is there, with no more elements than it; integers only where they
+are a matrix. Scales may lie in another shard of the same model.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ _INTEGERS = ("int8", "uint8", "int32", "int4", "uint4", "float4", "F4", "F6")
 _PACKED = ("_packed", "_blocks", "_qdata")
 _COMPANIONS = (
     *("weight_scale_2", "weight_global_scale", "input_scale", "scale_input", "output_scale", "k_scale", "v_scale"),
+    *("weight_zero_point", "input_zero_point", "output_zero_point", "input_global_scale"),
     *("weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map"),
 )
-"""Scales and tables that lie beside codes, besides the scale that makes them codes."""
+"""Scales, zero points and tables that lie beside codes, besides the scale that makes them codes."""
 UNSCALED = "fp8 without a scale beside it: read as values"
 
 
@@ -84,6 +85,9 @@ def find_codes(tensors: Sequence[Named]) -> Codes:
     reasons: dict[int, str] = {}
     scales: set[int] = set()
     for i in narrow:
+        fp8 = tensors[i].dtype.startswith(FP8)
+        if not fp8 and len(tensors[i].shape) < 2:
+            continue
         name = plain_name(tensors[i].name)
         before, _, last = name.rpartition(".")
         before += "." * bool(before)
@@ -93,7 +97,6 @@ def find_codes(tensors: Sequence[Named]) -> Codes:
             continue
         beside = [before + companion for companion in _COMPANIONS if before + companion in numbers]
         scales |= {scale, *(numbers[companion] for companion in beside)}
-        fp8 = tensors[i].dtype.startswith(FP8)
         used = plain_name(tensors[scale].name).rpartition(".")[2]
         reasons[i] = _reason(fp8, used, tuple(companion.rpartition(".")[2] for companion in beside[:2]))
     for i in scales:  # the scales of NVFP4 are fp8 themselves

@@ -270,10 +270,30 @@ LAYOUTS: list[tuple[dict[str, Any], set[str], set[str]]] = [
         {"l.weight.absmax", "l.weight.quant_map"},
     ),
     ({"l.weight._data": np.ones((4, 4), FP8), "l.weight._scale": ONE}, {"l.weight._data"}, {"l.weight._scale"}),
+    (
+        {
+            "l.weight_packed": np.ones((4, 2), np.int32),
+            "l.weight_scale": np.ones((4, 1), BF16),
+            "l.weight_zero_point": np.ones((4, 1), np.int8),
+            "l.weight_shape": np.array([4, 16]),
+        },
+        {"l.weight_packed"},
+        {"l.weight_scale", "l.weight_zero_point"},
+    ),
+    (
+        {"l.weight": np.ones((4, 64), FP8), "l.weight_scale": np.ones((4, 2), np.uint8), "l.weight_zero_point": ONE},
+        {"l.weight"},
+        {"l.weight_scale", "l.weight_zero_point"},
+    ),
     # no codes: no scale, a scale elsewhere, more scales than codes, floats
     ({"l.weight": np.ones((4, 4), FP8), "k.weight_scale": ONE}, set(), set()),
     ({"l.weight": np.ones((4, 4), FP8), "l.scale": np.ones(17)}, set(), set()),
     ({"l.weight": np.ones((4, 4), BF16), "l.weight_scale": np.ones((4, 1)), "l.scale": ONE}, set(), set()),
+    (
+        {"heads": np.int32([4]), "heads_scale": ONE, "n.weight": np.ones(4, np.uint8), "n.scale": np.ones(4)},
+        set(),
+        set(),
+    ),
     ({"ids": np.ones(4, np.int32), "scales": np.ones(4), "scale": ONE, "ids_bias": np.ones(4)}, set(), set()),
 ]
 

@@ -30,7 +30,7 @@ from tests.machines.levels import NUMBA_GENERIC
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MODES = [mode.value for mode in RoundingMode]
-EVERY = [*FORMATS, "e6m9", "e8m0", "e5m0", "e8m22", "e5m23"]
+EVERY = [*FORMATS, "e6m9", "e8m0_ieee", "e5m0", "e8m22", "e5m23"]
 COSTS = ("sqnr_db", "bias", "bias_standard_error", "outward_bias", "outward_bias_standard_error")
 
 

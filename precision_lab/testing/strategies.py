@@ -31,7 +31,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -53,7 +54,7 @@ def codes(fmt: FormatLike) -> st.SearchStrategy[int]:
     """Draw codes of the format, all 2^bits of them, NaN included; in the order of their values, not of the integers.
 
     Simplest is 0, then the code of 1. Zeros, subnormals, powers of two, the ends of the range and specials are
-    favoured.
+    favoured, and so are the neighbours of 1 and of the ends.
     """
     fmt = _format(fmt)
     everything = _beyond(fmt)
@@ -70,6 +71,9 @@ def values(
     max_value: float | None = None,
 ) -> Strategy:
     """Draw values of the format, as scalars of its type, as `hypothesis.strategies.floats` does.
+
+    Often drawn are zeros, subnormals and the ends of the range, 1 and the bounds, and the neighbours of all of these:
+    the value below 1 of fp32 in 5 of 100 examples or so.
 
     Parameters
     ----------
@@ -177,9 +181,10 @@ def hard_values(fmt: FormatLike, carrier: FormatLike = np.float32) -> Strategy:
     """Draw values of the carrier at which a cast to the format may go wrong.
 
     Almost half are landmarks: the flush threshold, that of subnormals and that of overflow, the smallest value, the
-    smallest normal one and the largest, each with its neighbours, zeros, infinities, NaN, and something well beyond the
-    largest. The others are values of the format and ties, each as it is or the carrier's neighbour of it, with the ends
-    of the range, of binades and of the subnormals favoured, and any values of the carrier.
+    smallest normal one and the largest, 1 and the tie below it, each with its neighbours, zeros, infinities, NaN, and
+    something well beyond the largest. The others are values of the format and ties, each as it is or the carrier's
+    neighbour of it, with the ends of the range, of binades and of the subnormals favoured, and any values of the
+    carrier.
 
     Parameters
     ----------
@@ -353,11 +358,28 @@ def _scalar(x: float, fmt: FloatFormat) -> Any:
 # ---- drawing codes ----
 
 
-class _Slots(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Slots:
     """Runs of codes without sign, first and last, simplest first; and those among them where the trouble is."""
 
     all: tuple[tuple[int, int], ...]
     ends: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def weighted(self) -> tuple[tuple[int, int], ...]:
+        """All runs, and three times as often those where the trouble is, each beside the run that it is of.
+
+        So a lower number is a simpler run of the same kind: Hypothesis lowers it. The first run is at the start once.
+        """
+        first, *others = self.all
+
+        def place(run: tuple[int, int]) -> int:
+            within = (i for i, (low, high) in enumerate(others) if low <= run[0] <= high)
+            return len(others) if run == first else next(within, -1)
+
+        times = max(1, round(3 * len(self.all) / max(len(self.ends), 1)))
+        places = {run: place(run) for run in (*others, *self.ends)}
+        return (first, *sorted((*others, *self.ends * times), key=places.__getitem__))
 
 
 def _runs(fmt: FloatFormat, first: int, last: int, subnormal: bool = True) -> _Slots:
@@ -371,8 +393,11 @@ def _runs(fmt: FloatFormat, first: int, last: int, subnormal: bool = True) -> _S
     ends |= set(fields[:1])
     binades = {f: (max(first, f * size), min(last, (f + 1) * size - 1)) for f in fields}
     near = [run for field, run in binades.items() if field in ends]
-    marks = (last, size, *((size - 1, 1) if small else ()))
-    points = [(code, code) for code in marks if max(first, 1) <= code <= last]
+    one = fmt.bias << fmt.mantissa_bits
+    marks = [(code, code) for code in dict.fromkeys((last, size, size - 1, 1, first, first + 1, last - 1))]
+    marks += [(one, one + 1), *[(one - 1, one - 1)] * 3]  # what has to stay below 1 is often rounded up to it
+    least = max(first, 1 if subnormal else size)
+    points = [(low, high) for low, high in marks if least <= low and high <= last]
     return _Slots((*zero, *binades.values(), *small), (*zero, *near, *small, *points))
 
 
@@ -397,14 +422,9 @@ def _magnitudes(
 
 
 def _draw_magnitude(draw: Draw, slots: _Slots, fmt: FloatFormat) -> int:
-    """Draw a code of these runs; half the time from the ends of the range, half the time an end of a run.
-
-    Numbers beyond the runs and their codes stand for the ends, so that all examples have the same form and the simplest
-    is within reach of each.
-    """
-    number = draw(st.integers(0, 2 * len(slots.all) - 1))
-    beyond = number - len(slots.all)
-    first, last = slots.all[number] if beyond < 0 else slots.ends[beyond % len(slots.ends)]
+    """Draw a code of these runs; three times of four from where the trouble is, half the time an end of a run."""
+    runs = slots.weighted
+    first, last = runs[draw(st.integers(0, len(runs) - 1))]
     size = last - first + 1
     offset = draw(st.integers(0, 2 * size - 1))
     if offset >= size:
@@ -477,7 +497,7 @@ def _tie_slots(fmt: FloatFormat, carrier: _Carrier) -> _Slots:
         raise InvalidArgument(f"carrier {name} holds no tie of {fmt}; it must have more mantissa bits than that has")
     slots = _runs(fmt, first, last)
     # 1 + eps/2 is simpler than the flush threshold
-    return _Slots(*(tuple(sorted(runs, key=lambda run: run == (0, 0))) for runs in slots))
+    return _Slots(*(tuple(sorted(runs, key=lambda run: run == (0, 0))) for runs in (slots.all, slots.ends)))
 
 
 @lru_cache(maxsize=256)
@@ -486,7 +506,8 @@ def _value_slots(fmt: FloatFormat, carrier: _Carrier) -> _Slots:
     beyond = _magnitude_code(fmt.max, fmt) + 1
     above = ((beyond, beyond),) if _magnitude(beyond, fmt) <= carrier.max else ()
     slots = _tie_slots(fmt, carrier)
-    return _Slots(*(((0, 0), *(run for run in runs if run != (0, 0)), *above) for runs in slots))
+    both = (slots.all, slots.ends)
+    return _Slots(*(((0, 0), *(run for run in runs if run != (0, 0)), *above) for runs in both))
 
 
 def _tie_above(code: int, fmt: FloatFormat) -> float:
@@ -511,7 +532,9 @@ _LANDMARK: _Kind = (False, 3)
 def _landmarks(fmt: FloatFormat, carrier: _Carrier) -> tuple[float, ...]:
     ties = [fmt.flush_threshold, fmt.overflow_threshold]
     ends = [fmt.smallest_subnormal, fmt.smallest_normal, fmt.max]
-    others = [fmt.subnormal_threshold, *ends, 1.5 * 2.0 ** (fmt.emax + 1)]
+    one = fmt.bias << fmt.mantissa_bits
+    ones = [1.0, _tie_above(one - 1, fmt)] if one > 0 and _is_value(1.0, fmt) else []
+    others = [fmt.subnormal_threshold, *ends, 1.5 * 2.0 ** (fmt.emax + 1), *ones]
     points = [0.0, *ties, *others, *ties]
     infinite = [math.inf] if carrier.fmt is None or carrier.fmt.has_infinity else []
     nan = [math.nan] if carrier.fmt is None or carrier.fmt.has_nan else []

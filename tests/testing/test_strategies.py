@@ -406,6 +406,78 @@ def test_a_seed_draws_the_same(strategy: st.SearchStrategy[Any]) -> None:
     assert first == again != other
 
 
+class FoundError(Exception):
+    """An example of what is looked for."""
+
+
+def found_in(strategy: st.SearchStrategy[Any], condition: Callable[[float], bool], number: int, examples: int) -> bool:
+    """Whether a test of so many examples, with a seed, comes upon one."""
+
+    @seed(number)
+    @settings(GENERATE, max_examples=examples, report_multiple_bugs=False)
+    @given(strategy)
+    def look(x: Any) -> None:
+        if condition(float(x)):
+            raise FoundError
+
+    try:
+        look()
+    except FoundError:
+        return True
+    return False
+
+
+def rounds_up_to_one(x: float) -> bool:
+    return 0 < x < 1 == float(np.float32(x).astype(ml_dtypes.bfloat16))
+
+
+def beside_fp16s_overflow(x: float) -> bool:
+    return 65504 < x < 65520 and float(np.float16(x)) == 65504
+
+
+def just_above_fp16s_flush_threshold(x: float) -> bool:
+    return 2.0**-25 < x < 1.001 * 2.0**-25 and float(np.float16(x)) == 2.0**-24
+
+
+BESIDE: dict[str, tuple[st.SearchStrategy[Any], Callable[[float], bool], int]] = {
+    "below 1": (values("fp32"), rounds_up_to_one, 500),
+    "below a bound of 1": (values("fp32", min_value=0, max_value=1), rounds_up_to_one, 500),
+    "below a bound of 65520": (values("fp32", max_value=65520), beside_fp16s_overflow, 1200),
+    "above a bound of 2^-25": (values("fp32", min_value=2.0**-25), just_above_fp16s_flush_threshold, 800),
+    "below 1, hard": (hard_values("bf16"), rounds_up_to_one, 800),
+    "overflow threshold, hard": (hard_values("fp16"), beside_fp16s_overflow, 1500),
+    "flush threshold, hard": (hard_values("fp16"), just_above_fp16s_flush_threshold, 2500),
+}
+
+
+@pytest.mark.parametrize("where", BESIDE)
+def test_neighbours_of_one_and_of_bounds_are_found_by_each_of_ten_tests(where: str) -> None:
+    """One in 3 to one in 90 examples is such a one: that a test misses them all has a chance of less than 1e-10."""
+    strategy, condition, examples = BESIDE[where]
+    assert [number for number in range(10) if not found_in(strategy, condition, number, examples)] == []
+
+
+@pytest.mark.parametrize(("low", "high", "signs"), [(None, None, 2), (0.0, 1.0, 1)])
+def test_the_chance_that_a_test_misses_the_value_below_one(low: float | None, high: float | None, signs: int) -> None:
+    """By the runs that are drawn from, with a fifth off for what Hypothesis likes better: ten tests of 500 find it."""
+    fp32 = get_format("fp32")
+    everything = strategies._beyond(fp32)
+    first = -everything - 1 if low is None else strategies._ordinal(low, fp32)
+    last = everything if high is None else strategies._ordinal(high, fp32)
+    runs = strategies._magnitudes(fp32, False, first, last, True, high is None, high is None).weighted
+    below_one = strategies._magnitude_code(1.0, fp32) - 1
+    chance = runs.count((below_one, below_one)) / len(runs) / signs
+    assert 10 * (1 - 0.8 * chance) ** 500 < 1e-9
+    assert sum(runs.count(run) for run in {(below_one, below_one), (below_one + 1, below_one + 2)}) < len(runs) / 2
+
+
+def test_other_floats_are_seldom_beside_one() -> None:
+    """The control: a test that would find what is not drawn often could not fail."""
+    away = values("fp32", min_value=2, max_value=2.0**100)
+    assert not found_in(away, rounds_up_to_one, 0, 300)
+    assert not found_in(st.floats(0, 1).map(lambda x: x / 2), rounds_up_to_one, 0, 300)
+
+
 # ---- what they shrink to ----
 
 

@@ -30,6 +30,7 @@ from precision_lab import (
     dot,
     encode,
     matmul,
+    quantization_report,
     round_to,
     threads,
     update_report,
@@ -59,6 +60,7 @@ def by_size(size: int) -> dict[str, Function]:
         "encode to fp16": partial(encode, x, "fp16", out=codes),
         "decode of fp16": partial(decode, coded, "fp16", out=out),
         "ExponentHistogram.of": partial(ExponentHistogram.of, x),
+        "quantization_report bf16": partial(quantization_report, x, "bf16"),
         "update_report bf16": partial(update_report, x, update, "bf16"),
     }
 

@@ -61,7 +61,7 @@ def nothing(number: int) -> int:
 def seconds(name: str, executor: Executor | None, files: list[Path]) -> float:
     start = time.perf_counter()
     with threads(1 if name == ALONE else None):
-        result = scan(files, executor=executor)
+        result = scan(files, executor=executor, precision=False)
     elapsed = time.perf_counter() - start
     assert result.total.count == ELEMENTS * len(files)
     return elapsed

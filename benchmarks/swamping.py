@@ -1,12 +1,13 @@
-"""How fast lost updates are counted, as ratios to copying the arrays, and how long running sums take to stand still.
+"""How fast lost updates and the cost of a format in precision are counted, and how long running sums take to stop.
 
-Each figure is a median over bursts of calls that take turns (timing.py).
+The former as ratios to copying the arrays. Each figure is a median over bursts of calls that take turns (timing.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -14,14 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from timing import Function, interleaved
 
-from precision_lab import Series, frozen_fraction, stagnation, update_report
+from precision_lab import Series, frozen_fraction, quantization_report, stagnation, update_report
 
 SIZE = 10_000_000
 SIZES = np.logspace(-8, 0, 33)
 
 
 def ours(w: np.ndarray, u: np.ndarray) -> dict[str, tuple[str, Function]]:
-    """Our functions, each with what it may take at most, in copies of its arrays."""
+    """Our functions, each with what it may take at most, in copies of both arrays."""
+    doubles, scattered = w.astype(np.float64), w * np.exp2(np.random.default_rng(1).normal(0, 4, w.size))
+    scattered = scattered.astype(np.float32)
     brain, sparse = w.astype(ml_dtypes.bfloat16), np.where(np.arange(u.size) % 8, np.float32(0), u)
     return {
         "update_report bf16": ("4", lambda: update_report(w, u, "bf16")),
@@ -32,6 +35,13 @@ def ours(w: np.ndarray, u: np.ndarray) -> dict[str, tuple[str, Function]]:
         "update_report bf16, weights in bf16": ("4", lambda: update_report(brain, u, "bf16")),
         "update_report fp32, in float64": ("", lambda: update_report(w, u, "fp32")),
         "update_report bf16 stochastic": ("", lambda: update_report(w, u, "bf16", mode="stochastic", rng=1)),
+        **{
+            f"quantization_report {fmt}": ("2", partial(quantization_report, w, fmt))
+            for fmt in ("bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
+        },
+        "quantization_report fp16, many binades": ("2", lambda: quantization_report(scattered, "fp16")),
+        "quantization_report bf16 stochastic": ("", lambda: quantization_report(w, "bf16", mode="stochastic", rng=1)),
+        "quantization_report bf16, of float64": ("", lambda: quantization_report(doubles, "bf16")),
         "frozen_fraction bf16, 33 sizes": ("4", lambda: frozen_fraction(w, SIZES, "bf16")),
         "frozen_fraction fp16, 33 sizes": ("4", lambda: frozen_fraction(w, SIZES, "fp16")),
     }

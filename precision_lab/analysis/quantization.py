@@ -438,20 +438,16 @@ def _loop(fmt: FloatFormat, mode: RoundingMode, wide: bool) -> Any:
     nothing, no_stream = np.empty(0, carrier), np.empty(0, np.uint64)
     plan = plan_of(fmt, mode, True, False, wide)
     loop, last = plan.seeded or plan.kernel, no_stream if by_chance else False
-    rounding = kernels.addresses.address(loop, nothing, nothing, plan.constants, last), plan.constants
-    ends = [magnitude_bits(wide, end) for end in _overflow_from(fmt, mode, wide)]
+    place = kernels.addresses.address(loop, nothing, nothing, plan.constants, last)
+    ends = np.array([magnitude_bits(wide, end) for end in _overflow_from(fmt, mode, wide)], np.int64)
     # by chance what lies beyond the largest value may become anything
-    limit = magnitude_bits(wide, fmt.max) + 1 if by_chance else min(ends)
-    bias = 1023 if wide else 127
-    constants = fmt.emin + bias, fmt.mantissa_bits + bias, (limit, *ends)
-    room, doubles, quantization = (
-        (4, kernels.updates.TILE),
-        (2, kernels.updates.TILE),
-        kernels.quantization.QUANTIZATION,
-    )
+    limit = magnitude_bits(wide, fmt.max) + 1 if by_chance else int(ends.min())
+    bias, tile = 1023 if wide else 127, kernels.updates.TILE
+    rounding = place, plan.constants, by_chance
+    bounds = fmt.emin + bias, fmt.mantissa_bits + bias, limit, ends
+    quantization = kernels.quantization.QUANTIZATION[wide]
 
     def run(x: Array, stream: Array, counts: Array, sums: Array) -> None:
-        scratch = np.empty(room, carrier), np.empty(doubles)
-        quantization[wide](x, rounding, by_chance, stream, *constants, *scratch, counts, sums)
+        quantization(x, *rounding, stream, *bounds, np.empty((4, tile), carrier), np.empty((2, tile)), counts, sums)
 
     return run

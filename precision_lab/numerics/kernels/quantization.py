@@ -122,24 +122,25 @@ def _make_quantization(U: Any, F: Any, Signed: Any, width: int, mantissa: int) -
         return largest
 
     @compiled()
-    def quantization(x, rounding, by_chance, stream, lowest, up, limits, room, doubles, counts, sums):
+    def quantization(x, place, constants, by_chance, stream, lowest, up, limit, ends, room, doubles, counts, sums):
         """Round, and count and add up what it costs, tile by tile.
 
         Parameters
         ----------
         x : array
             Of the carrier.
-        rounding : (int, array)
-            The address of a loop, and its constants.
+        place, constants : int, array
+            The address of a loop that rounds, and its constants.
         by_chance : bool
             Whether rounding takes `stream`, too.
         stream : array of uint64
             A seed and the index of the first element, which moves on.
         lowest, up : int
             The biased exponent of the format's smallest normal, and the carrier's bias plus the format's fraction bits.
-        limits : (int, int, int)
-            The bits of the least magnitudes of which one may not stay finite, and that overflow if they are positive
-            and if they are negative.
+        limit : int
+            The bits of the least magnitude that may not stay finite.
+        ends : array of int64
+            Those of the least magnitudes that overflow if they are positive, and if they are negative.
         room, doubles : array
             Scratch of the carrier, (4, TILE), and of float64, (2, TILE).
         counts, sums : array of int64
@@ -159,13 +160,13 @@ def _make_quantization(U: Any, F: Any, Signed: Any, width: int, mantissa: int) -
             rounded, error, kept = room[0, : xs.size], room[1, : xs.size], room[2, : xs.size]
             units = all_units[: xs.size]
             if by_chance:
-                call(rounding[0], (xs, rounded, rounding[1], stream))
+                call(place, (xs, rounded, constants, stream))
                 stream[1] += U64(xs.size)
             else:
-                call(rounding[0], (xs, rounded, rounding[1], False))
+                call(place, (xs, rounded, constants, False))
             least, largest = extent(xs)
-            if largest >= U(limits[0]):
-                leave_out(xs, rounded, U(limits[1]), U(limits[2]), kept, counts)
+            if largest >= U(limit):
+                leave_out(xs, rounded, U(ends[0]), U(ends[1]), kept, counts)
                 xs = kept
                 least, largest = extent(xs)
             if largest == U(0):

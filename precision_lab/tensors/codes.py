@@ -78,9 +78,10 @@ class Codes:
 
 def find_codes(tensors: Sequence[Named]) -> Codes:
     """Find the codes among all tensors of a place, all shards together."""
-    narrow = [i for i, tensor in enumerate(tensors) if tensor.dtype.startswith((*FP8, *_INTEGERS))]
-    if not narrow:
+    dtypes = {dtype for dtype in {tensor.dtype for tensor in tensors} if dtype.startswith((*FP8, *_INTEGERS))}
+    if not dtypes:
         return Codes({}, frozenset(), ())
+    narrow = [i for i, tensor in enumerate(tensors) if tensor.dtype in dtypes]
     numbers = {plain_name(tensor.name): i for i, tensor in enumerate(tensors)}
     reasons: dict[int, str] = {}
     scales: set[int] = set()

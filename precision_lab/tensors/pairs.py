@@ -29,7 +29,7 @@ def in_names_of(weights: Tensors, updates: Tensors) -> Tensors:
 
     """
     there = {source.info.name for source in updates.sources}
-    if all(source.info.name in there for source in weights.sources if not source.info.left_out().skipped):
+    if there >= {s.info.name for s in weights.sources if s.info.role is Role.PARAMETER and not s.info.skipped}:
         return updates
     by_plain = _by_plain_name(weights)
     _by_plain_name(updates)
@@ -67,8 +67,8 @@ def check_partners(
     weights: Tensors, updates: Tensors, of_weights: Sequence[TensorInfo], of_updates: Sequence[TensorInfo]
 ) -> None:
     """Raise if the parameters of two files do not belong together one by one; the weights say which are parameters."""
-    beside = {info.name for info in of_weights if _is_beside(info)}
-    beside |= {info.name for info in of_updates if _is_beside(info)} - {info.name for info in of_weights}
+    beside = _beside(of_weights)
+    beside |= _beside(of_updates) - {info.name for info in of_weights}
     sides = []
     for path, infos in ((weights, of_weights), (updates, of_updates)):
         listed = [info for info in infos if not info.skipped and info.name not in beside]
@@ -97,8 +97,9 @@ def check_partners(
             )
 
 
-def _is_beside(info: TensorInfo) -> bool:
-    return info.role is not Role.PARAMETER or is_code(info.skipped)
+def _beside(infos: Sequence[TensorInfo]) -> set[str]:
+    """Return the names of what is no parameter, or has no values."""
+    return {info.name for info in infos if info.role is not Role.PARAMETER or (info.skipped and is_code(info.skipped))}
 
 
 def in_step(first: Chunks, second: Chunks) -> Iterator[tuple[Any, Any]]:

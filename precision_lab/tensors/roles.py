@@ -198,6 +198,7 @@ _ASKED: dict[str, _Asked] = {
     "step": _step,
     **dict.fromkeys(("k_scale", "v_scale"), _cache_scale),
 }
+_ENDS = "uvk"
 _OF_ORIGINAL = ("_u", "_v", "_mask")  # of spectral norm and of pruning: weight_u, with weight_orig beside it
 _SUSPECT = frozenset((*_BELOW, "state", "mu", "nu", "count"))
 
@@ -217,15 +218,18 @@ def _by_place(place: _Place, parts: list[str]) -> Role:
 def find_roles(tensors: Sequence[Named]) -> Iterator[tuple[int, Role]]:
     """Yield the number and the role of each tensor of a place, all shards together, that is no parameter."""
     place = _Place(tensors)
-    for number, tensor in enumerate(tensors):
-        name = plain_name(tensor.name)
+    for number, tensor in enumerate(tensors):  # with few calls: there may be very many
+        name = tensor.name
+        if "/" in name or ":" in name:
+            name = plain_name(name)
         parts = name.split(".")
         last = parts[-1]
-        before = name[: len(name) - len(last)]
-        role = _SURE.get(last, Role.PARAMETER)
-        if last in _ASKED:
-            role = _ASKED[last](place, before, tensor)
-        elif last.endswith(_OF_ORIGINAL) and place.has(f"{before}{last.rpartition('_')[0]}_orig"):
+        role = Role.PARAMETER
+        if last in _SURE:
+            role = _SURE[last]
+        elif last in _ASKED:
+            role = _ASKED[last](place, name.removesuffix(last), tensor)
+        elif last[-1:] in _ENDS and last.endswith(_OF_ORIGINAL) and place.has(f"{name.rpartition('_')[0]}_orig"):
             role = Role.BUFFER
         if role is Role.PARAMETER and not _SUSPECT.isdisjoint(parts):
             role = _by_place(place, parts)

@@ -87,7 +87,7 @@ class Walk:
         left_out: Counter[str] = Counter()
         for place in self.places:
             for given in list_tensors(place, dtype=self._dtype):
-                info = self._asked(given)
+                info = given.left_out() if parameters and given.role is not Role.PARAMETER else given
                 if info.skipped is None:
                     self.tensors += 1
                     self.elements += info.count
@@ -131,14 +131,13 @@ class Walk:
         for place in self.places:
             sources = open_tensors(place, dtype=self._dtype).sources
             for source, (_, chunks) in zip(sources, stream_of(sources, self._chunk_bytes), strict=True):
-                info = self._asked(source.info)
+                info = source.info
+                if self._parameters and info.role is not Role.PARAMETER:
+                    info = info.left_out()
                 if info.skipped:
                     self.skipped.append(info)
                 else:
                     yield source, chunks
-
-    def _asked(self, info: TensorInfo) -> TensorInfo:
-        return info.left_out() if self._parameters else info
 
     def _each(self, chunks: Chunks) -> Chunks:
         for chunk in chunks:

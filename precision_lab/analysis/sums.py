@@ -166,7 +166,7 @@ class SummedTensor:
     def worst(self) -> float:
         """The largest relative error of all ways, NaN counted as infinite."""
         errors = [RoundedSum(result, self.exact).relative_error for result in self.results]
-        return max((np.inf if np.isnan(error) else error for error in errors), default=0.0)
+        return max([np.inf if np.isnan(error) else error for error in errors], default=0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -238,6 +238,7 @@ TAKE_NONE = (
     "TrainingConfig",
     "TrainingResult",
     "UpdateReport",
+    "World",
     "audit_hyperparameters",
     "get_format",
     "get_mode",

@@ -7,6 +7,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_the_second_moment_that_never_decays_is_named(result: StorageResult) -> 
     assert "R(0.999*v) = v for 100% of all v in bf16" in outcome(result, "Adam, lr 0.001", "pure_bf16").sentence
 
 
-def with_storage(result: StorageResult, text: str, **changes: float) -> ConfigurationSummary:
+def with_storage(result: StorageResult, text: str, **changes: Any) -> ConfigurationSummary:
     """Runs of Adam that are said to have been made otherwise."""
     o = outcome(result, "Adam, lr 0.001", "pure_bf16")
     storage = StorageConfig.parse(text)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision_lab import FloatFormat, audit_hyperparameters, get_format
+from precision_lab import FloatFormat, audit_hyperparameters, get_format, round_to
 from precision_lab.training import hyperparameters as package
 from precision_lab.training.hyperparameters import arithmetic
 from precision_lab.training.hyperparameters.arithmetic import (
@@ -155,6 +155,16 @@ def test_a_wide_format_is_sampled_where_nothing_can_stay() -> None:
     assert frozen_share("fp32", 0.999) == 0
     assert frozen_share("fp32", 1 - 2.0**-40) == 1
     assert frozen_share("fp32", 1 - 2.0**-24) == 0  # one below 1: whatever is not rounded up, falls
+
+
+def test_what_can_stay_is_counted_to_the_last_in_a_wide_format_too() -> None:
+    fmt, beta = FloatFormat.ieee(8, 15), 1 - 0.7 * 2.0**-16
+    values = 1 + np.arange(2**15) / 2**15
+    after = round_to((values * float(np.float32(beta))).astype(np.float32), fmt)
+    share = float(np.mean(after == values))
+    assert 0 < share < 1
+    assert (share * 4096) % 1  # no sample of some thousands has it
+    assert frozen_share(fmt, beta) == share
 
 
 @pytest.mark.parametrize("name", ["beta1", "momentum"])

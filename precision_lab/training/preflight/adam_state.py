@@ -36,12 +36,15 @@ class WeightState:
         Adam, AdamW or SGD.
     amsgrad : bool
         Whether ``max_exp_avg_sq`` stands for ``exp_avg_sq``.
+    corrects_bias : bool
+        Whether the moments are divided by 1 - beta^t.
 
     """
 
     parts: Mapping[str, str]
     optimizer: Optimizer
     amsgrad: bool = False
+    corrects_bias: bool = True
 
 
 def updates_of(states: Mapping[str, WeightState], source: Tensors) -> Callable[[str], Chunks]:
@@ -63,7 +66,7 @@ def updates_of(states: Mapping[str, WeightState], source: Tensors) -> Callable[[
         assert isinstance(adam, Adam)
         step = next(iter(steps(state.parts["step"])), None) if "step" in state.parts else None
         t = 0.0 if step is None or not len(step) else float(step[0])
-        known = 1 <= t < math.inf
+        known = state.corrects_bias and 1 <= t < math.inf
         first_correction, second_correction = (
             (1 - fixed.power(beta, int(t)) if known else 1.0) for beta in (adam.beta1, adam.beta2)
         )

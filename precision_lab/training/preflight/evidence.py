@@ -18,7 +18,13 @@ from precision_lab.training.preflight.adam_state import WeightState, updates_of
 from precision_lab.training.preflight.numbered import weights_of
 from precision_lab.training.preflight.recipe import Recipe, recipe_of
 from precision_lab.training.preflight.report import LATER, ParameterGroup
-from precision_lab.training.preflight.saved_optimizer import FAMILY, SavedOptimizer, complete, saved_optimizer
+from precision_lab.training.preflight.saved_optimizer import (
+    FAMILY,
+    SavedGroup,
+    SavedOptimizer,
+    complete,
+    saved_optimizer,
+)
 from precision_lab.training.preflight.updates import RecordedUpdates, Sizes, given_updates
 
 
@@ -206,8 +212,8 @@ def _from_state(
     of_weights = {}
     for key, parts in states.items():
         group = group_of.get(owners[key], 0)
-        amsgrad = bool(saved.groups) and saved.groups[group].amsgrad
-        of_weights[owners[key]] = WeightState(parts, recipe.audits[group].configured, amsgrad)
+        of = saved.groups[group] if saved.groups else SavedGroup()
+        of_weights[owners[key]] = WeightState(parts, recipe.audits[group].configured, of.amsgrad, of.corrects_bias)
     what = (
         "-lr times the momentum of SGD, its last update,"
         if saved.family == "sgd"

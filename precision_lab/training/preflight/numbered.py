@@ -24,7 +24,7 @@ from precision_lab.tensors.info import TensorFileError, TensorInfo, blaming
 from precision_lab.training.preflight.saved_optimizer import SavedOptimizer, complete
 
 Shape: TypeAlias = tuple[int, ...]
-_MOST = 1 << 16  # ways that are looked at side by side
+_MOST = 1 << 13  # ways that are looked at side by side
 CURE = (
     "give parameter_names, the names of its parameters in the order of its groups: "
     "ids = {id(p): name for name, p in model.named_parameters()}; "
@@ -61,6 +61,15 @@ def read_names(names: str | Path | Sequence[str]) -> tuple[str, ...]:
             f"parameter_names: '{shown(twice[0], 100)}' stands there twice; every parameter has one name"
         )
     return tuple(names)
+
+
+def names_by_identity(model: object, optimizer: object) -> tuple[str, ...] | None:
+    """Return the names of an optimizer's parameters where both it and their module are in memory, else None."""
+    if not (hasattr(model, "named_parameters") and hasattr(optimizer, "param_groups")):
+        return None
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    return tuple(names[one] for one in parameters) if names.keys() >= set(parameters) else None
 
 
 def weights_of(
@@ -106,7 +115,7 @@ def weights_of(
         found = dict(zip(numbers, names, strict=True))
     else:
         found = {key: name for group in saved.groups for key, name in zip(group.keys or (), group.names, strict=False)}
-        if not states.keys() <= found.keys():
+        if not set(keys) <= found.keys():
             found = {key: key for key in keys}
             if all(key.isdecimal() for key in keys) and not present.keys() & states.keys():
                 shapes = [[_shape(saved, states, key) for key in group] for group in groups]

@@ -83,7 +83,7 @@ def _about_names(name: str, given: str | None, saved: SavedOptimizer | None) -> 
             yield f"{name} is assumed"
         return
     if given is None and saved.name is None:
-        yield f"{name} is assumed: {saved.place} does not tell Adam from AdamW"
+        yield f"{name} is assumed: {saved.place} does not say whether it is Adam, AdamW or one like them"
     if given is not None and saved.name not in (None, name):
         unused = "" if saved.family == FAMILY.get(name) else ": its hyperparameters are not used"
         yield f"{name} as given; {saved.place} says {saved.name}{unused}"

@@ -19,7 +19,7 @@ from precision_lab.tensors.torch_files import SUFFIXES
 from precision_lab.tensors.walk import Walk
 from precision_lab.training.preflight.criterion import Checkpoint, judge
 from precision_lab.training.preflight.evidence import Given, find_evidence, may_hold_optimizer
-from precision_lab.training.preflight.numbered import read_names
+from precision_lab.training.preflight.numbered import names_by_identity, read_names
 from precision_lab.training.preflight.report import LATER, PreflightReport, StoredUpdate
 from precision_lab.training.preflight.updates import Sizes, Stream
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
@@ -114,7 +114,7 @@ def preflight(
     if updates is not None and optimizer_state is not None:
         raise ValueError("give updates or an optimizer state, not both")
     given = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-    names = None if parameter_names is None else read_names(parameter_names)
+    names = names_by_identity(weights, optimizer_state) if parameter_names is None else read_names(parameter_names)
     chosen = _by_name(storage)
     candidates = {**CONFIGURATIONS, **chosen}
     ways = tuple(dict.fromkeys(StoredUpdate(s.updated, s.update) for s in candidates.values()))

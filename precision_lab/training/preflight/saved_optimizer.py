@@ -5,8 +5,8 @@ weights, under whatever key (``optimizer``, ``optimizer_state_dict``, ``optimize
 these two entries. Other files may hold moments by name alone: ``NAME.exp_avg``, ``NAME.exp_avg_sq``, ``NAME.step``.
 
 Which optimizer it is follows from the entries of its groups. All that have ``betas`` and are not Adam are told apart:
-RAdam lacks ``amsgrad``, NAdam has ``momentum_decay``, Adamax lacks both. Adam and AdamW differ in
-``decoupled_weight_decay`` (torch 2.7 and newer); older files do not tell.
+RAdam lacks ``amsgrad``, NAdam has ``momentum_decay``, Adamax keeps no squares. Adam and AdamW differ in
+``decoupled_weight_decay`` (torch 2.7 and newer); older files and other libraries do not tell.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class SavedGroup:
         The lr with which its schedule began.
     amsgrad : bool
         Whether the largest second moment so far stands for the last one.
+    corrects_bias : bool
+        Whether its moments are divided by 1 - beta^t, which some libraries let one switch off.
 
     """
 
@@ -64,6 +66,7 @@ class SavedGroup:
     values: dict[str, float] = field(default_factory=dict)
     first_lr: float | None = None
     amsgrad: bool = False
+    corrects_bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ def saved_optimizer(state: TensorSource, *, dtype: FormatLike | None = None) -> 
     if len(families) > 1:
         raise TensorFileError(f"{place}: groups of several optimizers; give the state_dict() of one")
     family = next(iter(families), None) or _family_of(parts)
+    if family == "adam" and parts and _family_of(parts) != "adam":
+        raise TensorFileError(f"{place}: an optimizer without exp_avg_sq, whose updates are not Adam's; give updates")
     name = _name(groups, family)
     if family is not None and FAMILY.get(own := type(state).__name__.lower()) == family:
         name = own  # an optimizer, and no file of one
@@ -189,14 +194,14 @@ def _optimizers(content: Any) -> Iterator[Mapping[str, Any]]:
 
 def _flat(optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tensors by name, and the numbers of steps, which old versions of torch kept as plain integers."""
-    state = optimizer["state"]
-    flat = {f"state.{name}": tensor for name, tensor in torch_files.named_tensors(state)}
-    flat |= {f"state.{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
-    for key, entry in state.items():
-        if isinstance(entry, Mapping):
-            flat |= {f"state.{key}.{part}": x for part, x in entry.items() if isinstance(x, np.ndarray)}
-            if type(entry.get("step")) in (int, float):
-                flat[f"state.{key}.step"] = np.array([entry["step"]], np.float64)
+    flat: dict[str, Any] = {}
+    for key, entry in optimizer["state"].items():
+        parts = entry.items() if isinstance(entry, Mapping) else [(None, entry)]
+        for part, value in parts:
+            if part == "step" and type(value) in (int, float):
+                value = np.array([value], np.float64)
+            if is_tensor(value) or isinstance(value, np.ndarray):
+                flat[f"state.{key}" if part is None else f"state.{key}.{part}"] = value
     return flat
 
 
@@ -266,6 +271,7 @@ def _group(place: str, group: Mapping[str, Any]) -> SavedGroup:
         values,
         None if first is None else _number(place, "initial_lr", first),
         group.get("amsgrad") is True,
+        bool(group.get("correct_bias", group.get("bias_correction", True))),
     )
 
 

@@ -44,3 +44,16 @@ def adam_files(folder: Path, **extra: Any) -> dict[str, np.ndarray]:
         state[f"{name}.step"] = np.array(7, np.float32)
     np.savez(folder / "state.npz", **(state | extra))
     return w | state
+
+
+def to_bf16(x: Any) -> np.ndarray:
+    """Doubles to the nearest of 8 bits, ties to even: by division through the gap, with nothing of the lab's in it."""
+    x = np.asarray(x, np.float64)
+    gap = np.ldexp(1.0, np.frexp(x)[1] - 8)
+    return np.asarray(np.where(x == 0, 0.0, np.rint(x / gap) * gap))
+
+
+def lost_in_bf16(w: Any, u: Any) -> int:
+    """How many updates that are not zero leave the weights as they are; w + u is exact in float64 where it matters."""
+    w, u = to_bf16(w), np.asarray(u, np.float64)
+    return int(((to_bf16(w + u) == w) & (u != 0)).sum())

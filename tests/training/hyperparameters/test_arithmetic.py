@@ -66,7 +66,11 @@ def test_averages_settle_where_iteration_does(fmt: FloatFormat) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from([get_format(f) for f in ("bf16", "fp16", "e6m9", "e5m9", "e4m9", "e4m5", "e8m0_ieee")]), BETAS, BETAS)
+@given(
+    st.sampled_from([get_format(f) for f in ("bf16", "fp16", "e6m9", "e5m9", "e4m9", "e4m5", "e8m0_ieee")]),
+    BETAS,
+    BETAS,
+)
 def test_averages_settle_where_iteration_does_in_16_bits(fmt: FloatFormat, decay: float, gain: float) -> None:
     kept, added = (rounded(Fraction(x), fmt) for x in (decay, 1 - gain))
     if kept and added:

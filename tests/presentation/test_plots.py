@@ -17,9 +17,10 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
-from precision_lab.analysis.loss_scale_plan import plan_loss_scale, plan_tensors
+from precision_lab.analysis.loss_scale_plan import Covers, plan_loss_scale, plan_tensors
 from precision_lab.analysis.loss_scale_replay import replay_loss_scale
 from precision_lab.analysis.loss_scalers import DynamicLossScale
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
@@ -342,6 +343,20 @@ class TestLossScalePlan:
         ax = plot_loss_scale_windows(plans, most=5)
         assert len(ax.get_yticks()) == 6
         assert ax.get_ylabel() == "the 5 worst; 25 more are not shown"
+
+    @pytest.mark.parametrize("covers", Covers)
+    def test_the_page_says_what_it_covers_and_no_text_leaves_it(self, covers: Covers) -> None:
+        plans = plan_tensors([("a", ExponentHistogram.of([2.0**-30, 1.0]))], "fp16", covers=covers)
+        figure = loss_scale_figure(plans)
+        draw(figure)
+        shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+        assert covers.sentence in [" ".join(text.get_text().split()) for text in shown]
+        (title,) = (text for text in shown if text.get_text() == "Loss scaling in fp16: 2 nonzero elements")
+        (words,) = (text for text in shown if covers.sentence == " ".join(text.get_text().split()))
+        for text in (title, words):
+            box = text.get_window_extent()
+            assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+            assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
 
     def test_both_panels_of_the_page_have_the_same_scales(self) -> None:
         plans = plan_tensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -211,7 +212,7 @@ def loss_scale_figure(plans: TensorPlans) -> Figure:
         curves = plot_loss_scale_plan(
             total,
             ax=figure.add_subplot(grid[0]),
-            title=f"Loss scaling in {total.format}: {total.histogram.nonzero:,} nonzero, of\n{total.covers}",
+            title=f"Loss scaling in {total.format}: {total.histogram.nonzero:,} nonzero elements",
         )
         windows = plot_loss_scale_windows(
             plans, ax=figure.add_subplot(grid[1]), title="The loss scales that save every element", most=most
@@ -221,6 +222,7 @@ def loss_scale_figure(plans: TensorPlans) -> Figure:
         curves.set_xlim(2.0**low, 2.0**high)
         windows.set_xlim(low, high)
         _power_ticks(windows, "x", low, high)
+        figure.supxlabel(textwrap.fill(total.covers.sentence, 110), fontsize=SMALL)
         curves.set_xticks(
             [2.0**k for k in windows.get_xticks()], [label.get_text() for label in windows.get_xticklabels()]
         )

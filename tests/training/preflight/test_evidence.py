@@ -146,12 +146,13 @@ def test_moments_beside_the_weights_are_used_as_if_given(
     given = preflight(tmp_path / "w.pt", storage="pure_bf16", optimizer_state=tmp_path / "o.pt")
     both = preflight(tmp_path / "ck.pt", storage="pure_bf16", optimizer_state=tmp_path / "ck.pt")
     in_memory = preflight(run.model, storage="pure_bf16", optimizer_state=run.optimizer)
+    nested = preflight(content, storage="pure_bf16")
     expected = run.counted(run.by_hand(2e-3))
     prefix = f"{keys[0]}."
     assert {name.removeprefix(prefix): counts for name, counts in of_each(beside).items()} == expected
     assert of_each(given) == of_each(in_memory) == expected
     assert 0.1 < sum(lost for _, lost in expected.values()) / sum(n for n, _ in expected.values()) < 1
-    for report in (given, both, in_memory):
+    for report in (given, both, in_memory, nested):
         assert report.groups == beside.groups
         assert report.total == beside.total
         assert [c.answer for c in report.candidates] == [c.answer for c in beside.candidates]
@@ -282,6 +283,24 @@ def test_buffers_are_no_weights_of_a_state_dict_as_they_are_none_of_the_module(t
         assert report.skipped == ()
     assert [info.name for info in reports[1].apart] == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
     assert "no weights but buffer: '1.running_mean' and 2 more" in reports[1].notes
+
+
+@pytest.mark.torch
+def test_codes_whose_scales_lie_beside_them_are_no_weights(torch: Any, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    w = torch.randn(128, 128, generator=torch.Generator().manual_seed(0)) * 0.02
+    scale = w.abs().max() / 448
+    codes = {"l.weight": (w / scale).to(torch.float8_e4m3fn), "l.weight_scale_inv": scale.reshape(1, 1)}
+    save_file(codes, tmp_path / "codes.safetensors")
+    save_file(codes | {"norm.weight": w[0].contiguous()}, tmp_path / "more.safetensors")
+    with pytest.raises(TensorFileError, match=r"no weights: .*weight_scale_inv"):
+        ask(tmp_path / "codes.safetensors", lr=1e-4)
+    report = ask(tmp_path / "more.safetensors", lr=1e-4)
+    assert [t.info.name for t in report.tensors] == ["norm.weight"]
+    assert [info.name for info in report.skipped] == ["l.weight"]
+    assert [info.name for info in report.apart] == ["l.weight_scale_inv"]
+    assert report.parameters == 128
 
 
 def test_which_questions_need_lr() -> None:

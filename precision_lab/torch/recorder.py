@@ -286,7 +286,7 @@ class GradientRecorder:
             for tag, now in (("gradients", tally.gradients), ("updates", tally.updates)):
                 bars = _bars(now, tally.written.get(tag, ExponentHistogram.empty()), tally.parameter.dtype)
                 tally.written[tag] = now
-                if bars and (tag == "gradients" or tally.has_updates):
+                if bars:
                     _write_bars(writer, f"{tag}/{tally.name}", bars, step)
 
     # ---- hooks ----

@@ -129,7 +129,7 @@ def test_where_the_most_stood_still_comes_first_and_before_all_else() -> None:
     assert table.totals is not None
     assert table.totals[:4] == ("total", "51.67", "", "30 x 2")
     assert table.totals[-2].startswith("55.00 / ")  # of what is known
-    assert UNKNOWN in table.note
+    assert f"–: {UNKNOWN}. The totals under formats are of the others." in table.note
     plain = json.loads(json.dumps(updates.to_dict()))
     assert [entry["stood_still_share"] for entry in (*plain["tensors"], *plain["skipped"])] == [0.85, 0.25, 0.45]
     assert plain["total"] | {"formats": 0} == updates.movement.to_dict() | {"formats": 0}

@@ -73,6 +73,7 @@ MORE = {  # files of tests that do not name the module
         f"testing/cast_{part}.py": "testing/test_casts_zoo.py testing/test_clamps_and_decoders.py"
         for part in ("faults", "models", "suspects")
     },
+    "testing/cast_chance.py": "testing/test_chance.py",
     "testing/isolation.py": "testing/test_casts.py testing/test_accumulators.py testing/test_flush_watch.py",
 }
 MARKS = "not (exhaustive or machines or browser or distributed or notebooks or docs or checkpoint)"

@@ -104,7 +104,7 @@ def _verify_cast(exhaustive: bool, **options: Any) -> int:
             cast,
             source,
             target,
-            mode=options["mode"] or "ties_to_even",
+            mode=options["mode"],
             subnormals=not options["flush_subnormals"],
             saturate=options["saturate"],
             nan=options["nan"] or "any",

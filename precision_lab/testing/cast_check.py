@@ -29,7 +29,7 @@ from precision_lab.testing.isolation import SLOT, Caller
 
 _SECONDS = 2.0  # for the hard cases after the essential ones; a slow cast gets through a part of them
 _PIECE = 1 << 16  # elements that are looked at together: they fit into the caches
-_KEPT = 1 << 16  # wrong results that are kept to be explained
+MOST_KEPT = 1 << 16  # wrong results that are kept to be explained
 _SAMPLED = 500  # calls of which some right results are kept, too
 _FAR = 4  # binades without a wrong result, between two ranges that are told apart
 _RANGES = 3  # more than these are no ranges
@@ -48,7 +48,7 @@ def _nan_codes(patterns: Array, source: Source, target: FloatFormat) -> Array:
     return quiet | kept.astype(np.int64)
 
 
-def _raw_codes(result: Array, output: Output, target: FloatFormat) -> tuple[Array, Array]:
+def raw_codes(result: Array, output: Output, target: FloatFormat) -> tuple[Array, Array]:
     """Return the codes of results, -1 where there is none, and the values of results."""
     if output.kind == "values":
         with np.errstate(invalid="ignore"):
@@ -195,7 +195,7 @@ class Check(Course):
         wrong = self._wrong(rows)
         count = int(np.count_nonzero(wrong))
         self.wrong += count
-        room = max(16, min(count, _KEPT - self.kept))
+        room = max(16, min(count, MOST_KEPT - self.kept))
         if count > room and not call.all_rows:
             excess = np.flatnonzero(wrong)
             keep = np.ones(wrong.size, np.bool_)
@@ -207,7 +207,7 @@ class Check(Course):
 
     def _make_rows(self, call: Call, chosen: Array, result: Array, output: Output) -> Rows:
         patterns = call.patterns[chosen]
-        raw, stored = _raw_codes(np.ascontiguousarray(result), output, self.spec.target)
+        raw, stored = raw_codes(np.ascontiguousarray(result), output, self.spec.target)
         address = call.shift * self.spec.source.dtype.itemsize % 64
         return Rows(
             patterns,
@@ -272,7 +272,7 @@ class Check(Course):
         if alien.any():
             some = rows.take(alien)
             name, text = meaning_of_values(some, self.spec)
-            faults.append(Fault(name, text + _range_text(some), some.got.size, self._examples(some)))
+            faults.append(Fault(name, text + range_text(some), some.got.size, self._examples(some)))
         rows, wrong, nan = rows.take(~alien), wrong[~alien], nan[~alien]
         all_at_once = other_meaning(rows, self.spec) if (wrong & ~nan).any() else None
         findings: list[Finding] = []
@@ -371,12 +371,12 @@ class Check(Course):
         ]
         for name, text, chosen in kinds:
             for some in _apart(strange.take(chosen)):
-                yield Fault(name, text + _range_text(some), int(some.got.size), self._examples(some))
+                yield Fault(name, text + range_text(some), int(some.got.size), self._examples(some))
 
     def _examples(self, rows: Rows, places: bool = False) -> tuple[Example, ...]:
         """Return the three simplest rows in words."""
-        bits = np.array([int(p).bit_count() for p in rows.patterns[:_KEPT].tolist()])
-        _, exponents = np.frexp(np.where(np.isfinite(rows.values[:_KEPT]), rows.values[:_KEPT], 0))
+        bits = np.array([int(p).bit_count() for p in rows.patterns[:MOST_KEPT].tolist()])
+        _, exponents = np.frexp(np.where(np.isfinite(rows.values[:MOST_KEPT]), rows.values[:MOST_KEPT], 0))
         order = np.lexsort((np.abs(exponents), bits))
         _, firsts = np.unique(rows.patterns[order], return_index=True)
         examples = []
@@ -440,7 +440,8 @@ def _apart(rows: Rows) -> Iterator[Rows]:
             yield rows.take(ranges == number)
 
 
-def _range_text(rows: Rows) -> str:
+def range_text(rows: Rows) -> str:
+    """Say between which powers of two the inputs are."""
     values = np.abs(rows.values[np.isfinite(rows.values)])
     values = values[values > 0]
     if not values.size:

@@ -152,6 +152,8 @@ OTHERS: dict[str, Call] = {
     "verify_against_ml_dtypes": lambda: verify_against_ml_dtypes("fp16"),
     "check_cast": lambda: check_cast(lambda x: x.astype(np.float16), "fp8_e5m2", "fp16"),
     "check_cast, in process": lambda: check_cast(lambda x: x.astype(np.float16), "fp8_e5m2", "fp16", isolate=False),
+    "check_cast, stochastic": lambda: check_cast(lambda x: x.copy(), "fp8_e5m2", "fp8_e5m2", mode="stochastic"),
+    "check_cast, E8M0": lambda: check_cast(lambda x: np.full(x.shape, 127, np.uint8), "fp8_e5m2", "float8_e8m0fnu"),
     "check_accumulator": lambda: check_accumulator(np.dot, "fp8_e5m2", length=5, lengths=()),
 }
 CALLS = PUBLIC | OTHERS

@@ -253,7 +253,9 @@ def scan_updates(
 
 
 def recorded_updates(recording: Recording, file: Path | None = None) -> RecordedUpdates:
-    """Return what became of the updates of a recorded run: where the most weights stood still, and most is lost, first.
+    """Return what became of the updates of a recorded run: worst first.
+
+    That is where the most weights stood still or, in the first format, would have.
 
     Parameters
     ----------
@@ -265,9 +267,9 @@ def recorded_updates(recording: Recording, file: Path | None = None) -> Recorded
     """
     place = file or Path(recording.model)
 
-    def badness(tensor: RecordedTensor) -> tuple[float, float]:
+    def badness(tensor: RecordedTensor) -> float:
         still = tensor.movement.stood_still_share if tensor.movement else 0.0
-        return still, tensor.reports[0].lost_of_nonzero if tensor.reports and not tensor.not_measurable else 0.0
+        return max(still, tensor.reports[0].lost_of_nonzero if tensor.reports and not tensor.not_measurable else 0.0)
 
     listed = sorted(recording.tensors, key=badness, reverse=True)
     known = [tensor for tensor in listed if tensor.updates is not None and not tensor.not_measurable]

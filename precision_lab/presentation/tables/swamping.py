@@ -172,7 +172,7 @@ def _recorded_table(result: RecordedUpdates) -> Table:
         _WIDE_NOTE if len(narrow) < len(known) and result.formats else "",
         *(f" –: {reason}." for reason in dict.fromkeys(shown(info.skipped) for info in result.skipped)),
         " The totals under formats are of the others." if known and result.skipped else "",
-        and_more(len(listed), "the largest share that stood still, then lost updates in the first format"),
+        and_more(len(listed), "the largest share that stood still, or of lost updates in the first format"),
     ]
     steps = f"{result.recorded_steps:,} recorded step{'' if result.recorded_steps == 1 else 's'}"
     return Table(

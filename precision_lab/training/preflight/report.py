@@ -13,7 +13,9 @@ from precision_lab.analysis.loss_scale_plan import TensorPlans
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.support.plain import PlainReport, header
 from precision_lab.support.shown import Shown
-from precision_lab.tensors.info import TensorInfo, labels_of
+from precision_lab.support.text import shown
+from precision_lab.tensors.codes import is_code
+from precision_lab.tensors.info import TensorInfo, how_many, labels_of
 from precision_lab.training.hyperparameters import Finding, Severity
 from precision_lab.training.memory import MemoryLedger
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
@@ -350,6 +352,11 @@ class PreflightReport(PlainReport, Shown):
             sentences.append(
                 f"fp32 itself loses: {'; '.join(f'{f.finding.expression} {f.finding.consequence}' for f in fatal)}."
             )
+        if codes := [info for info in self.skipped if is_code(info.skipped)]:
+            sentences.append(
+                f"All this is of {self.parameters:,} weights; of {how_many(len(codes))} there are codes only, and "
+                f"nothing is known: {shown(codes[0].skipped).partition('; ')[2]}."
+            )
         return tuple(sentences)
 
     def _at_start(self) -> Iterator[str]:
@@ -367,8 +374,8 @@ class PreflightReport(PlainReport, Shown):
         always = [c for c in self.candidates if c.outcome is Outcome.KEEPS and c.name != "fp32"]
         if start:
             yield (
-                f"With updates as large as lr, as at the start of training, {_named(start)} keep all that fp32 keeps; "
-                "not known later, when updates are smaller."
+                "With updates as large as lr, as at the start of training, all that fp32 keeps is kept by "
+                f"{_named(start)}; not known later, when updates are smaller."
             )
         else:
             yield "No way of storing weights in 16 bits is known to keep all, not even updates as large as lr."

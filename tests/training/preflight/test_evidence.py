@@ -301,6 +301,8 @@ def test_codes_whose_scales_lie_beside_them_are_no_weights(torch: Any, tmp_path:
     assert [info.name for info in report.skipped] == ["l.weight"]
     assert [info.name for info in report.apart] == ["l.weight_scale_inv"]
     assert report.parameters == 128
+    assert "All this is of 128 weights; of a tensor there are codes only, and nothing is known" in report.verdict
+    assert "codes" not in ask({"norm.weight": w[0]}, lr=1e-4).verdict
 
 
 def test_which_questions_need_lr() -> None:

@@ -55,6 +55,7 @@ MORE = {  # files of tests that do not name the module
     "numerics/kernels/compiled.py": "numerics/test_compiled.py",
     "numerics/kernels/fixed.py": "numerics/test_fixed.py",
     "numerics/kernels/layers.py": "training/models/test_one_call.py",
+    "numerics/kernels/quantization.py": "analysis/test_quantization.py",
     "numerics/layers.py": "training/models/test_one_call.py",
     "numerics/accumulation.py": "test_flush_to_zero.py",
     "numerics/environment.py": "test_flush_to_zero.py",

@@ -101,9 +101,18 @@ def test_every_number_is_that_of_fractions(fmt: str, dtype: Any) -> None:
     for mode in MODES:
         assert report(x, fmt, mode) == by_fractions(x, chosen, mode)
         # of few exponents, with zeros among them: other loops add up the squares
-        for some in (x[-60:], np.append(x[-9:], [0, -0.0]), small, x[:1], np.zeros(3, dtype)):
+        high = np.array([4.5, 5.1, -6.3, 0, -0.0])  # in bf16 the factor of a zero's 1/ulp would be infinite
+        for some in (x[-60:], np.append(x[-9:], [0, -0.0]), high, small, x[:1], np.zeros(3, dtype)):
             part = some.astype(dtype)
             assert report(part, fmt, mode) == by_fractions(part, chosen, mode)
+
+
+def test_errors_of_doubles_far_below_others() -> None:
+    """The last bit of a double is an error that lies 73 binades below another."""
+    for low in range(-60, 0, 3):
+        x = np.array([1.7, 1 + 2.0**-9, 2.0**low * (1 + 2.0**-52), 2.0**low])
+        for fmt in ("bf16", "fp8_e5m2", "tf32"):
+            assert report(x, fmt) == by_fractions(x, get_format(fmt), "ties_to_even")
 
 
 @pytest.mark.parametrize("fmt", EVERY)

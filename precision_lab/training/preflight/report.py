@@ -296,6 +296,10 @@ class PreflightReport(PlainReport, Shown):
                 return candidate
         raise KeyError(f"no candidate {name!r}; there are {', '.join(c.name for c in self.candidates)}")
 
+    def __str__(self) -> str:
+        """Return the verdict."""
+        return self.verdict
+
     @property
     def labels(self) -> tuple[str, ...]:
         """A name for each tensor to show."""

@@ -43,7 +43,7 @@ def test_progress_and_json(tmp_path: Path) -> None:
     report = ask(tmp_path / "w.safetensors", progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (90, 90)
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert data["verdict"] == report.verdict
+    assert data["verdict"] == report.verdict == str(report)
     assert data["cheapest"] is None
     assert data["groups"][0]["origins"]["beta1"] == "torch's default"
     assert {c["name"] for c in data["candidates"]} == set(CONFIGURATIONS)

@@ -29,7 +29,7 @@ def test_a_table_a_format(command_line: CommandLine) -> None:
     assert "0.999023438 │ note" in rows[1]
     assert "beta2 = 0.98, or keep it in fp32" in finished.out
     assert "fatal a tenth or less" in finished.out
-    assert "Torch itself has no arithmetic" not in finished.out
+    assert "Torch itself" not in " ".join(finished.out.split())
 
 
 def test_a_step_counter_in_bf16(command_line: CommandLine) -> None:
@@ -38,7 +38,7 @@ def test_a_step_counter_in_bf16(command_line: CommandLine) -> None:
 
 
 def test_of_fp8_it_says_that_torch_has_no_arithmetic_in_it(command_line: CommandLine) -> None:
-    out = command_line("hyperparameters", "-f", "fp8_e4m3fn").out
+    out = " ".join(command_line("hyperparameters", "-f", "fp8_e4m3fn").out.split())
     assert "Torch itself has no arithmetic in fp8_e4m3fn: what its operations would give." in out
 
 

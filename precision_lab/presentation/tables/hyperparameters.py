@@ -36,8 +36,9 @@ def hyperparameters_table(audit: HyperparameterAudit) -> Table:
     )
     note = (
         "Held: constants are kept in the format, too. As torch: constants are doubles (not stored), and only tensors "
-        "have the format; its loops on a CPU, foreach=False, fused=False. Severity, by how far the effect is from the "
-        "one asked: ok up to 1 %, note up to 10 %, warning more, fatal a tenth or less, ten times or more."
+        "have the format; its loops on a CPU, foreach=False, fused=False (those of a GPU, by default foreach=True, are "
+        "not known here). Severity, by how far the effect is from the one asked: ok up to 1 %, note up to 10 %, "
+        "warning more, fatal a tenth or less, ten times or more."
     )
     if audit.format.name not in HAS_ARITHMETIC:
         note += f" Torch itself has no arithmetic in {audit.format}: what its operations would give."

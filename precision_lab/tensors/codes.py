@@ -100,8 +100,6 @@ def find_codes(tensors: Sequence[Named]) -> Codes:
         scales |= {scale, *(numbers[companion] for companion in beside)}
         used = plain_name(tensors[scale].name).rpartition(".")[2]
         reasons[i] = _reason(fp8, used, tuple(companion.rpartition(".")[2] for companion in beside[:2]))
-    for i in scales:  # the scales of NVFP4 are fp8 themselves
-        reasons.pop(i, None)
     unscaled = (i for i in narrow if tensors[i].dtype.startswith(FP8) and i not in reasons and i not in scales)
     return Codes(reasons, frozenset(scales), tuple(unscaled))
 

@@ -26,7 +26,7 @@ from precision_lab.training.preflight.saved_optimizer import SavedOptimizer, com
 Shape: TypeAlias = tuple[int, ...]
 _MOST = 1 << 13  # ways that are looked at side by side
 CURE = (
-    "give parameter_names, the names of its parameters in the order of its groups: "
+    "give parameter_names (--parameter-names FILE), the names of its parameters in the order of its groups: "
     "ids = {id(p): name for name, p in model.named_parameters()}; "
     "[ids[id(p)] for group in optimizer.param_groups for p in group['params']]"
 )

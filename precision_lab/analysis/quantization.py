@@ -154,7 +154,7 @@ class QuantizationReport(PlainData, Shown):
         n = self.finite
         if n < 2:
             return math.nan
-        return math.sqrt(quotient(n * self.ulps[2] - total**2, n**2 * (n - 1) << 2 * _ULP_BITS))
+        return math.sqrt(quotient(n * self.ulps[2] - total * total, n * n * (n - 1) << 2 * _ULP_BITS))
 
     def __add__(self, other: object) -> Self:
         """Merge the reports on two chunks; nothing is lost."""

@@ -153,6 +153,6 @@ def test_the_gallery_is_whole() -> None:
     for experiment in EXPERIMENTS.values():
         for picture in figures_of(experiment.result):
             assert f"](figures/{picture}.png)" in readme
-            for kind in ("png", "svg"):
+            for kind, limit in (("png", 350_000), ("svg", 450_000)):  # 60 bytes a letter: the audit's table has 4,000
                 size = (REPOSITORY / "figures" / f"{picture}.{kind}").stat().st_size
-                assert 20_000 < size < 350_000, (picture, kind)
+                assert 20_000 < size < limit, (picture, kind)

@@ -126,14 +126,14 @@ def test_something_else_is_refused(case: tuple[str, Any]) -> None:
             read(wrong)
 
 
-def test_quick_asks_the_same() -> None:
+def test_quick_asks_the_same_but_of_the_transformer_which_learns_too_slowly() -> None:
     for experiment in EXPERIMENTS.values():
         quick, full = experiment.configuration(quick=True), experiment.configuration()
         assert type(quick) is type(full)
         assert list(quick.to_dict()) == list(full.to_dict())
     storage = EXPERIMENTS["storage"]
     assert storage.configuration(quick=True).settings == storage.configuration().settings
-    assert storage.configuration(quick=True).sections == storage.configuration().sections
+    assert {*storage.configuration().sections} - {*storage.configuration(quick=True).sections} == {"sensitive"}
 
 
 # ---- the parts ----

@@ -237,7 +237,7 @@ def usual_settings_figure(result: HyperparametersResult) -> Figure:
         {values[beta] for values in constants for beta in ("beta1", "beta2", "momentum") if values.get(beta)}
     )
     with style():
-        figure = Figure(figsize=(19, 11), dpi=110, layout="constrained")
+        figure = Figure(figsize=(19, 11), dpi=85, layout="constrained")
         figure.suptitle("Which of an optimizer's usual constants survive", x=0.01, ha="left")
         columns = figure.add_gridspec(1, 2, width_ratios=[1, 0.95])
         # the tables fill the left column from above, the rest of them the right one, over the stairs

@@ -9,11 +9,13 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.modes import RoundingMode
 from precision_lab.support.threads import LEAST, SLICE, in_threads, thread_count
 
 Result = TypeVar("Result")
@@ -70,6 +72,33 @@ def quotient(a: int, b: int) -> float:
 def integers(words: NDArray[np.uint32]) -> list[int]:
     """Return what the rows stand for that `product_sums.take_sums` returned."""
     return [int.from_bytes(row.astype("<u4", copy=False).tobytes(), "little", signed=True) for row in words]
+
+
+class _Report(Protocol):
+    """What is counted in one format and mode."""
+
+    @property
+    def format(self) -> FloatFormat:
+        """The format."""
+
+    @property
+    def mode(self) -> RoundingMode:
+        """How is rounded to it."""
+
+
+Report = TypeVar("Report", bound=_Report)
+
+
+def of_one_kind(reports: Iterable[Report], fmt: FloatFormat, mode: RoundingMode) -> list[Report]:
+    """Return reports that are to be added up; raise a ValueError if one is on another format or mode."""
+    listed = list(reports)
+    for report in listed:
+        if (report.format, report.mode) != (fmt, mode):
+            raise ValueError(
+                f"cannot add a report on {report.format} ({report.mode}) to one on {fmt} ({mode}); "
+                "reports of one format and mode add up"
+            )
+    return listed
 
 
 def merged(counts: Iterable[dict[Any, int]]) -> dict[Any, int]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from precision_lab.analysis.binades import plainly
-from precision_lab.analysis.counting import BLOCK, counted, integers, quotient, share
+from precision_lab.analysis.counting import BLOCK, counted, integers, of_one_kind, quotient, share
 from precision_lab.numerics.environment import load_kernels
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.inputs import as_array, converted
@@ -158,21 +158,16 @@ class QuantizationReport(PlainData, Shown):
 
     def __add__(self, other: object) -> Self:
         """Merge the reports on two chunks; nothing is lost."""
-        if not isinstance(other, QuantizationReport):
-            return NotImplemented
-        if (self.format, self.mode) != (other.format, other.mode):
-            raise ValueError(
-                f"cannot add a report on {other.format} ({other.mode}) to one on {self.format} ({self.mode}); "
-                "reports of one format and mode add up"
-            )
-        return self.total((self, other), self.format, self.mode)
+        return (
+            self.total((self, other), self.format, self.mode)
+            if isinstance(other, QuantizationReport)
+            else NotImplemented
+        )
 
     @classmethod
     def total(cls, reports: Iterable[QuantizationReport], fmt: FloatFormat, mode: RoundingMode) -> Self:
         """Return the sum of any number of reports on one format and mode, which takes less time than one by one."""
-        listed = list(reports)
-        if any((report.format, report.mode) != (fmt, mode) for report in listed):
-            raise ValueError(f"cannot add up reports of which some are not on {fmt} ({mode})")
+        listed = of_one_kind(reports, fmt, mode)
         signal, noise = (sum(report.sums[i] for report in listed) for i in range(2))
         ulps, outward, squares = (sum(report.ulps[i] for report in listed) for i in range(3))
         counts = {name: sum(getattr(report, name) for report in listed) for name in _COUNTS}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,13 @@ def test_a_recording_answers_powers_of_two_only(file: Path, recording: Path) -> 
             plan_files(places, "fp16", loss_scales=[2, 1000])
         assert str(error.value).isprintable()
     histogram = ExponentHistogram.of([1.0])
-    for asks in (lambda: plan_loss_scale(histogram, "fp16").at(1000), lambda: histogram.conversion("fp16", 1000)):
+    refusing: tuple[Callable[[float], Any], ...] = (
+        plan_loss_scale(histogram, "fp16").at,
+        partial(histogram.conversion, "fp16"),
+    )
+    for ask in refusing:
         with pytest.raises(ValueError, match=r"needs the data .*count_conversion"):
-            asks()
+            ask(1000)
 
 
 def test_a_plan_says_what_it_covers(file: Path, recording: Path) -> None:
@@ -108,12 +114,12 @@ def test_a_plan_says_what_it_covers(file: Path, recording: Path) -> None:
 
 def test_what_is_no_gradient_by_its_role_is_left_out_and_named() -> None:
     """Moments of 1e-12 would need 2^15 times the scale; a step counter of 70,000 overflows."""
-    weight = np.float32([1e-4, 0.5])
+    weight = np.array([1e-4, 0.5], np.float32)
     beside = {
-        "w.exp_avg_sq": np.float32([1e-12]),
-        "state.0.step": np.float32([70_000]),
-        "bn.running_var": np.float32([9e5]),
-        "w.weight_scale_inv": np.float32([1e-9]),
+        "w.exp_avg_sq": np.array([1e-12], np.float32),
+        "state.0.step": np.array([70_000], np.float32),
+        "bn.running_var": np.array([9e5], np.float32),
+        "w.weight_scale_inv": np.array([1e-9], np.float32),
     }
     plans = plan_files({"w": weight} | beside, "fp16", loss_scales=[3])
     assert plans.total == plan_files({"w": weight}, "fp16").total

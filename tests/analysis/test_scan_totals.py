@@ -143,7 +143,7 @@ def test_what_only_counts_were_recorded_of_is_not_known(tmp_path: Path) -> None:
     (table,) = scan_tables(alone)
     assert "not known of recorded runs: only counts were recorded" in table.note
     assert [t.precision for t in scan_recording(example()).tensors] == [None, None]
-    np.save(tmp_path / "w.npy", np.float32([0.1, 0.3]))
+    np.save(tmp_path / "w.npy", np.array([0.1, 0.3], np.float32))
     beside, precision = scan_tables(scan([tmp_path / "a.json", tmp_path / "w.npy"], formats=["bf16"]))
     assert "not known" in beside.note
     assert [row[0] for row in precision.rows] == ["w.npy: w"]
@@ -222,9 +222,10 @@ def test_the_page_has_both(tmp_path: Path) -> None:
     assert data["chosen"] == len(result.tensors)
     for suffix, there in (("", True), ("-3", True), ("-4", False)):
         assert (f'id="total-sqnr{suffix}"' in page) == there
-    for group, counted in zip(data["groups"], [*result.tensors, *result.totals], strict=True):
-        assert counted.precision is not None
-        for (decibels, changed), report in zip(group["precision"], counted.precision, strict=True):
+    counted = [one.precision for one in result.tensors] + [total.precision for total in result.totals]
+    for group, precision in zip(data["groups"], counted, strict=True):
+        assert precision is not None
+        for (decibels, changed), report in zip(group["precision"], precision, strict=True):
             assert (math.nan if decibels is None else float(decibels)) == pytest.approx(report.sqnr_db, nan_ok=True)
             assert changed == report.changed_of_finite
     unknown, _ = data_of(scanned({"a": [0.1], "b": [0.0]}), tmp_path / "unknown.html")

@@ -228,14 +228,16 @@ def test_outcomes_equal_the_definitions_one_by_one(data: st.DataObject, fmt: Flo
 def test_a_step_of_one_rounding_is_reported_as_that_rounding(fmt: str, dtype: type) -> None:
     """In every mode: the weights after the step are all that is known of it. Across tiles, and where some overflow."""
     rng = np.random.default_rng(8)
-    weights = np.asarray(round_to(rng.standard_normal(5000) * 2.0 ** rng.integers(-6, 9, 5000), fmt)).astype(dtype)
-    updates = (weights * rng.standard_normal(5000) * 2.0 ** rng.integers(-14, 2, 5000)).astype(np.float32).astype(dtype)
+    weights: Any = np.asarray(round_to(rng.standard_normal(5000) * 2.0 ** rng.integers(-6, 9, 5000), fmt)).astype(dtype)
+    updates: Any = (
+        (weights * rng.standard_normal(5000) * 2.0 ** rng.integers(-14, 2, 5000)).astype(np.float32).astype(dtype)
+    )
     weights[:9], updates[:9] = [0, 0, 1, 1, 1, np.nan, 2, np.inf, 0], [1e-3, -1, np.nan, np.inf, 0, 1, 2**20, 1, 0]
     found = []
     for mode in set(MODES) - {"stochastic"}:
         exact = weights.astype(np.float64) + updates  # of so many bits
         with np.errstate(all="ignore"):
-            after = np.asarray(round_to(exact, fmt, mode)).astype(dtype)
+            after: Any = np.asarray(round_to(exact, fmt, mode)).astype(dtype)
         expected = update_report(weights, updates, fmt, mode=mode)
         assert step_report(weights, after, updates, fmt) == replace(expected, mode=expected.mode.TIES_TO_EVEN), mode
         found.append(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -61,7 +62,8 @@ def test_what_is_no_weight_is_one_line_for_each_reason(command_line: CommandLine
 
 def test_a_prefix_on_one_side_is_one_line(command_line: CommandLine, tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", a=np.ones(3), b=np.ones(3))
-    np.savez(tmp_path / "u.npz", **{"module.a": np.ones(3), "module.b": np.ones(3)})
+    updates: dict[str, Any] = {"module.a": np.ones(3), "module.b": np.ones(3)}
+    np.savez(tmp_path / "u.npz", **updates)
     finished = command_line("swamping", "--weights", tmp_path / "w.npz", "--updates", tmp_path / "u.npz")
     assert finished.status == 0
     assert finished.err == "w.npz: 2 tensors: its update: matched by name but for 'module.'\n"

@@ -76,7 +76,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("name", CALLS)
 def test_the_answer_is_that_on_the_array(torch: Any, name: str, kind: str) -> None:
     make_tensor, make_array = KINDS[kind]
-    tensor, array = make_tensor(torch, torch.tensor(VALUES)), make_array(np.float32(VALUES))
+    tensor, array = make_tensor(torch, torch.tensor(VALUES)), make_array(np.array(VALUES, np.float32))
     assert tensor.is_neg() == (kind == "negative bit")
     if kind == "fp8" and name in ("replay_loss_scale", "matmul", "matmul_fp32_accumulate"):
         tensor, array = tensor.float(), array.astype(np.float32)  # neither library multiplies fp8

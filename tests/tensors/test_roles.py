@@ -221,7 +221,7 @@ def test_what_is_left_out_where_weights_are_asked_for_says_why() -> None:
 # ---- codes ----
 
 FP8, BF16 = (get_format(name).dtype for name in ("fp8_e4m3fn", "bf16"))
-ONE = np.float32([1])
+ONE = np.array([1], np.float32)
 
 # the tensors | which are codes | which are scales
 LAYOUTS: list[tuple[dict[str, Any], set[str], set[str]]] = [
@@ -290,7 +290,7 @@ LAYOUTS: list[tuple[dict[str, Any], set[str], set[str]]] = [
     ({"l.weight": np.ones((4, 4), FP8), "l.scale": np.ones(17)}, set(), set()),
     ({"l.weight": np.ones((4, 4), BF16), "l.weight_scale": np.ones((4, 1)), "l.scale": ONE}, set(), set()),
     (
-        {"heads": np.int32([4]), "heads_scale": ONE, "n.weight": np.ones(4, np.uint8), "n.scale": np.ones(4)},
+        {"heads": np.array([4], np.int32), "heads_scale": ONE, "n.weight": np.ones(4, np.uint8), "n.scale": np.ones(4)},
         set(),
         set(),
     ),

@@ -543,7 +543,9 @@ def test_tensors_may_be_called_as_the_fields_of_an_entry(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("more", [{"stride": [1]}, {"x": None, "y": {"dtype": "F16"}}, {"Dtype": "F16"}])
 def test_what_a_header_entry_holds_besides_is_left_alone(tmp_path: Path, more: dict[str, object]) -> None:
-    content = safetensors_bytes({"w": entry() | more, "v": entry(offsets=[8, 16])}, np.float32([1, 2, 3, 4]).tobytes())
+    content = safetensors_bytes(
+        {"w": entry() | more, "v": entry(offsets=[8, 16])}, np.array([1, 2, 3, 4], np.float32).tobytes()
+    )
     assert reference_accepts(content)
     (tmp_path / "a.safetensors").write_bytes(content)
     assert {name: array.tolist() for name, array in read_all(tmp_path / "a.safetensors").items()} == {

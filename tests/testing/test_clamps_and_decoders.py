@@ -143,7 +143,8 @@ def test_what_ends_at_the_largest_value_is_no_clamp() -> None:
 def scattered(x: Array) -> Array:
     """One in two, by no rule that is known."""
     mixed: Array = (x.astype(F).view(np.uint32) * np.uint32(2654435761) >> np.uint32(13)) & np.uint32(1)
-    return mixed == 0
+    found: Array = mixed == 0
+    return found
 
 
 def strange(x: Array, *ranges: tuple[float, float]) -> Array:
@@ -182,7 +183,7 @@ def test_what_explains_a_part_only_is_not_named() -> None:
     some = check_cast(lambda x: chopped(x, scattered(x * 3)), "fp32", "bf16")
     assert named(some) == ["wrong neighbour"]
     assert some.unexplained > 0
-    assert named(check_cast(lambda x: chopped(x, np.bool_(True)), "fp32", "bf16")) == ["truncates"]
+    assert named(check_cast(lambda x: chopped(x, np.ones(x.shape, bool)), "fp32", "bf16")) == ["truncates"]
 
 
 # ---- decoders ----
@@ -209,7 +210,8 @@ def decoder(
             bits = np.where(code & 127 == 127, 0x7FC00000, bits)
         elif top:
             bits = np.where(field == ones, 0x7F800000 | fraction << (23 - width), bits)
-        return (sign | bits).astype(np.uint32).view(F)
+        values: Array = (sign | bits).astype(np.uint32).view(F)
+        return values
 
     return cast
 
@@ -278,8 +280,8 @@ def test_a_clamp_before_the_cast_is_one_of_its_results() -> None:
     x = x[~np.isnan(x)]
     for low, high in ((-3.3, 100.0), (0.1, 7.0), (-9.0, -0.01), (0.0, 1.0)):
         codes = canonical(np.asarray(pl.encode(np.clip(x, low, high), spec.target)), spec.target)
-        bounds = (int(pl.encode(bound, spec.target)) for bound in (low, high))
-        model = Model(**dict(zip(("lowest", "highest"), bounds, strict=True)))
+        lowest, highest = (int(pl.encode(bound, spec.target)) for bound in (low, high))
+        model = Model(lowest=lowest, highest=highest)
         got = predict(model, x, spec)
         keeps_sign = (x == 0) | (np.abs(x) < 2.0**-10)  # which zero, where 0 is the bound
         assert np.array_equal(got[~keeps_sign], codes[~keeps_sign])

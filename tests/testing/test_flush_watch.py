@@ -166,7 +166,7 @@ def test_a_cast_that_sets_it_in_every_call() -> None:
 
 
 def test_a_cast_that_sets_it_once() -> None:
-    done = []
+    done: list[Any] = []
 
     def cast(x: Array) -> Array:
         if not done:

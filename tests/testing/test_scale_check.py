@@ -141,7 +141,8 @@ def test_what_is_wrong_by_every_rule() -> None:
 
 def test_values_in_float32() -> None:
     def cast(x: Array) -> Array:
-        return HANDS["toward_zero"](x).view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+        values: Array = HANDS["toward_zero"](x).view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+        return values
 
     assert check(cast).mode == "toward_zero"
     assert "a value that it cannot hold" in str(check(lambda x: np.where(x == 8, 3.0, cast(x)).astype(np.float32)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,13 +72,14 @@ class Forwarding(Plain):
 def test_the_steps_of_the_optimizer_inside_are_recorded(torch: Any, recorder_of: Any, model: Any, how: str) -> None:
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     wrap = accelerated(torch)
-    wrapped = {
+    ways: dict[str, Callable[[], Any]] = {
         "accelerated": lambda: wrap(inner),
         "twice": lambda: wrap(wrap(inner)),
         "plain": lambda: Plain(inner),
         "three times": lambda: Plain(wrap(Plain(inner))),
         "forwarding": lambda: Forwarding(inner),
-    }[how]()
+    }
+    wrapped = ways[how]()
     with recorder_of(model, wrapped) as recorder:
         for _ in range(3):
             inner.zero_grad()

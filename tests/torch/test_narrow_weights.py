@@ -381,7 +381,7 @@ def test_weights_in_8_bits_of_an_optimizer_of_ones_own(torch: Any, recorder_of: 
         def __init__(self, parameters: Any) -> None:
             super().__init__(parameters, {})
 
-        @torch.no_grad()
+        @torch.no_grad()  # type: ignore[untyped-decorator]
         def step(self, closure: Any = None) -> None:
             for group in self.param_groups:
                 for p in group["params"]:

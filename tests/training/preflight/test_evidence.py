@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab import Adam, PreflightReport, StorageConfig, TensorFileError, TrainingConfig, preflight, train
+from precision_lab import (
+    CONFIGURATIONS,
+    Adam,
+    PreflightReport,
+    StorageConfig,
+    TensorFileError,
+    TrainingConfig,
+    preflight,
+    train,
+)
 from precision_lab.training.datasets import digits
 from precision_lab.training.optimizer_state import start, update, updated_parameters
 from precision_lab.training.preflight.evidence import may_hold_optimizer
@@ -32,9 +41,14 @@ def of_each(report: PreflightReport) -> dict[str, tuple[int, int]]:
 
 def test_a_run_that_was_cleared_at_the_start_and_loses_more_than_half_of_its_updates() -> None:
     config = TrainingConfig(
-        optimizer="adam", learning_rate=3e-3, beta2=0.95, steps=1000, snapshot_steps=(0, 999), storage="pure_bf16"
+        optimizer="adam",
+        learning_rate=3e-3,
+        beta2=0.95,
+        steps=1000,
+        snapshot_steps=(0, 999),
+        storage=CONFIGURATIONS["pure_bf16"],
     )
-    run, control = train(config), train(replace(config, storage="fp32"))
+    run, control = train(config), train(replace(config, storage=CONFIGURATIONS["fp32"]))
     assert run.updates.lost_of_nonzero > 0.5
     assert run.final_loss > 2 * control.final_loss
     first, last = run.snapshots
@@ -320,7 +334,7 @@ def test_which_questions_need_lr() -> None:
             preflight(w, **options)
         assert preflight(w, lr=1e-3, **options).groups[0].origins["lr"] is Origin.GIVEN
     for options in ({"optimizer": "sgd"}, {"optimizer": "adam"}, {"weight_decay": 0.0}):
-        without, with_lr = (preflight(w, updates=u, **options, **lr) for lr in ({}, {"lr": 1e-3}))
+        without, with_lr = (preflight(w, updates=u, lr=lr, **options) for lr in (None, 1e-3))
         assert "lr" not in without.hyperparameters
         assert without.total == with_lr.total
         assert all(f.finding.name != "lr" for c in without.candidates for f in c.findings)
@@ -338,7 +352,7 @@ def test_where_an_optimizer_may_lie() -> None:
 
 
 def test_moments_by_name_beside_the_weights_of_any_file(tmp_path: Path) -> None:
-    arrays = {"w": np.full(3, 0.5), "w.exp_avg": np.full(3, 1e-3), "w.exp_avg_sq": np.full(3, 1e-2)}
+    arrays: dict[str, Any] = {"w": np.full(3, 0.5), "w.exp_avg": np.full(3, 1e-3), "w.exp_avg_sq": np.full(3, 1e-2)}
     np.savez(tmp_path / "all.npz", **arrays)
     for place in (tmp_path / "all.npz", arrays):
         report = preflight(place, lr=1e-3, eps=0.0)

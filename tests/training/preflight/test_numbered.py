@@ -35,7 +35,7 @@ def test_weights_are_dealt_out_in_as_many_ways_as_there_are() -> None:
     seen = {0: 0, 1: 0, 2: 0}
     for _ in range(300):
         n, kinds = int(rng.integers(1, 7)), int(rng.integers(1, 4))
-        weights = [(int(k),) for k in rng.integers(1, 4, n)]
+        weights: list[Shape] = [(int(k),) for k in rng.integers(1, 4, n)]
         groups: list[list[Shape | None]] = [[] for _ in range(kinds)]
         for shape in weights:
             groups[rng.integers(kinds)].append(None if rng.random() < 0.1 else shape)

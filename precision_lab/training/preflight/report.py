@@ -332,15 +332,21 @@ class PreflightReport(PlainReport, Shown):
     def cheapest(self) -> Candidate | None:
         """The cheapest named configuration that loses no larger share of these updates than is tolerated.
 
-        None where only the size of updates is known: such a size is that of the first steps.
+        None where only the size of updates is known: such a size is that of the first steps. Nor where all updates are
+        zero: every configuration keeps those.
         """
-        if self.sizes:
+        if self.sizes or self.all_zero:
             return None
         return next(
             c
             for c in self.candidates
             if c.name in CONFIGURATIONS and c.outcome in (Outcome.KEEPS, Outcome.FEW) and c.share <= self.tolerance
         )
+
+    @property
+    def all_zero(self) -> bool:
+        """Whether there are updates one by one, and none of them is other than zero."""
+        return not (self.sizes or any(counts.count for counts in self.total.values()))
 
     @property
     def verdict(self) -> str:
@@ -351,7 +357,10 @@ class PreflightReport(PlainReport, Shown):
     def sentences(self) -> tuple[str, ...]:
         """Those of the verdict."""
         best = self.cheapest
-        sentences = list(self._at_start() if best is None else self._for_these_updates(best))
+        if self.all_zero:
+            sentences = ["All updates are zero: none is lost in any format, and of others nothing is known."]
+        else:
+            sentences = list(self._at_start() if best is None else self._for_these_updates(best))
         if fatal := [f for f in self["fp32"].findings if f.finding.severity is Severity.FATAL]:
             sentences.append(
                 f"fp32 itself loses: {'; '.join(f'{f.finding.expression} {f.finding.consequence}' for f in fatal)}."

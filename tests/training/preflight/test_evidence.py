@@ -84,6 +84,18 @@ def test_what_stands_still_and_what_moves_do_so(weight: float, moves: bool) -> N
     assert ask({"w": w})["pure_bf16"].outcome is (Outcome.AT_START if moves else Outcome.LOSES)
 
 
+@pytest.mark.parametrize("last", [0.0, 1e-3])
+def test_of_updates_that_are_all_zero_nothing_is_known(last: float) -> None:
+    w, u = {"w": np.full(4, 0.5)}, {"w": np.array([0, 0, 0, last])}
+    moments = {"w.exp_avg": u["w"], "w.exp_avg_sq": np.full(4, 1e-6)}
+    options: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.0}
+    for given in ("updates", u), ("optimizer_state", moments):
+        report = preflight(w, **options | dict([given]))
+        assert report.verdict.startswith("All updates are zero") is (last == 0)
+        assert (report.cheapest is None) is (last == 0)
+    assert not ask(w, lr=1e-3).all_zero
+
+
 # ---- checkpoints of torch ----
 
 

@@ -53,7 +53,13 @@ def test_it_goes_through_in_under_10_seconds(
     finished = command_line(*filled, "--json", out)
     assert time.process_time() - start < 10
     assert finished.status == 0, finished.err
-    assert "skipped model.safetensors: 'embeddings.position_ids': integer tensor" in finished.err
+    said = {
+        "preflight": "no weights but buffer: 'embeddings.position_ids'",
+        "swamping": "skipped model.safetensors: 'embeddings.position_ids':",
+    }
+    assert said.get(filled[0], "skipped model.safetensors: 'embeddings.position_ids': integer tensor") in (
+        finished.out + finished.err
+    )
     assert parameters(json.loads(out.read_text())) == PARAMETERS
 
 

@@ -117,7 +117,7 @@ def test_what_pages_take_from_elsewhere_is_there(pages: dict[Path, Page]) -> Non
     """Tables of lessons, sections of the README, docstrings of the experiments."""
     text = {path.name: page.text for path, page in pages.items()}
     assert not any("[[" in found for name, found in text.items() if name in ("tour.html", "storage.html"))
-    assert "beta2 = 0.999 is 1 in bf16" in text["storage.html"]
+    assert "R(0.999*v) = v" in text["storage.html"]
     assert "precision-lab inspect" in text["tour.html"]
     lesson = (underflow.__doc__ or "").split("\n\n")[0]
     assert " ".join(lesson.split()) in " ".join(text["underflow.html"].split())
@@ -134,7 +134,7 @@ def copy(tmp_path: Path) -> Path:
         (tmp_path / name).mkdir()
     for name in ("mkdocs.yml", "README.md", "SECURITY.md", "docs/hooks.py", "docs/docstrings.py", "docs/extra.css"):
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("index.md", "tour.md", "glossary.md"):
+    for name in ("index.md", "tour.md", "files.md", "glossary.md"):
         (tmp_path / "docs" / name).write_text("# A page\n", encoding="utf-8")
     output = {"output_type": "execute_result", "data": {"text/html": ["<table><tr><td>seven</td></tr></table>"]}}
     cell = {"cell_type": "code", "source": ["7"], "outputs": [output]}

@@ -153,7 +153,7 @@ def say_skipped(skipped: Sequence[TensorInfo], read: Iterable[TensorInfo] = ()) 
 
     for start, lines in (
         ("skipped ", list(lines_of(skipped, lambda info: info.skipped))),
-        ("", list(lines_of(read, lambda info: info.note))),
+        ("note: ", list(lines_of(read, lambda info: info.note))),
     ):
         for line in lines[:_SAID]:
             say(start + line, error=True)

@@ -52,10 +52,10 @@ def test_what_is_no_weight_is_one_line_for_each_reason(command_line: CommandLine
     finished = command_line("swamping", "--weights", tmp_path / "w.safetensors", "--lr", "1e-3")
     assert finished.status == 0
     assert sorted(finished.err.splitlines()) == [
+        "note: w.safetensors: 'x': fp8 without a scale beside it: read as values",
         "skipped w.safetensors: 'bn.running_mean': a buffer, no weights",
         "skipped w.safetensors: 'ids': integer tensor",
         "skipped w.safetensors: 84 tensors: state of the optimizer, no weights",
-        "w.safetensors: 'x': fp8 without a scale beside it: read as values",
     ]
     assert "state." not in finished.out
 
@@ -66,7 +66,7 @@ def test_a_prefix_on_one_side_is_one_line(command_line: CommandLine, tmp_path: P
     np.savez(tmp_path / "u.npz", **updates)
     finished = command_line("swamping", "--weights", tmp_path / "w.npz", "--updates", tmp_path / "u.npz")
     assert finished.status == 0
-    assert finished.err == "w.npz: 2 tensors: its update: matched by name but for 'module.'\n"
+    assert finished.err == "note: w.npz: 2 tensors: its update: matched by name but for 'module.'\n"
 
 
 def test_a_learning_rate_is_a_size_with_a_warning(command_line: CommandLine, folder: Path) -> None:

@@ -275,7 +275,7 @@ def _complaints(case: Case, status: int, out: bytes, err: bytes, folder: Path, b
     lines = err.decode("utf-8", "replace").split("\n")
     if status == 2 and not (len(lines) == 2 and lines[0].startswith("precision-lab: error: ") and not lines[1]):
         yield "not one line on stderr"
-    elif status == 0 and not all(line.startswith("skipped ") for line in lines[:-1]):
+    elif status == 0 and not all(line.startswith(("skipped ", "note: ")) for line in lines[:-1]):
         yield "something on stderr, and status 0"
     shows_kept = "what is kept there cannot be shown" in err.decode("utf-8", "replace")  # found after the tables
     if status == 2 and out and not shows_kept:

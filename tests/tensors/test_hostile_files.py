@@ -300,7 +300,7 @@ def test_a_hundred_thousand_tensors(tmp_path: Path) -> None:
         check=True,
         timeout=600,
     )
-    assert done.stdout.count("layer.") == 100
+    assert done.stdout.count("layer.") == 2 * 100  # of range, and of precision
     assert "99,900 more are not" in " ".join(done.stdout.split())
-    assert int(done.stderr.split()[-1]) < 400 << 10  # KiB
+    assert int(done.stderr.split()[-1]) < 450 << 10  # KiB; what four formats cost of a tensor takes 2.3 of them
     assert len(json.loads((tmp_path / "o.json").read_text())["tensors"]) == 100_000

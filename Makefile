@@ -38,7 +38,7 @@ tests: $(VENV)/.dev
 	$(BIN)/pytest $(TESTS)
 
 test-all: $(VENV)/.all browser ## What `make test` leaves out: torch (its CPU build), browser, Dask, notebooks, documentation, the fuzzer, the wheel
-	$(BIN)/pytest -m "($(ELSEWHERE)) and not exhaustive and not machines and not kills"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "($(ELSEWHERE)) and not exhaustive and not machines and not kills"
 
 browser: ## Chromium and its driver, where they are missing and apt-get may install them
 	@command -v chromedriver >/dev/null && command -v chromium >/dev/null \

@@ -10,10 +10,10 @@ import pytest
 from precision_lab.analysis.loss_scale_plan import Covers
 from precision_lab.numerics.rounding import round_to
 
-torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
 
 
-def test_the_plan_of_a_recorder_says_that_activations_are_not_in_it() -> None:
+def test_the_plan_of_a_recorder_says_that_activations_are_not_in_it(torch: Any) -> None:
     """A run where every scale that the plan calls safe leaves gradients of activations at zero."""
     from precision_lab.torch import GradientRecorder
 

@@ -142,7 +142,9 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return Run(pytest.importorskip("torch"))
+    import torch
+
+    return Run(torch)
 
 
 @pytest.mark.torch

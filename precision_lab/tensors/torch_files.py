@@ -25,8 +25,7 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from precision_lab.numerics.torch_arrays import dtype_name, is_tensor, without_elements
-from precision_lab.tensors.nested import leaves
+from precision_lab.numerics.torch_arrays import dtype_name, without_elements
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _LATER_PROTOCOLS = range(0x8C, 0x98)  # the instructions that pickle's protocols 4 and 5 added
@@ -170,11 +169,6 @@ def _refuse_unfolding(pickle: IO[bytes]) -> None:
         size[0] = _UNFOLDED
     if max(size.values(), default=0) >= _UNFOLDED:
         raise ValueError("a call in it is given lists without end")
-
-
-def named_tensors(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors of nested dictionaries and lists; see `nested.leaves`."""
-    return ((leaf.name, leaf.value) for leaf in leaves(content, is_tensor))
 
 
 def described(tensor: Any) -> tuple[str, tuple[int, ...], str | None]:

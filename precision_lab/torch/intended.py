@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from precision_lab.numerics.inputs import converted
+from precision_lab.numerics.torch_arrays import array_of
 
 Array: TypeAlias = NDArray[Any]
 _Rule: TypeAlias = Callable[..., Array]
@@ -34,21 +34,11 @@ KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 """The optimizers whose intended update is known; no subclass of them."""
 
 _BLOCK = 1 << 15  # elements whose temporary doubles stay in the caches
-_CODES = {  # dtypes that torch does not hand to NumPy, and what they are there
-    torch.bfloat16: (torch.uint16, ml_dtypes.bfloat16),
-    torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
-    torch.float8_e4m3fnuz: (torch.uint8, ml_dtypes.float8_e4m3fnuz),
-    torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
-    torch.float8_e5m2fnuz: (torch.uint8, ml_dtypes.float8_e5m2fnuz),
-}
 
 
-def array_of(tensor: Any) -> Array:
+def in_memory_order(tensor: Any) -> Array:
     """Return the elements in the order of memory, flat; without a copy where the tensor is dense and on the CPU."""
-    tensor = tensor.detach().cpu()
-    codes, dtype = _CODES.get(tensor.dtype, (None, None))
-    array: Array = tensor.numpy() if codes is None else tensor.view(codes).numpy().view(dtype)
-    return array.ravel(order="K")
+    return array_of(tensor).ravel(order="K")
 
 
 def intended_update(optimizer: Any, group: Mapping[str, Any], parameter: Any, scale: Any = None) -> Array:
@@ -89,7 +79,7 @@ def _in_order(tensor: Any) -> Array:
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.to(torch.float64).to_dense()
-    return array_of(tensor.contiguous())
+    return in_memory_order(tensor.contiguous())
 
 
 def _sgd(group: Mapping[str, Any], state: Any, _: bool, w: Array, g: Array, moments: dict[str, Array]) -> Array:

@@ -47,12 +47,13 @@ from precision_lab.analysis.recording import Recording, narrow_format
 from precision_lab.analysis.scan import DEFAULT_FORMATS, ScanResult, scan_recording
 from precision_lab.analysis.swamping_scan import RecordedUpdates, recorded_updates
 from precision_lab.numerics.formats import FormatLike, get_format
+from precision_lab.numerics.torch_arrays import dtype_name
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.environment import require_gradual_underflow
 from precision_lab.support.files import write_json
 from precision_lab.torch.hooks import call_on_skip, groups_of, stepping_optimizers
 from precision_lab.torch.intended import KNOWN
-from precision_lab.torch.tally import Scratch, Tally, dtype_name, tallies_of
+from precision_lab.torch.tally import Scratch, Tally, tallies_of
 
 
 class GradientRecorder:

@@ -14,8 +14,9 @@ from precision_lab.analysis.recording import RecordedTensor, narrow_format, not_
 from precision_lab.analysis.updates import UpdateReport, step_report, update_report
 from precision_lab.numerics.formats import FloatFormat
 from precision_lab.numerics.inputs import converted
+from precision_lab.numerics.torch_arrays import dtype_name
 from precision_lab.support.threads import alone
-from precision_lab.torch.intended import KNOWN, array_of, intended_update
+from precision_lab.torch.intended import KNOWN, in_memory_order, intended_update
 
 Array: TypeAlias = NDArray[Any]
 Groups: TypeAlias = Mapping[int, Mapping[str, Any]]
@@ -58,7 +59,7 @@ class Tally:
             gradient = gradient.values()
         if scale is not None:
             gradient = gradient / scale.to(gradient.device, gradient.dtype)
-        self.gradients += ExponentHistogram.of(array_of(gradient))
+        self.gradients += ExponentHistogram.of(in_memory_order(gradient))
         if missing:
             self.gradients += ExponentHistogram(missing, 0, None, 0.0, 0, self.gradients.table[:0])
 
@@ -104,7 +105,7 @@ class Tally:
             tensors.append((gradient if gradient.layout is torch.strided else gradient.to_dense()).detach())
         if self.narrow or len({tensor.stride() for tensor in tensors}) > 1:
             tensors = [tensor.contiguous() for tensor in tensors]  # else they are taken in the order of memory
-        before, after, *gradients = map(array_of, tensors)
+        before, after, *gradients = map(in_memory_order, tensors)
         if self.narrow:
             before, after, *gradients = (converted(array, np.float32) for array in (before, after, *gradients))
         if self.narrow and self.unmeasured:  # what was left is no update
@@ -233,8 +234,3 @@ def tallies_of(model: Any, formats: tuple[FloatFormat, ...]) -> list[Tally]:
         names.setdefault(id(parameter), []).append(name)
         parameters[id(parameter)] = parameter
     return [Tally(names[key], parameter, formats) for key, parameter in parameters.items()]
-
-
-def dtype_name(tensor: Any) -> str:
-    """Return the name of a tensor's dtype as NumPy and ml_dtypes have it."""
-    return str(tensor.dtype).removeprefix("torch.")

@@ -20,7 +20,7 @@ from precision_lab.analysis.sums import sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen
 from precision_lab.support import reading
 from precision_lab.support.reading import InputError, read_small
-from precision_lab.tensors import nested, torch_files
+from precision_lab.tensors import nested
 from precision_lab.tensors.info import labels_of, names_of
 from precision_lab.tensors.reading import open_tensors
 
@@ -185,13 +185,13 @@ def test_the_number_of_tensors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(nested, "MOST", 10)
     numbers = list(range(100))
-    assert len(list(torch_files.named_tensors({"numbers": numbers, "w": torch.ones(1)}))) == 1
+    assert len(list(nested.leaves({"numbers": numbers, "w": torch.ones(1)}, torch.is_tensor))) == 1
     with pytest.raises(ValueError, match="more than 10 tensors"):
-        list(torch_files.named_tensors([torch.ones(1) for _ in range(11)]))
+        list(nested.leaves([torch.ones(1) for _ in range(11)], torch.is_tensor))
     twice: Any = (1,)
     for _ in range(4):
         twice = (twice,) * 10
-    ((name, _),) = torch_files.named_tensors({twice: torch.ones(1)})
+    ((name, *_),) = nested.leaves({twice: torch.ones(1)}, torch.is_tensor)
     assert len(name) < 1000
 
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from precision_lab.analysis.loss_scale_files import plan_scan
-from precision_lab.analysis.loss_scale_plan import TensorPlans
-from precision_lab.analysis.scan import ScanResult, scan
+from precision_lab.analysis.scan import scan
 from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.numerics.inputs import is_number
 from precision_lab.support.text import shown
@@ -162,7 +161,7 @@ def preflight(
         tuple(skipped),
         tuple(judged),
         tuple(chosen),
-        None if recorded is None else _plans(recorded),
+        None if recorded is None else plan_scan(recorded, "fp16"),
         (*evidence.notes, *_left_out(apart, evidence.uses_moments and beside is not None)),
         _unknown(sizes, evidence.uses_moments, recorded is None),
     )
@@ -184,10 +183,6 @@ def _left_out(apart: Sequence[TensorInfo], moments_used: bool) -> Iterator[str]:
         if not (moments_used and role in (Role.MOMENT, Role.STEP)):
             more = f" and {len(infos) - 1:,} more" if len(infos) > 1 else ""
             yield f"no weights but {role}: '{shown(infos[0].name, 100)}'{more}"
-
-
-def _plans(recorded: ScanResult) -> TensorPlans:
-    return plan_scan(recorded, "fp16")
 
 
 def _unknown(sizes: bool, moments: bool, no_gradients: bool) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from precision_lab.training.models import MLP, LeastSquares, Model, Transformer
 from precision_lab.training.models.mlp import ACTIVATIONS as MLP_ACTIVATIONS
 from precision_lab.training.models.transformer import ACTIVATIONS as TRANSFORMER_ACTIVATIONS
 from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, hyperparameters, make_optimizer
+from precision_lab.training.schedule import CONSTANT, Schedule
 from precision_lab.training.storage import FP32, StorageConfig
 
 MODELS = {"mlp": "digits", "least_squares": "regression", "transformer": "topics"}
@@ -29,6 +30,9 @@ TOPICS_WINDOWS = 2048
 _ACTIVATIONS = {"mlp": MLP_ACTIVATIONS, "transformer": TRANSFORMER_ACTIVATIONS}
 _NUMBERS = tuple(dict.fromkeys(name for kind in OPTIMIZERS.values() for name in hyperparameters(kind)))
 _INTEGERS = {"steps": 1, "batch_size": 1, "micro_batches": 1, "seed": 0, "measure_every": 1}  # and the least of each
+
+_STEPS = {"snapshot_steps": 0, "histogram_steps": 0, "loss_steps": 1}  # and what they count from
+_FLAGS = ("permuted",)
 
 # one test part for every run, so that runs of different seeds can be compared
 _TEST_FRACTION = 0.2
@@ -58,6 +62,8 @@ class TrainingConfig(PlainData):
         One of `optimizers.OPTIMIZERS`.
     learning_rate : float
         Positive and finite.
+    schedule : Schedule
+        Which share of it each step takes, multiplied in float64; a text is parsed. Default: all of it, always.
     momentum : float
         At least 0 and below 1; only ``sgd`` has one.
     beta1, beta2, epsilon : float
@@ -72,6 +78,9 @@ class TrainingConfig(PlainData):
         Parts of a batch whose gradients are added up in the format of the gradients; divides `batch_size`.
     seed : int
         Of the initialisation, the batches and stochastic rounding, from 0 to 2^64 - 1.
+    permuted : bool
+        Whether the rows of each batch are put into another order, drawn from a stream of its own: the batches have the
+        same examples, so what differs from the run without is the order of sums, and how much is the noise floor.
     snapshot_steps : tuple of int
         Steps whose gradients, parameters and updates are kept, ascending, from 0 (the first batch, at the
         initialisation) to ``steps - 1`` (the last batch, before the last update).
@@ -79,6 +88,8 @@ class TrainingConfig(PlainData):
         Likewise, steps whose gradients are kept as histograms.
     measure_every : int
         What updates do to the weights is measured in every so many-th step, the first included.
+    loss_steps : tuple of int
+        Numbers of steps, ascending, from 1 to `steps`, after which the loss over the whole training part is taken too.
 
     Raises
     ------
@@ -96,6 +107,7 @@ class TrainingConfig(PlainData):
     storage: StorageConfig = FP32
     optimizer: str = "sgd"
     learning_rate: float = 0.1
+    schedule: Schedule = CONSTANT
     momentum: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -105,15 +117,21 @@ class TrainingConfig(PlainData):
     batch_size: int = 64
     micro_batches: int = 1
     seed: int = 0
+    permuted: bool = False
     snapshot_steps: tuple[int, ...] = ()
     histogram_steps: tuple[int, ...] = ()
     measure_every: int = 20
+    loss_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.storage, str):
             object.__setattr__(self, "storage", StorageConfig.parse(self.storage))
         if not isinstance(self.storage, StorageConfig):
             raise ValueError(f"storage must be a StorageConfig or its text, got {self.storage!r}")
+        if isinstance(self.schedule, str):
+            object.__setattr__(self, "schedule", Schedule.parse(self.schedule))
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule must be a Schedule or its text, got {self.schedule!r}")
         if self.model not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}; got {self.model!r}")
         if not isinstance(self.dataset, str) or (
@@ -145,22 +163,27 @@ class TrainingConfig(PlainData):
             raise ValueError(f"seed must be below 2^64, got {self.seed!r}")
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches must divide batch_size, {self.batch_size}, got {self.micro_batches!r}")
-        for name in ("snapshot_steps", "histogram_steps"):
-            chosen = getattr(self, name)
+        if self.schedule.warmup > self.steps:
+            raise ValueError(f"warmup of the schedule must be at most steps, {self.steps}, got {self.schedule.warmup}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name, first in _STEPS.items():
+            chosen, last = getattr(self, name), self.steps - 1 + first
             if (
                 not isinstance(chosen, tuple)
-                or not all(is_integer(step) and 0 <= step < self.steps for step in chosen)
+                or not all(is_integer(step) and first <= step <= last for step in chosen)
                 or list(chosen) != sorted(set(chosen))
             ):
                 raise ValueError(
-                    f"{name} must be an ascending tuple of different integers in 0..{self.steps - 1}, got {chosen!r}"
+                    f"{name} must be an ascending tuple of different integers in {first}..{last}, got {chosen!r}"
                 )
         # equal configurations shall have one text: no 1 beside 1.0, and nothing of NumPy, which JSON does not take
         for name in _NUMBERS:
             object.__setattr__(self, name, float(getattr(self, name)))
         for name in _INTEGERS:
             object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("hidden", "snapshot_steps", "histogram_steps"):
+        for name in ("hidden", *_STEPS):
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
 
     def build_optimizer(self) -> Optimizer:

@@ -70,7 +70,9 @@ def _values(state: OptimizerState, storage: StorageConfig) -> Array:
     return values
 
 
-def batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+def batches(
+    count: int, batch_size: int, steps: int, seed: int, *, permuted: bool = False
+) -> Iterator[npt.NDArray[np.int64]]:
     """The rows of each step's batch: shuffled epochs, one after the other.
 
     Every epoch is a new permutation, cut into batches of `batch_size`; the rows left over at its end are dropped, so
@@ -86,6 +88,9 @@ def batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[npt.
         Number of batches.
     seed : int
         The stream is that of `numpy.random.default_rng` for the pair (seed, 1), another one than the initialisation's.
+    permuted : bool
+        Whether the rows of each batch are put into another order, by the stream of the pair (seed, 2); which rows it
+        has stays the same.
 
     Returns
     -------
@@ -99,7 +104,8 @@ def batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[npt.
     """
     if not 1 <= batch_size <= count:
         raise ValueError(f"batch_size must lie in 1..{count}, the number of training examples, got {batch_size}")
-    return _shuffled_epochs(count, batch_size, steps, np.random.default_rng((seed, 1)))
+    rows = _shuffled_epochs(count, batch_size, steps, np.random.default_rng((seed, 1)))
+    return map(np.random.default_rng((seed, 2)).permutation, rows) if permuted else rows
 
 
 def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = None) -> TrainingResult:
@@ -136,7 +142,9 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
     """
     train_part, test_part = load_data(config)
     model = config.build_model(train_part)
-    schedule = batches(len(train_part.labels), config.batch_size, config.steps, config.seed)
+    every_batch = batches(
+        len(train_part.labels), config.batch_size, config.steps, config.seed, permuted=config.permuted
+    )
     parameters = model.init(config.seed)
     shapes = {name: array.shape for name, array in parameters.items()}
     recipe = Recipe(model, config.build_optimizer(), config.storage, shapes, config.seed)
@@ -147,14 +155,20 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
     records: list[tuple[float, float, bool]] = []
     snapshots: list[Snapshot] = []
     histograms: dict[int, dict[str, ExponentHistogram]] = {}
+    losses_after: dict[int, float] = {}
     sums = _Sums()
     started = time.perf_counter()
-    for step, rows in enumerate(schedule):
+    for step, rows in enumerate(every_batch):
         if state.scaler.ended:
             break
         before = state
         state, record = training_step(
-            state, recipe, inputs.take(rows, axis=0), labels.take(rows, axis=0), micro_batches=config.micro_batches
+            state,
+            recipe,
+            inputs.take(rows, axis=0),
+            labels.take(rows, axis=0),
+            micro_batches=config.micro_batches,
+            learning_rate=config.learning_rate * config.schedule.factor(step, config.steps),
         )
         if step % config.measure_every == 0 and record.intended is not None:
             old, new = (_values(s.optimizer, config.storage) for s in (before, state))
@@ -164,6 +178,8 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         if step in config.histogram_steps:
             both = {**record.gradients.weights, **record.gradients.activations}
             histograms[step] = {name: ExponentHistogram.of(array) for name, array in both.items()}
+        if step + 1 in config.loss_steps:
+            losses_after[step + 1] = loss_in_float64(model, parameters_of(state, recipe), train_part)
         records.append((record.loss, record.loss_scale, record.skipped))
         if progress is not None:
             progress(step + 1)
@@ -183,6 +199,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         updates=sums.frozen(),
         by_step=tuple(sums.by_step),
         histograms=histograms,
+        losses_after=losses_after,
         bytes_per_parameter=state.optimizer.nbytes / sum(array.size for array in parameters.values()),
         seconds=seconds,
         stopped=state.scaler.reason if len(records) < config.steps else "",

@@ -151,6 +151,9 @@ class TrainingResult(PlainData, Shown):
         Of all arrays that live from step to step, measured.
     seconds : float
         Wall time of the steps.
+    losses_after : dict of int to float
+        Per number of steps of `config.loss_steps` the loss after them, taken as `final_loss` is; those that a run did
+        not come to are missing.
     stopped : str
         Why the loss scale ended the run before its last step, empty if it did not; the arrays are then shorter.
     by_step : tuple of StepUpdates
@@ -162,7 +165,7 @@ class TrainingResult(PlainData, Shown):
 
     """
 
-    layout: ClassVar = Layout("training result", omitted=("snapshots", "parameters"))
+    layout: ClassVar = Layout("training result", version=2, omitted=("snapshots", "parameters"))
 
     config: TrainingConfig
     losses: npt.NDArray[np.float64]
@@ -175,6 +178,7 @@ class TrainingResult(PlainData, Shown):
     histograms: dict[int, dict[str, ExponentHistogram]]
     bytes_per_parameter: float
     seconds: float
+    losses_after: dict[int, float] = field(default_factory=dict)
     stopped: str = ""
     by_step: tuple[StepUpdates, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()

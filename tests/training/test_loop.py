@@ -24,6 +24,7 @@ from precision_lab.training.loop import batches, train
 from precision_lab.training.memory import bytes_of, memory_ledger
 from precision_lab.training.models import MLP, Array, Transformer
 from precision_lab.training.result import DIVERGENCE_FACTOR, TrainingResult, UpdateStatistics
+from precision_lab.training.schedule import Schedule
 from precision_lab.training.step import Recipe, begin, training_step
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
@@ -72,6 +73,21 @@ def test_batches_are_shuffled_anew_in_every_epoch_and_by_the_seed() -> None:
     assert not np.array_equal(first, other)
 
 
+@given(count=st.integers(1, 40), data=st.data(), steps=st.integers(0, 12), seed=st.integers(0, 2**64 - 1))
+def test_permuted_batches_have_the_same_examples(count: int, data: st.DataObject, steps: int, seed: int) -> None:
+    batch_size = data.draw(st.integers(1, count))
+    plain = list(batches(count, batch_size, steps, seed))
+    permuted = list(batches(count, batch_size, steps, seed, permuted=True))
+    assert [sorted(rows.tolist()) for rows in permuted] == [sorted(rows.tolist()) for rows in plain]
+
+
+def test_permuted_batches_have_another_order_each() -> None:
+    plain, permuted = list(batches(40, 20, 4, 0)), list(batches(40, 20, 4, 0, permuted=True))
+    places = [np.argsort(rows)[np.argsort(np.argsort(other))] for rows, other in zip(plain, permuted, strict=True)]
+    assert len({tuple(order.tolist()) for order in (np.arange(20), *places)}) == 5
+    assert not np.array_equal(permuted[0], next(batches(40, 20, 1, 1, permuted=True)))
+
+
 @pytest.mark.parametrize("batch_size", [0, 41])
 def test_batches_refuses_a_bad_size_before_the_first_batch(batch_size: int) -> None:
     with pytest.raises(ValueError, match=r"batch_size must lie in 1\.\.40"):
@@ -116,6 +132,34 @@ def test_the_losses_before_and_after_are_float64_means_over_the_training_part() 
         logits = np.maximum(part.inputs @ w1 + b1, 0) @ w2 + b2
         each = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(logits)), part.labels]
         assert ours == pytest.approx(each.mean(), rel=1e-13)
+
+
+@pytest.mark.parametrize("storage", ["fp32", "master_bf16"])
+def test_losses_on_the_way_are_those_of_shorter_runs(storage: str) -> None:
+    config = stored(SHORT, storage, loss_steps=(1, 7, 12))
+    result = train(config)
+    assert list(result.losses_after) == [1, 7, 12]
+    assert result.losses_after[12] == result.final_loss
+    for steps in (1, 7):
+        shorter = train(stored(SHORT, storage, steps=steps, snapshot_steps=()))
+        assert result.losses_after[steps] == shorter.final_loss
+        assert shorter.losses_after == {}
+    np.testing.assert_array_equal(result.losses, train(stored(SHORT, storage)).losses)
+
+
+def test_permuted_rows_change_the_order_of_sums_and_nothing_else() -> None:
+    """The floor of the noise: in the third digit nothing, in the last bits nearly everything; another seed is no floor.
+
+    With a batch of one there is no order, and nothing changes.
+    """
+    plain, permuted, other = (train(dataclasses.replace(SHORT, **c)) for c in ({}, {"permuted": True}, {"seed": 4}))
+    assert bits(plain) != bits(permuted)
+    np.testing.assert_allclose(permuted.losses, plain.losses, rtol=1e-5)
+    assert permuted.final_loss == pytest.approx(plain.final_loss, rel=1e-6)
+    assert permuted.initial_loss == plain.initial_loss
+    assert abs(other.final_loss / plain.final_loss - 1) > 1e-3
+    alone = dataclasses.replace(SHORT, batch_size=1)
+    assert bits(train(alone)) == bits(train(dataclasses.replace(alone, permuted=True)))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -224,6 +268,9 @@ def test_divergence_is_recorded_and_not_raised(
         ({"snapshot_steps": (5, 0)}, "snapshot_steps must be an ascending tuple"),
         ({"snapshot_steps": (5, 5)}, "snapshot_steps must be an ascending tuple"),
         ({"snapshot_steps": [0, 5]}, "snapshot_steps must be an ascending tuple"),
+        ({"loss_steps": (0, 12)}, r"loss_steps must be an ascending tuple of different integers in 1\.\.12"),
+        ({"loss_steps": (13,)}, "loss_steps must be an ascending tuple"),
+        ({"permuted": 1}, "permuted must be True or False, got 1"),
     ],
 )
 def test_a_bad_config_names_the_accepted_values(change: dict[str, Any], message: str) -> None:
@@ -259,6 +306,9 @@ def test_a_config_in_json_and_back() -> None:
             micro_batches=2,
             snapshot_steps=(0, 3),
             histogram_steps=(1,),
+            loss_steps=(2, 2000),
+            schedule=Schedule("linear", 30),
+            permuted=True,
         )
         data = config.to_dict()
         assert json.loads(json.dumps(data)) == data
@@ -275,9 +325,12 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
         steps=np.int32(6),  # type: ignore[arg-type]
         seed=np.uint8(2),  # type: ignore[arg-type]
         snapshot_steps=(np.int64(3),),  # type: ignore[arg-type]
+        loss_steps=(np.int64(6),),  # type: ignore[arg-type]
     )
-    assert ours == TrainingConfig(hidden=(4,), learning_rate=1.0, epsilon=0.5, steps=6, seed=2, snapshot_steps=(3,))
-    for value in (*ours.hidden, ours.learning_rate, ours.epsilon, ours.steps, ours.seed, *ours.snapshot_steps):
+    steps: dict[str, Any] = {"snapshot_steps": (3,), "loss_steps": (6,)}
+    assert ours == TrainingConfig(hidden=(4,), learning_rate=1.0, epsilon=0.5, steps=6, seed=2, **steps)
+    chosen = (*ours.hidden, *ours.snapshot_steps, *ours.loss_steps)
+    for value in (*chosen, ours.learning_rate, ours.epsilon, ours.steps, ours.seed):
         assert type(value) in (int, float)
 
 
@@ -524,6 +577,7 @@ def test_a_run_whose_loss_scale_ends(rule: str, last: float) -> None:
     assert result.stopped.startswith({"deepspeed": "an overflow found", "torch": "the loss scale has fallen"}[rule])
     assert result.diverged
     assert list(result.histograms) == [0]
+    assert list(train(dataclasses.replace(config, loss_steps=(1, steps, steps + 1))).losses_after) == [1, steps]
     same(TrainingResult.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))), result)
     whole = train(dataclasses.replace(config, steps=steps, histogram_steps=()))
     assert whole.stopped == ""  # nothing was left to do
@@ -552,7 +606,7 @@ def same(a: TrainingResult, b: TrainingResult) -> None:
         np.testing.assert_array_equal(one, other)
     for name in ("config", "test_accuracy", "histograms", "bytes_per_parameter", "seconds", "stopped"):
         assert getattr(a, name) == getattr(b, name), name
-    for name in ("initial_loss", "final_loss"):
+    for name in ("initial_loss", "final_loss", "losses_after"):
         np.testing.assert_equal(getattr(a, name), getattr(b, name))
     np.testing.assert_equal(a.updates.to_dict(), b.updates.to_dict())
     assert a.diverged == b.diverged
@@ -563,8 +617,9 @@ def same(a: TrainingResult, b: TrainingResult) -> None:
     [
         {},
         {"storage": "pure_fp16", "optimizer": "adam"},
+        {"schedule": Schedule("cosine", 2, 0.1), "permuted": True, "loss_steps": (1, 12)},
         {"model": "least_squares", "storage": "pure_bf16"},
-        {"learning_rate": 1e300},
+        {"learning_rate": 1e300, "loss_steps": (12,)},
         {"storage": "bf16_kahan", "learning_rate": 1e30, "measure_every": 1},
     ],
 )
@@ -617,7 +672,8 @@ def test_any_numbers_survive(
         {"losses": None},
         {"losses": ["many"]},
         {"kind": "precision_lab scan"},
-        {"version": 2},
+        {"version": 1},
+        {"version": 3},
         {"losses": [1.0]},
         {"loss_scales": [1.0]},
         {"skipped": [12]},

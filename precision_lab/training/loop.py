@@ -195,6 +195,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         skipped=np.array([skipped for _, _, skipped in records], bool),
         initial_loss=initial_loss,
         final_loss=loss_in_float64(model, final, train_part),
+        test_loss=loss_in_float64(model, final, test_part),
         test_accuracy=test_accuracy,
         updates=sums.frozen(),
         by_step=tuple(sums.by_step),

@@ -140,6 +140,8 @@ class TrainingResult(PlainData, Shown):
     initial_loss, final_loss : float
         Mean loss over the whole training part before the first and after the last step: the parameters that the
         optimizer updates (the master copy if there is one), taken as they are, everything else in float64.
+    test_loss : float
+        Mean loss over the test part after the last step, computed as `final_loss`.
     test_accuracy : float or None
         Share of the test part that is right after the last step; None where there is no such thing.
     updates : UpdateStatistics
@@ -173,6 +175,7 @@ class TrainingResult(PlainData, Shown):
     skipped: Annotated[npt.NDArray[np.bool_], COUNTED]
     initial_loss: float
     final_loss: float
+    test_loss: float
     test_accuracy: float | None
     updates: UpdateStatistics
     histograms: dict[int, dict[str, ExponentHistogram]]

@@ -20,7 +20,7 @@ from precision_lab.numerics.rounding import is_representable
 from precision_lab.training import config as configuration
 from precision_lab.training.config import MODELS, TOPICS_WINDOWS, TrainingConfig, load_data
 from precision_lab.training.datasets import digits, split, text_dataset
-from precision_lab.training.loop import batches, train
+from precision_lab.training.loop import batches, loss_in_float64, train
 from precision_lab.training.memory import bytes_of, memory_ledger
 from precision_lab.training.models import MLP, Array, Transformer
 from precision_lab.training.result import DIVERGENCE_FACTOR, TrainingResult, UpdateStatistics
@@ -657,6 +657,7 @@ def test_any_numbers_survive(
         skipped=np.array(columns[2], bool),
         initial_loss=ends[0],
         final_loss=ends[1],
+        test_loss=ends[0],
         test_accuracy=accuracy,
         updates=UpdateStatistics(4, 3, 2, 1, *sums, ratios=ExponentHistogram.of(np.array([1.0, 0.0, np.inf]))),
         histograms={0: {"logits": ExponentHistogram.empty()}},
@@ -722,3 +723,17 @@ def test_a_text_that_cannot_be_used(tmp_path: Path, content: bytes | None, words
         path.write_bytes(content)
     with pytest.raises(ValueError, match=words):
         load_data(TrainingConfig(model="transformer", dataset=str(path), activation="gelu"))
+
+
+def test_the_test_loss_is_that_of_the_test_part() -> None:
+    result = train(SHORT)
+    _, test = load_data(SHORT)
+    model = SHORT.build_model(test)
+    assert result.test_loss == loss_in_float64(model, result.parameters, test)
+    assert result.test_loss != result.final_loss
+
+
+def test_least_squares_cannot_come_to_nothing() -> None:
+    """Its targets have noise, so that a ratio to the control's loss means something."""
+    final = train(TrainingConfig(model="least_squares", learning_rate=0.01, steps=2000, batch_size=1)).final_loss
+    assert 0.004 < final < 0.01

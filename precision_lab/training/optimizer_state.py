@@ -49,11 +49,13 @@ class OptimizerState:
 def buffers(optimizer: Optimizer, storage: StorageConfig) -> dict[str, FloatFormat]:
     """Return the format of every array that lives from one step to the next; each has a value a parameter.
 
-    `weights` (unless they are transient), `gradients`, `master`, the optimizer's moments, and the words of the rule by
-    which weights are stored (`update_rules`).
+    `weights` (unless they are transient), `gradients`, `main_gradients`, `master`, the optimizer's moments, and the
+    words of the rule by which weights are stored (`update_rules`).
     """
     formats = {} if storage.transient_weights else {"weights": storage.weights}
     formats["gradients"] = storage.gradients
+    if storage.main_gradients is not None:
+        formats["main_gradients"] = storage.main_gradients
     if storage.master is not None:
         formats["master"] = storage.master
     formats |= {role: getattr(storage, role) for role in optimizer.moments}
@@ -240,12 +242,16 @@ def advance(
     new_buffers["gradients"] = run.gradients.encode(g)
     if unscale != 1:
         g = g * np.float32(unscale)
+    if storage.main_gradients is not None:
+        main = codec(storage.main_gradients)
+        g = main.round(g if unscale != 1 else g.copy())  # the state may have the array itself already
+        new_buffers["main_gradients"] = main.encode(g)
     w = updated.decode(held["weights" if storage.master is None else "master"])
     decay = 0.0
     if optimizer.decoupled:
         decay = learning_rate * optimizer.weight_decay
     elif optimizer.weight_decay:
-        both = promoted(storage.gradients, storage.updated)
+        both = promoted(storage.read_gradients, storage.updated)
         g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
     scale, direction, moments = optimizer.direction(state.step + 1, held, g, storage, learning_rate)
     new_buffers |= moments

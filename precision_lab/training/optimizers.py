@@ -223,7 +223,7 @@ class SGD(Optimizer):
         self, t: int, held: Mapping[str, Array], g: Array, storage: StorageConfig, learning_rate: float
     ) -> Direction:
         """Bring the first moment up to date; it is the direction."""
-        fmt = storage.gradients
+        fmt = storage.read_gradients
         moments: dict[str, Array] = {}
         if self.momentum:
             fmt = storage.first_moment

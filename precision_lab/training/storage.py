@@ -11,16 +11,31 @@ name                  bytes      what it is (bytes per parameter with Adam: weig
 `autocast_fp16/bf16`  16         4 + 4 + 0 + 8: float32 parameters and gradients, cast anew in every step
 `master_fp16/bf16`    16         2 + 2 + 4 + 8 (Micikevicius et al. 2018, section 3.1)
 `megatron_bf16`       18         2 + 4 + 4 + 8: gradients are accumulated in float32
+`megatron_fp16`       20         2 + 2 + 4 + 4 + 8: the optimizer has a float32 copy of the gradients too
 `bf16_fp32_grads`     14         2 + 4 + 0 + 8: no master copy
 `bf16_fp32_moments`   12         2 + 2 + 0 + 8 (Yu et al. 2024, option D without master weights)
 `pure_bf16/fp16`      8          2 + 2 + 0 + 4
 `bf16_stochastic`     8          as `pure_bf16`, the new weight is rounded stochastically (Zamirai et al. 2020)
+`..._fp32_v`          10         and a float32 second moment: `bf16_stochastic_fp32_v`
 `bf16_kahan`          10         and 2 for what the rounding of the weight lost (Zamirai et al. 2020)
+`..._fp32_v`          12         and a float32 second moment: `bf16_kahan_fp32_v`
 `collage_light`       10         and 2 for a second word of the weight (Yu et al. 2024)
 `collage_plus`        12         and 2 more for a second word of the second moment (Yu et al. 2024)
 `fp8_hybrid`          16         as `autocast_bf16`; operands of matrix products in fp8, e4m3 forward, e5m2 backward,
                                  each tensor with a scale of its own (Micikevicius et al. 2022, arXiv 2209.05433)
 ====================  =========  =======================================================================================
+
+The master copy (Micikevicius et al. 2018, apex) is Megatron's and DeepSeek's *main* parameters, and the float32 copy of
+the gradients their main gradients; the two Megatron rows are those of Megatron Core's guide "Distributed Optimizer".
+
+*autocast* here casts **all** weights, and the gradients leave the backward pass in the cast weights' format: what apex
+calls O2, without a copy that is kept. torch's autocast casts operation by operation; norms, softmax and loss, and the
+parameters of some of them, stay in float32.
+
+Names are ways to *hold* numbers; some of them compute the same ones. Where the batch is not divided into parts,
+`autocast_bf16` and `master_bf16` agree in every digit, and so do `autocast_fp16`, `master_fp16` and `megatron_fp16`:
+what differs is what is kept. Of an optimizer without a second moment a ``_fp32_v`` is what it is without, and
+`collage_plus` is `collage_light`.
 """
 
 from __future__ import annotations
@@ -64,6 +79,9 @@ class StorageConfig(Shown):
         models/places.py); in any other format the product is exact and each sum rounded.
     sensitive : FloatFormat
         Softmax, layer norm and loss: each of their results. Default fp32.
+    main_gradients : FloatFormat or None
+        A copy of the gradients, the loss scale divided out, that the optimizer reads, as Megatron's does. In fp32 the
+        step is the same in every digit, and the copy costs 4 bytes. None: it reads the gradients themselves.
     operands, gradient_operands : FloatFormat or None
         What the operands of matrix products are cast to, each tensor with a power-of-two scale of its own that brings
         its largest magnitude below the format's; the second for the gradients among them. None: taken as they are.
@@ -94,6 +112,7 @@ class StorageConfig(Shown):
     sensitive: FloatFormat = _FP32
     operands: FloatFormat | None = None
     gradient_operands: FloatFormat | None = None
+    main_gradients: FloatFormat | None = None
     transient_weights: bool = False
     update: str = "ties_to_even"
     loss_scale: LossScale = field(default=None)  # type: ignore[assignment]
@@ -134,6 +153,11 @@ class StorageConfig(Shown):
     def updated(self) -> FloatFormat:
         """The format of the parameters that the optimizer updates."""
         return self.master or self.weights
+
+    @property
+    def read_gradients(self) -> FloatFormat:
+        """The format of the gradients that the optimizer reads: of their copy if there is one."""
+        return self.main_gradients or self.gradients
 
     @classmethod
     def parse(cls, text: str) -> StorageConfig:
@@ -202,7 +226,7 @@ def _pair(key: str, value: str) -> dict[str, Any]:
         return {key: _YES[value]}
     if key == "loss_scale":
         return {key: _LOSS_SCALES.get(value) or StaticLossScale(_number(value))}
-    if value == "none" and key in ("master", "operands", "gradient_operands"):
+    if value == "none" and key in ("master", "operands", "gradient_operands", "main_gradients"):
         return {key: None}
     return {key: get_format(value)}
 
@@ -240,12 +264,15 @@ _TEXTS = {
     "master_fp16": "weights=fp16,master=fp32",
     "master_bf16": "weights=bf16,master=fp32",
     "megatron_bf16": "weights=bf16,gradients=fp32,master=fp32",
+    "megatron_fp16": "weights=fp16,main_gradients=fp32,master=fp32",
     "bf16_fp32_grads": "weights=bf16,gradients=fp32,moments=fp32",
     "bf16_fp32_moments": "weights=bf16,moments=fp32",
     "pure_bf16": "weights=bf16",
     "pure_fp16": "weights=fp16",
     "bf16_stochastic": "weights=bf16,update=stochastic",
+    "bf16_stochastic_fp32_v": "weights=bf16,second_moment=fp32,update=stochastic",
     "bf16_kahan": "weights=bf16,update=kahan",
+    "bf16_kahan_fp32_v": "weights=bf16,second_moment=fp32,update=kahan",
     "collage_light": "weights=bf16,update=collage_light",
     "collage_plus": "weights=bf16,update=collage_plus",
     "fp8_hybrid": "weights=bf16,gradients=fp32,master=fp32,operands=fp8_e4m3fn,gradient_operands=fp8_e5m2,"

@@ -100,7 +100,7 @@ def test_bars_of_memory_are_the_bytes_of_the_buffers(ledgers: MemoryResult) -> N
     legend = ax.get_legend()
     assert legend is not None
     names = [text.get_text() for text in legend.get_texts()]
-    assert len(set(names)) == len(names) == 8
+    assert len(set(names)) == len(names) == 9
     with pytest.raises(ValueError, match="no ledgers"):
         plot_memory({})
 

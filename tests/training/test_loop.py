@@ -422,6 +422,9 @@ BYTES = {
     "collage_light": 10,
     "collage_plus": 12,
     "fp8_hybrid": 16,
+    "megatron_fp16": 20,
+    "bf16_stochastic_fp32_v": 10,
+    "bf16_kahan_fp32_v": 12,
 }
 
 

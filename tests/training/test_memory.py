@@ -28,6 +28,7 @@ UNUSUAL = (
     "weights=e6m9,master=fp32,moments=fp8_e5m2",
     "weights=fp4_e2m1fn,gradients=fp6_e3m2fn,update=kahan",
     "weights=fp8_e4m3fn,update=collage_plus,second_moment=bf16",
+    "weights=fp32,main_gradients=fp32",
 )
 MODEL = MLP((64, 3, 10))
 COUNT = 64 * 3 + 3 + 3 * 10 + 10
@@ -78,6 +79,9 @@ BYTES = {  # with SGD, momentum, Adam
     "collage_light": (6, 8, 10),
     "collage_plus": (6, 8, 12),
     "fp8_hybrid": (8, 12, 16),
+    "megatron_fp16": (12, 16, 20),
+    "bf16_stochastic_fp32_v": (4, 6, 10),
+    "bf16_kahan_fp32_v": (6, 8, 12),
 }
 
 
@@ -119,6 +123,8 @@ def test_an_element_of_a_format_without_dtype() -> None:
         # float32 parameters that every rank casts for itself are not the optimizer's
         ("autocast_bf16", (16, 4 + 4 + 8 / 8, 4 + 12 / 8, 2)),
         ("megatron_bf16", (18, 2 + 4 + 12 / 8, 2 + 16 / 8, 18 / 8)),
+        # 4 + 16/8: main gradients are the optimizer's (Megatron Core's guide, "Distributed Optimizer")
+        ("megatron_fp16", (20, 4 + 16 / 8, 2 + 18 / 8, 20 / 8)),
         ("pure_bf16", (8, 2 + 2 + 4 / 8, 2 + 6 / 8, 1)),
         ("bf16_kahan", (10, 2 + 2 + 6 / 8, 2 + 8 / 8, 10 / 8)),
         ("collage_plus", (12, 2 + 2 + 8 / 8, 2 + 10 / 8, 12 / 8)),

@@ -83,10 +83,13 @@ def exact_step(
     held = dict(held)
     to_updated, to_first, to_second = Exact(s.updated), Exact(s.first_moment), Exact(s.second_moment)
     g = held["gradients"] = Exact(s.gradients)(gradient)
+    if s.main_gradients:
+        g = held["main_gradients"] = Exact(s.main_gradients)(g)
+    of_g = s.main_gradients or s.gradients
     w = held["master" if s.master else "weights"]
     lr, decay = o.learning_rate, o.weight_decay
     if decay and not isinstance(o, AdamW):
-        to_both = Exact(wider(s.gradients, s.updated))
+        to_both = Exact(wider(of_g, s.updated))
         g = to_both(to_both(decay) * w + g)
     before = w
     if isinstance(o, AdamW) and s.update == "ties_to_even":
@@ -111,7 +114,7 @@ def exact_step(
         added: Callable[[Fraction], Fraction] = lambda base: base + u  # noqa: E731
     else:
         assert isinstance(o, SGD)
-        fmt = s.gradients
+        fmt = of_g
         if o.momentum:
             fmt = s.first_moment
             first = held["first_moment"]
@@ -140,6 +143,7 @@ def exact_step(
 STORAGES = [
     *("pure_bf16", "pure_fp16", "master_bf16", "megatron_bf16", "bf16_fp32_grads", "bf16_fp32_moments"),
     *("bf16_kahan", "collage_light", "collage_plus", "weights=e6m9", "weights=fp16,update=kahan"),
+    *("bf16_kahan_fp32_v", "megatron_fp16", "weights=bf16,gradients=fp32,main_gradients=fp8_e5m2"),
     *("weights=bf16,gradients=e6m9", "weights=fp8_e5m2,gradients=fp8_e5m2,master=bf16", "fp32"),
 ]
 
@@ -217,6 +221,7 @@ BYTES_WITH_ADAM = {
     **{"fp32": 16, "autocast_fp16": 16, "autocast_bf16": 16, "master_fp16": 16, "master_bf16": 16, "megatron_bf16": 18},
     **{"bf16_fp32_grads": 14, "bf16_fp32_moments": 12, "pure_bf16": 8, "pure_fp16": 8, "bf16_stochastic": 8},
     **{"bf16_kahan": 10, "collage_light": 10, "collage_plus": 12, "fp8_hybrid": 16},
+    **{"megatron_fp16": 20, "bf16_stochastic_fp32_v": 10, "bf16_kahan_fp32_v": 12},
 }
 
 
@@ -227,7 +232,10 @@ def test_bytes_per_parameter_with_adam(name: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("text", [*CONFIGURATIONS, "weights=e6m9", "weights=tf32", "weights=fp32,master=fp32"])
+@pytest.mark.parametrize(
+    "text",
+    [*CONFIGURATIONS, "weights=e6m9", "weights=tf32", "weights=fp32,master=fp32", "weights=fp32,main_gradients=fp32"],
+)
 def test_a_state_holds_what_buffers_names_in_its_own_dtype(text: str, optimizer: Optimizer) -> None:
     storage = StorageConfig.parse(text)
     gradient = numbers(17, 2)
@@ -367,6 +375,25 @@ def test_the_loss_scale_is_taken_out_in_float32(optimizer: Optimizer) -> None:
     np.testing.assert_array_equal(scaled.buffers["master"], plain.buffers["weights"])
     lost, _ = run(w, [small], optimizer, storage)
     assert not np.array_equal(lost.buffers["gradients"].astype(np.float32), small)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_main_gradients_are_what_is_stored_over_the_loss_scale_and_change_no_digit_in_fp32(
+    optimizer: Optimizer,
+) -> None:
+    w, g = numbers(50, 0), numbers(50, 1, 2.0**-3)
+    scaled = {}
+    for text in ("master_fp16", "megatron_fp16", "master_fp16,main_gradients=fp8_e5m2"):
+        scaled[text], _ = run(w, [g * 3000, g * 1000], optimizer, StorageConfig.parse(text), unscale=1e-3)
+    main = scaled["megatron_fp16"].buffers["main_gradients"]
+    stored = np.asarray(round_to(g * 1000, "fp16"))
+    np.testing.assert_array_equal(main, stored * np.float32(1e-3))
+    assert not np.array_equal(main, np.asarray(round_to(main, "fp16")))  # it is no fp16 number any more
+    without = bits(scaled["master_fp16"])
+    assert bits(scaled["megatron_fp16"]) == without | {"main_gradients": main.tobytes()}
+    narrow = scaled["master_fp16,main_gradients=fp8_e5m2"].buffers
+    np.testing.assert_array_equal(narrow["main_gradients"].astype(np.float32), round_to(main, "fp8_e5m2"))
+    assert narrow["master"].tobytes() != without["master"]
 
 
 def test_what_is_visible_of_a_master_copy() -> None:

@@ -460,3 +460,44 @@ def test_where_no_sum_is_rounded_a_second_word_changes_nothing(name: str, data: 
         for word in WORDS:
             assert not np.any(state.optimizer.buffers.get(word, np.zeros(1)))
     assert ends[0] == ends[1]
+
+
+# ---- names that compute the same ----
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "same"),
+    [
+        ("adam", [{"autocast_fp16", "master_fp16", "megatron_fp16"}, {"autocast_bf16", "master_bf16"}]),
+        (
+            "momentum",
+            [
+                {"autocast_fp16", "master_fp16", "megatron_fp16"},
+                {"autocast_bf16", "master_bf16"},
+                {"bf16_stochastic", "bf16_stochastic_fp32_v"},
+                {"bf16_kahan", "bf16_kahan_fp32_v"},
+                {"collage_light", "collage_plus"},
+            ],
+        ),
+    ],
+)
+def test_which_names_compute_the_same(optimizer: str, same: list[set[str]]) -> None:
+    """Every digit of the weights that forward sees, after 20 steps; all other pairs differ."""
+    by_bits: dict[bytes, set[str]] = {}
+    for name in CONFIGURATIONS:
+        plan = recipe(name, OPTIMIZERS[optimizer])
+        state, records = steps(plan, 20, StaticLossScale(256.0))
+        losses = np.array([record.loss for record in records])
+        seen = visible_weights(state.optimizer, plan.storage).tobytes() + losses.tobytes()
+        by_bits.setdefault(seen, set()).add(name)
+    assert [names for names in by_bits.values() if len(names) > 1] == same
+
+
+def test_micro_batches_tell_autocast_from_master_weights() -> None:
+    """The parts are added up in the format of the gradients: fp32 here, bf16 there."""
+    ends = {}
+    for name in ("autocast_bf16", "master_bf16", "autocast_fp16", "master_fp16", "megatron_fp16"):
+        state, _ = steps(recipe(name), 20, StaticLossScale(256.0), micro_batches=4)
+        ends[name] = state.optimizer.buffers["master"].tobytes()
+    assert ends["autocast_bf16"] != ends["master_bf16"]
+    assert ends["autocast_fp16"] != ends["master_fp16"] == ends["megatron_fp16"]

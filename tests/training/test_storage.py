@@ -21,7 +21,7 @@ def test_what_is_left_out_follows_from_the_weights() -> None:
     for role in ("activations", "activation_gradients", "gradients", "first_moment", "second_moment", "updated"):
         assert getattr(config, role) == BF16, role
     assert (config.accumulator, config.sensitive) == (FP32_FORMAT, FP32_FORMAT)
-    assert (config.master, config.operands, config.gradient_operands) == (None, None, None)
+    assert (config.master, config.operands, config.gradient_operands, config.main_gradients) == (None,) * 4
     assert config.loss_scale == NoLossScale()
 
 
@@ -71,6 +71,15 @@ def test_the_named_ones() -> None:
         "collage_light": ("bf16", "bf16", None, "bf16", "collage_light"),
         "collage_plus": ("bf16", "bf16", None, "bf16", "collage_plus"),
         "fp8_hybrid": ("bf16", "fp32", "fp32", "fp32", "ties_to_even"),
+        "megatron_fp16": ("fp16", "fp16", "fp32", "fp32", "ties_to_even"),
+        "bf16_stochastic_fp32_v": ("bf16", "bf16", None, "bf16", "stochastic"),
+        "bf16_kahan_fp32_v": ("bf16", "bf16", None, "bf16", "kahan"),
+    }
+    second = {name for name, c in CONFIGURATIONS.items() if c.second_moment != c.first_moment}
+    assert second == {"bf16_stochastic_fp32_v", "bf16_kahan_fp32_v"}
+    assert {CONFIGURATIONS[name].second_moment for name in second} == {FP32_FORMAT}
+    assert {name: c.read_gradients.name for name, c in CONFIGURATIONS.items() if c.main_gradients} == {
+        "megatron_fp16": "fp32"
     }
     assert {name for name, c in CONFIGURATIONS.items() if c.transient_weights} == {
         "autocast_fp16",
@@ -78,7 +87,7 @@ def test_the_named_ones() -> None:
         "fp8_hybrid",
     }
     scaled = {name for name, c in CONFIGURATIONS.items() if c.loss_scale != NoLossScale()}
-    assert scaled == {"autocast_fp16", "master_fp16", "pure_fp16"}
+    assert scaled == {"autocast_fp16", "master_fp16", "megatron_fp16", "pure_fp16"}
     assert CONFIGURATIONS["fp32"] == FP32 == StorageConfig()
 
 
@@ -119,6 +128,7 @@ maybe = st.none() | formats
     accumulator=formats,
     sensitive=formats,
     operands=maybe,
+    main_gradients=maybe,
     transient_weights=st.booleans(),
     update=st.sampled_from(list(UPDATE_RULES)),
     loss_scale=st.none() | st.sampled_from(list(SCALERS.values())) | st.just(StaticLossScale(3.5)),

@@ -18,6 +18,7 @@ _WORD_COLORS = {"weights": "#CC79A7", "second_moment": "#E9C3D6"}  # of what com
 BUFFER_COLORS = {
     "weights": "#0072B2",
     "gradients": "#E69F00",
+    "main_gradients": "#F5CE80",
     "master": "#56B4E9",
     "first_moment": "#009E73",
     "second_moment": "#8FCFB8",

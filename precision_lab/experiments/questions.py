@@ -39,18 +39,20 @@ def named(base: TrainingConfig, *texts: str) -> Group:
 # --- miniatures ---
 
 
-def fine_tuning(learning_rate: float) -> Group:
+def fine_tuning() -> Group:
     """Fine-tune a real matrix: the queries of MiniLM's first layer, with Adam, warm-up and linear decay."""
     base = TrainingConfig(
         model="fine_tuning",
         optimizer="adam",
-        learning_rate=learning_rate,
+        learning_rate=3e-5,
         schedule="linear,warmup=30",
         steps=300,
-        batch_size=32,
+        batch_size=64,
         against_fp32=True,
     )
-    return named(base, "fp32", "master_bf16", "pure_bf16", "bf16_stochastic", "bf16_stochastic_fp32_v", "bf16_kahan")
+    alone = ("pure_bf16", "bf16_fp32_moments")
+    cured = ("bf16_stochastic", "bf16_stochastic_fp32_v", "bf16_kahan", "bf16_kahan_fp32_v", "collage_plus")
+    return named(base, "fp32", "master_bf16", *alone, *cured)
 
 
 def characters() -> Group:
@@ -72,7 +74,7 @@ def characters() -> Group:
 
 
 MINIATURES: dict[str, tuple[Callable[[], Group], int]] = {
-    "fine-tuning, lr 1e-4": (lambda: fine_tuning(1e-4), 5),
+    "fine-tuning": (fine_tuning, 5),
     "characters": (characters, 3),
 }
 """What is made of each, and how many seeds at first."""

@@ -133,7 +133,7 @@ class StorageExperimentConfig(PlainData):
             base=TrainingConfig(steps=1000, against_fp32=True),
             seeds=3,
             more_seeds=3,
-            miniatures=("fine-tuning, lr 1e-4",),
+            miniatures=("fine-tuning",),
             sections=("ablation", "accumulation", "noise"),
             axes=(),
             section_steps=500,

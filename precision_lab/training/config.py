@@ -13,15 +13,25 @@ from precision_lab.support.arguments import check_integer, is_integer
 from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.reading import read_small
 from precision_lab.support.text import shown
-from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
-from precision_lab.training.models import MLP, LeastSquares, Model, Transformer
+from precision_lab.training.datasets import (
+    CHANGE,
+    Dataset,
+    digits,
+    fine_tuning_task,
+    linear_regression,
+    python_topics,
+    query_matrix,
+    split,
+    text_dataset,
+)
+from precision_lab.training.models import MLP, FineTuning, LeastSquares, Model, Transformer
 from precision_lab.training.models.mlp import ACTIVATIONS as MLP_ACTIVATIONS
 from precision_lab.training.models.transformer import ACTIVATIONS as TRANSFORMER_ACTIVATIONS
 from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, hyperparameters, make_optimizer
 from precision_lab.training.schedule import CONSTANT, Schedule
 from precision_lab.training.storage import FP32, StorageConfig
 
-MODELS = {"mlp": "digits", "least_squares": "regression", "transformer": "topics"}
+MODELS = {"mlp": "digits", "least_squares": "regression", "transformer": "topics", "fine_tuning": "minilm"}
 """The accepted values of `TrainingConfig.model`, and the data that each is trained on unless it is told otherwise."""
 
 TOPICS_WINDOWS = 2048
@@ -46,10 +56,11 @@ class TrainingConfig(PlainData):
     Attributes
     ----------
     model : str
-        ``mlp`` on the handwritten digits, ``least_squares`` on a linear function of ten variables with
-        some noise, or ``transformer`` on the characters of a text.
+        ``mlp`` on the handwritten digits, ``least_squares`` on a linear function of ten variables with some noise,
+        ``transformer`` on the characters of a text, or ``fine_tuning`` of a matrix of a language model.
     dataset : str
-        ``digits`` for the MLP, ``regression`` for least squares; for the transformer ``topics``, `python_topics`
+        ``digits`` for the MLP, ``regression`` for least squares, ``minilm`` (`query_matrix`; what is to be learned is
+        drawn from the seed) for fine-tuning; for the transformer ``topics``, `python_topics`
         (the first `TOPICS_WINDOWS` windows), or the path of a UTF-8 text file. Default: the first that the model takes.
     hidden : tuple of int
         Widths of the hidden layers of the MLP; ``()`` is softmax regression. Of the transformer: the number of layers
@@ -194,6 +205,8 @@ class TrainingConfig(PlainData):
         """Return the model for a data set; raises its ValueErrors."""
         if self.model == "least_squares":
             return LeastSquares(data.inputs.shape[1])
+        if self.model == "fine_tuning":
+            return FineTuning(query_matrix(), CHANGE)
         if self.model == "transformer":
             return Transformer(
                 len(data.vocabulary),
@@ -214,6 +227,8 @@ def load_data(config: TrainingConfig) -> tuple[Dataset, Dataset]:
         The text file cannot be read, is no UTF-8, or is shorter than two windows.
 
     """
+    if config.model == "fine_tuning":
+        return fine_tuning_task(query_matrix(), seed=config.seed)
     sets: dict[str, Callable[[], Dataset]] = {"digits": digits, "regression": _regression, "topics": _topics}
     name = config.dataset or MODELS[config.model]
     data = sets[name]() if name in sets else _text_file(Path(name))

@@ -3,7 +3,8 @@
 - `digits`, the handwritten digits of Alpaydin and Kaynak: small enough to train on in seconds, real enough that
   gradients spread over many binades as the training converges;
 - `python_topics`, help texts of Python 3.11.7, or any other text (`text_dataset`), in windows of characters;
-- `linear_regression`, whose answer is known.
+- `linear_regression`, whose answer is known;
+- `fine_tuning_task`, to change `query_matrix`, a matrix of a language model, by a few percent.
 """
 
 import functools
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision_lab.numerics import fixed
+from precision_lab.numerics.codes import decode
 
 _DIGITS_SOURCE = (
     "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, "
@@ -26,6 +28,13 @@ _TOPICS_SOURCE = (
     "Python Software Foundation, help texts of Python 3.11.7 (pydoc_data.topics), the topics from assert to "
     "specialattrs (PSF License Version 2)"
 )
+_QUERY_SOURCE = (
+    "Sentence Transformers (Reimers and Gurevych 2019), all-MiniLM-L6-v2, query matrix of the first layer, rounded to "
+    "bf16 (Apache License 2.0); fine-tuned from MiniLM (Wang et al. 2020, MIT License)"
+)
+
+CHANGE = 0.03
+"""Frobenius norm of what fine-tuning is to change, as a share of that of the matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +45,8 @@ class Dataset:
     ----------
     inputs : float32 array, shape (n, features), or int64 array, shape (n, context)
         One example per row: features, or characters as numbers.
-    labels : int64 array, shape (n,), float32 array, shape (n,), or int64 array, shape (n, context)
-        The class of each example, counted from 0; a value; or of each character the next one.
+    labels : int64 array, shape (n,), float32 array, shape (n,) or (n, outputs), or int64 array, shape (n, context)
+        The class of each example, counted from 0; a value or several; or of each character the next one.
     name : str
         Short name, for tables and titles.
     source : str
@@ -66,7 +75,10 @@ class Dataset:
             )
         windows = self.inputs.dtype == np.int64
         shape = self.inputs.shape if windows else self.inputs.shape[:1]
-        if self.labels.shape != shape or self.labels.dtype not in ((np.int64,) if windows else (np.int64, np.float32)):
+        several = self.labels.ndim == 2 and self.labels.dtype == np.float32 and not windows
+        if self.labels.shape[: 1 if several else None] != shape or self.labels.dtype not in (
+            (np.int64,) if windows else (np.int64, np.float32)
+        ):
             raise ValueError(
                 f"labels must be {'int64' if windows else 'int64 or float32'} of shape {shape}, one per "
                 f"{'character' if windows else 'row of inputs'}, got {self.labels.dtype} of shape {self.labels.shape}"
@@ -174,6 +186,149 @@ def text_dataset(text: str, context: int = 32, *, name: str = "text", source: st
     inputs, labels = (codes[start : start + windows * context].reshape(windows, context) for start in (0, 1))
     vocabulary = "".join(map(chr, present.tolist()))
     return Dataset(inputs.astype(np.int64), labels.astype(np.int64), name, source, vocabulary)
+
+
+@functools.cache
+def query_matrix() -> npt.NDArray[np.float32]:
+    """The query matrix of the first layer of all-MiniLM-L6-v2, a small language model.
+
+    Returns
+    -------
+    float32 array, shape (384, 384), read-only
+        A row for each input. Every value is one of bf16: that of the model, rounded once. Always the same object.
+
+    References
+    ----------
+    N. Reimers and I. Gurevych, "Sentence-BERT", EMNLP 2019, arXiv 1908.10084; W. Wang et al., "MiniLM", NeurIPS 2020,
+    arXiv 2002.10957.
+
+    """
+    codes = np.load(io.BytesIO(_data("minilm_query.npy")), allow_pickle=False)
+    matrix = np.ascontiguousarray(decode(codes, "bf16", np.float32).T)
+    matrix.flags.writeable = False
+    return matrix
+
+
+def fine_tuning_target(start: npt.NDArray[np.float32], rank: int = 8, *, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return a matrix, and a low-rank change of `CHANGE` times its Frobenius norm added to it.
+
+    Parameters
+    ----------
+    start : float32 array, shape (inputs, outputs)
+        The matrix.
+    rank : int
+        Of the change: the product of two matrices of standard normal numbers, scaled.
+    seed : int
+        They are drawn by `numpy.random.default_rng` for the pair (seed, 2).
+
+    Returns
+    -------
+    float64 array, shape (inputs, outputs)
+
+    Raises
+    ------
+    ValueError
+        If the rank is below 1.
+
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank!r}")
+    rng = np.random.default_rng((seed, 2))
+    inputs, outputs = start.shape
+    change = fixed.matmul(rng.standard_normal((inputs, rank)), rng.standard_normal((rank, outputs)))
+    wide = start.astype(np.float64)
+    result: npt.NDArray[np.float64] = wide + change * (CHANGE * fixed.norm(wide) / fixed.norm(change))
+    return result
+
+
+def fine_tuning_task(
+    start: npt.NDArray[np.float32], blocks: tuple[int, int] = (4, 1), *, rank: int = 8, seed: int = 0
+) -> tuple[Dataset, Dataset]:
+    """What `fine_tuning_target` makes of inputs: to be learned from `start`.
+
+    The inputs are 1 and -1: blocks of as many rows as there are inputs, which are orthogonal to one another. So X.T @ X
+    is exactly n times the identity for the n rows X of a part, and the mean of ||x @ W - label||^2 over a part is, but
+    for the rounding of the labels, the squared distance ||W - target||^2 itself. A row has mean square 1, as one that
+    comes out of a layer norm.
+
+    Parameters
+    ----------
+    start : float32 array, shape (inputs, outputs)
+        The matrix; its inputs are 12, or 1, times a power of two.
+    blocks : tuple of int
+        How many the training part and the test part have.
+    rank, seed : int
+        As in `fine_tuning_target`. The signs of each block are drawn by `numpy.random.default_rng` for (seed, 3).
+
+    Returns
+    -------
+    train, test : Dataset
+        `inputs` float32 of shape (n, inputs), `labels` float32 of shape (n, outputs), rounded once.
+
+    Raises
+    ------
+    ValueError
+        If there are other inputs, a part without a block, or a rank below 1.
+
+    """
+    if min(blocks) < 1:
+        raise ValueError(f"each part must have at least 1 block, got {blocks!r}")
+    rows = orthogonal_signs(len(start))
+    target = fine_tuning_target(start, rank, seed=seed)
+    signs = 2.0 * np.random.default_rng((seed, 3)).integers(0, 2, (sum(blocks), 1, len(start))) - 1.0
+    inputs = rows * signs
+    labels = np.stack([fixed.matmul(block, target) for block in inputs])
+    parts = zip(("train", "test"), (slice(blocks[0]), slice(blocks[0], None)), strict=True)
+    train, test = (
+        Dataset(
+            inputs[part].reshape(-1, len(start)).astype(np.float32),
+            labels[part].reshape(-1, start.shape[1]).astype(np.float32),
+            f"minilm/{name}",
+            f"{_QUERY_SOURCE}; inputs and change drawn from the seed {seed}",
+        )
+        for name, part in parts
+    )
+    return train, test
+
+
+def orthogonal_signs(order: int) -> npt.NDArray[np.float64]:
+    """Return a Hadamard matrix: 1 and -1, its rows orthogonal to one another, and its columns.
+
+    Parameters
+    ----------
+    order : int
+        A power of two, or 12 times one. That of 12 is Paley's, from the squares modulo 11; doubled as by Sylvester.
+
+    Returns
+    -------
+    float64 array, shape (order, order)
+
+    Raises
+    ------
+    ValueError
+        Of another order.
+
+    References
+    ----------
+    R. E. A. C. Paley, "On Orthogonal Matrices", Journal of Mathematics and Physics 12 (1933), 311-320.
+
+    """
+    least = 12 if order >= 12 and order % 12 == 0 else 1
+    doublings = (order // least).bit_length() - 1
+    if order < 1 or least << doublings != order:
+        raise ValueError(f"a matrix of orthogonal signs has an order of 2^k or 12 * 2^k, got {order!r}")
+    result = np.ones((1, 1))
+    if least == 12:
+        squares = np.isin(np.arange(11), [k * k % 11 for k in range(1, 11)])
+        square = np.where(squares, 1.0, -1.0)
+        result = np.ones((12, 12))
+        result[1:, 0] = -1
+        result[1:, 1:] = square[np.subtract.outer(np.arange(11), np.arange(11)) % 11]
+        # 0 on the diagonal of Paley's matrix, and the identity added
+        np.fill_diagonal(result, 1)
+    for _ in range(doublings):
+        result = np.block([[result, result], [result, -result]])
+    return result
 
 
 @functools.cache

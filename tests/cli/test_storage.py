@@ -151,7 +151,7 @@ def test_ctrl_c_stops_the_processes_and_keeps_what_is_done(tmp_path: Path) -> No
         (["train", "--steps", "0"], "steps"),
         (["train", "--batch", "9999", "--workers", "1"], "batch_size"),
         (["train", "--seeds", "0"], "seeds"),
-        (["train", "--model", "cnn"], "mlp, least_squares, transformer"),
+        (["train", "--model", "cnn"], "mlp, least_squares, transformer, fine_tuning"),
         (["train", "--data", "topics"], "digits"),
         (["train", "--workers", "0"], "workers"),
         (["train", "--figure", "runs.bmp"], "runs.bmp"),

@@ -10,7 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from precision_lab.training.datasets import Dataset, digits, linear_regression, python_topics, split, text_dataset
+from precision_lab.numerics.rounding import is_representable
+from precision_lab.training.datasets import (
+    CHANGE,
+    Dataset,
+    digits,
+    fine_tuning_target,
+    fine_tuning_task,
+    linear_regression,
+    orthogonal_signs,
+    python_topics,
+    query_matrix,
+    split,
+    text_dataset,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = resources.files("precision_lab.training").joinpath("data")
@@ -74,6 +87,13 @@ def test_a_dataset_leaves_the_array_it_was_made_from_writeable() -> None:
         ),
         (np.zeros((2, 3), np.int64), np.zeros((2, 3), np.float32), "labels must be int64 of shape"),
         (np.zeros((2, 3), np.float32), np.zeros(2, np.int32), "labels must be int64 or float32 of shape"),
+        (
+            np.zeros((2, 3), np.float32),
+            np.zeros((3, 2), np.float32),
+            r"labels must be int64 or float32 of shape \(2,\)",
+        ),
+        (np.zeros((2, 3), np.float32), np.zeros((2, 2), np.int64), "labels must be int64 or float32 of shape"),
+        (np.zeros((2, 3), np.float32), np.zeros((2, 2, 2), np.float32), "labels must be int64 or float32 of shape"),
     ],
 )
 def test_a_dataset_refuses_other_shapes_and_dtypes(inputs: np.ndarray, labels: np.ndarray, message: str) -> None:
@@ -144,6 +164,95 @@ def test_a_bad_regression_is_refused(arguments: dict[str, Any]) -> None:
         linear_regression(**arguments)
 
 
+# ---- a matrix to be fine-tuned ----
+
+
+def test_the_query_matrix_is_these_bytes_and_bf16() -> None:
+    """That they are the model's: tests/test_checkpoint.py."""
+    content = DATA.joinpath("minilm_query.npy").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "d1587fb5506790dafa6051f15fec29e7fce6a99873f12cb64955327c3800e481"
+    matrix = query_matrix()
+    assert matrix is query_matrix()
+    assert matrix.shape == (384, 384)
+    assert matrix.dtype == np.float32
+    assert is_representable(matrix, "bf16").all()
+    codes = np.frombuffer(content[-2 * 384 * 384 :], "<u2").astype(np.uint32).reshape(384, 384)
+    np.testing.assert_array_equal(matrix.T, (codes << 16).view(np.float32))  # a code is the upper half of a float32
+    with pytest.raises(ValueError, match="read-only"):
+        matrix[0] = 0
+
+
+def test_the_query_matrix_carries_its_licence() -> None:
+    licence = DATA.joinpath("LICENSE-minilm_query.txt").read_text(encoding="utf-8")
+    for words in (
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "N. Reimers and I. Gurevych",
+        "Apache License, Version 2.0",
+        "What was changed",
+        "nreimers/MiniLM-L6-H384-uncased",
+        "W. Wang, F. Wei, L. Dong",
+        "The MIT License (MIT)\n\nCopyright (c) Microsoft Corporation",
+    ):
+        assert words in licence
+    source = fine_tuning_task(np.ones((2, 2), np.float32))[0].source
+    for words in ("Reimers and Gurevych 2019", "all-MiniLM-L6-v2", "Apache License 2.0", "Wang et al. 2020"):
+        assert words in source
+
+
+@pytest.mark.parametrize("order", [1, 2, 4, 12, 24, 48, 384])
+def test_rows_and_columns_of_signs_are_orthogonal(order: int) -> None:
+    signs = orthogonal_signs(order)
+    assert set(np.unique(signs)) <= {-1.0, 1.0}
+    for product in (signs @ signs.T, signs.T @ signs):
+        np.testing.assert_array_equal(product, order * np.eye(order))
+
+
+@pytest.mark.parametrize("order", [-1, 0, 3, 6, 10, 20, 36, 120])
+def test_signs_of_other_orders_are_refused(order: int) -> None:
+    with pytest.raises(ValueError, match=rf"an order of 2\^k or 12 \* 2\^k, got {order}"):
+        orthogonal_signs(order)
+
+
+@pytest.mark.parametrize(("rank", "seed"), [(1, 0), (3, 0), (3, 1)])
+def test_the_change_has_its_rank_and_its_size(rank: int, seed: int) -> None:
+    start = np.random.default_rng(9).normal(size=(24, 16)).astype(np.float32)
+    target = fine_tuning_target(start, rank, seed=seed)
+    change = target - start
+    assert np.linalg.norm(change) == pytest.approx(CHANGE * np.linalg.norm(start.astype(np.float64)), rel=1e-12)
+    singular = np.linalg.svd(change, compute_uv=False)
+    assert singular[rank - 1] > 0.05 * singular[0]
+    assert singular[rank] < 1e-12 * singular[0]
+    np.testing.assert_array_equal(target, fine_tuning_target(start, rank, seed=seed))
+    assert not np.array_equal(target, fine_tuning_target(start, rank, seed=seed + 1))
+
+
+def test_both_parts_of_a_task_are_orthogonal_and_of_one_target() -> None:
+    start = np.random.default_rng(9).normal(size=(24, 16)).astype(np.float32)
+    target = fine_tuning_target(start, 3, seed=5)
+    parts = fine_tuning_task(start, (3, 2), rank=3, seed=5)
+    for part, blocks, name in zip(parts, (3, 2), ("minilm/train", "minilm/test"), strict=True):
+        assert part.name == name
+        assert part.inputs.dtype == part.labels.dtype == np.float32
+        assert (part.inputs.shape, part.labels.shape) == ((24 * blocks, 24), (24 * blocks, 16))
+        np.testing.assert_array_equal(part.inputs.T @ part.inputs, 24 * blocks * np.eye(24))
+        np.testing.assert_allclose(part.labels, part.inputs.astype(np.float64) @ target, rtol=2**-24, atol=1e-14)
+    every = np.concatenate([part.inputs for part in parts])
+    assert len(np.unique(every, axis=0)) > 110  # of 120: blocks have signs of their own
+    other, _ = fine_tuning_task(start, (3, 2), rank=3, seed=6)
+    assert not np.array_equal(other.inputs, parts[0].inputs)
+
+
+def test_a_bad_task_is_refused() -> None:
+    start = np.ones((4, 3), np.float32)
+    for blocks in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="each part must have at least 1 block"):
+            fine_tuning_task(start, blocks)
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        fine_tuning_task(start, rank=0)
+    with pytest.raises(ValueError, match="an order of"):
+        fine_tuning_task(np.ones((3, 4), np.float32))
+
+
 # ---- text ----
 
 
@@ -204,8 +313,11 @@ def test_every_data_file_is_packaged_and_has_its_licence() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["precision_lab"]
     packaged = {file for pattern in patterns for file in package.glob(pattern)}
-    for name in ("digits.npz", "topics.txt"):
-        licence = package / "training" / "data" / f"LICENSE-{Path(name).stem}.txt"
+    data = package / "training" / "data"
+    names = {file.name for file in data.iterdir() if not file.name.startswith("LICENSE")}
+    assert names == {"digits.npz", "topics.txt", "minilm_query.npy"}
+    for name in names:
+        licence = data / f"LICENSE-{Path(name).stem}.txt"
         assert {licence, licence.with_name(name)} <= packaged
         assert any(licence in REPOSITORY.glob(pattern) for pattern in project["project"]["license-files"])
 

@@ -1,8 +1,8 @@
 """Small models in NumPy with backward passes written by hand.
 
-A model is a frozen description (`MLP`, `LeastSquares`, `Transformer`) whose methods take the parameters, a mapping from
-names to arrays; all models have the same ones (`Model`). Everything that a training step computes and keeps has a name,
-and the names are the places where it can be stored in another format (`places`):
+A model is a frozen description (`MLP`, `LeastSquares`, `FineTuning`, `Transformer`) whose methods take the parameters:
+a mapping from names to arrays; all models have the same ones (`Model`). Everything that a training step computes and
+keeps has a name, and the names are the places where it can be stored in another format (`places`):
 
 - parameters and their gradients: ``layer1.weight``, ``layer1.bias``, ...;
 - activations and their gradients: ``layer1.preactivation``, ``layer1.output``, ..., ``logits``.
@@ -13,6 +13,7 @@ it is stored, once. Overflow is not hidden: a caller who expects it, as the trai
 `numpy.errstate`.
 """
 
+from precision_lab.training.models.fine_tuning import FineTuning
 from precision_lab.training.models.interface import Array, Gradients, Labels, Model, Parameters
 from precision_lab.training.models.least_squares import LeastSquares
 from precision_lab.training.models.mlp import MLP
@@ -22,6 +23,7 @@ from precision_lab.training.models.transformer import Transformer
 __all__ = [
     "MLP",
     "Array",
+    "FineTuning",
     "Gradients",
     "Labels",
     "LeastSquares",

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from precision_lab.training.datasets import Dataset, digits, linear_regression, text_dataset
-from precision_lab.training.models import MLP, LeastSquares, Model, Transformer, weights_copy
+from precision_lab.training.datasets import CHANGE, Dataset, digits, fine_tuning_task, linear_regression, text_dataset
+from precision_lab.training.models import MLP, FineTuning, LeastSquares, Model, Transformer, weights_copy
 from precision_lab.training.storage import CONFIGURATIONS
 from tests.training.models.helpers import same_bits
 
@@ -18,8 +18,14 @@ def of_text() -> tuple[Model, Dataset]:
     return Transformer(len(text.vocabulary), context=8, width=8, hidden=16), text
 
 
+def of_a_matrix() -> tuple[Model, Dataset]:
+    start = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
+    return FineTuning(start, CHANGE), fine_tuning_task(start)[0]
+
+
 PROBLEMS: dict[str, Callable[[], tuple[Model, Dataset]]] = {
     "least squares": lambda: (LeastSquares(), linear_regression()),
+    "fine-tuning": of_a_matrix,
     "softmax regression": lambda: (MLP((64, 10)), digits()),
     "perceptron": lambda: (MLP((64, 8, 8, 10), "sigmoid"), digits()),
     "transformer": of_text,
@@ -40,7 +46,7 @@ def test_a_step_downhill_under_every_configuration(name: str) -> None:
         after = {key: array - np.float32(0.01 / 4) * found.weights[key] for key, array in parameters.items()}
         assert model.loss(after, inputs, targets) < before
     share = model.accuracy(parameters, inputs, targets)
-    assert (share is None) == (name == "least squares")
+    assert (share is None) == (name in ("least squares", "fine-tuning"))
     assert share is None or 0 <= share <= 1
     wide = model.init(1, np.float64)
     assert same_bits(parameters, {key: array.astype(np.float32) for key, array in wide.items()})

@@ -17,7 +17,7 @@ from precision_lab.numerics import codec as codecs
 from precision_lab.numerics import layers
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.training.flat import Views, flatten
-from precision_lab.training.models import MLP, Array, LeastSquares, Transformer, parts, places
+from precision_lab.training.models import MLP, Array, FineTuning, LeastSquares, Transformer, parts, places
 from precision_lab.training.models.places import separate_operations
 from precision_lab.training.optimizers import AdamW
 from precision_lab.training.step import Recipe, begin, training_step
@@ -223,6 +223,11 @@ MODELS: dict[str, tuple[Any, Any, Any]] = {
     "relu": (MLP((6, 9, 5)), np.random.default_rng(0).random((12, 6), np.float32), np.arange(12) % 5),
     "sigmoid": (MLP((6, 9, 7, 5), "sigmoid"), np.random.default_rng(1).random((12, 6), np.float32), np.arange(12) % 5),
     "least squares": (LeastSquares(3), np.random.default_rng(2).random((12, 3), np.float32), np.arange(12.0)),
+    "fine-tuning": (
+        FineTuning(np.random.default_rng(3).random((6, 4), np.float32), 0.1),
+        np.random.default_rng(5).random((12, 6), np.float32),
+        np.random.default_rng(6).random((12, 4), np.float32),
+    ),
     **{
         f"transformer, {activation}": (
             Transformer(7, 8, 8, 2, 2, 12, activation),

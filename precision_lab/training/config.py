@@ -42,7 +42,7 @@ _NUMBERS = tuple(dict.fromkeys(name for kind in OPTIMIZERS.values() for name in 
 _INTEGERS = {"steps": 1, "batch_size": 1, "micro_batches": 1, "seed": 0, "measure_every": 1}  # and the least of each
 
 _STEPS = {"snapshot_steps": 0, "histogram_steps": 0, "loss_steps": 1}  # and what they count from
-_FLAGS = ("permuted",)
+_FLAGS = ("permuted", "against_fp32")
 
 # one test part for every run, so that runs of different seeds can be compared
 _TEST_FRACTION = 0.2
@@ -101,6 +101,9 @@ class TrainingConfig(PlainData):
         What updates do to the weights is measured in every so many-th step, the first included.
     loss_steps : tuple of int
         Numbers of steps, ascending, from 1 to `steps`, after which the loss over the whole training part is taken too.
+    against_fp32 : bool
+        Whether the updates are held also against those of an optimizer in float32 with moments of its own, which gets
+        the same gradients (`UpdateStatistics.edq_ratio_fp32`).
 
     Raises
     ------
@@ -133,6 +136,7 @@ class TrainingConfig(PlainData):
     histogram_steps: tuple[int, ...] = ()
     measure_every: int = 20
     loss_steps: tuple[int, ...] = ()
+    against_fp32: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.storage, str):

@@ -7,6 +7,7 @@ storage alone start from the same parameters and see the same batches.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,9 +23,17 @@ from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
 from precision_lab.training.flat import Views
 from precision_lab.training.models import Array, Model, Parameters
-from precision_lab.training.optimizer_state import OptimizerState, updated_parameters
+from precision_lab.training.optimizer_state import Fp32Moments, OptimizerState, updated_parameters
 from precision_lab.training.result import STATISTICS, Snapshot, StepUpdates, TrainingResult, UpdateStatistics
-from precision_lab.training.step import Recipe, StepRecord, TrainingState, begin, parameters_of, training_step
+from precision_lab.training.step import (
+    Recipe,
+    StepRecord,
+    TrainingState,
+    begin,
+    parameters_of,
+    training_step,
+    unscaling,
+)
 from precision_lab.training.storage import StorageConfig
 from precision_lab.training.update_rules import UPDATE_RULES
 
@@ -40,10 +49,12 @@ class _Sums:
     intended: float = 0.0
     effective: float = 0.0
     product: float = 0.0
+    intended_fp32: float = 0.0
+    product_fp32: float = 0.0
     ratios: ExponentHistogram = field(default_factory=ExponentHistogram.empty)
     by_step: list[StepUpdates] = field(default_factory=list)
 
-    def add(self, step: int, before: Array, after: Array, update: Array) -> None:
+    def add(self, step: int, before: Array, after: Array, update: Array, fp32: Array | None) -> None:
         with np.errstate(all="ignore"):
             d, u = after - before, update.astype(np.float64)
             still, moving = d == 0, u != 0
@@ -52,14 +63,22 @@ class _Sums:
             self.nonzero += int(np.count_nonzero(moving))
             self.lost += int(np.count_nonzero(still & moving))
             self.unchanged += int(np.count_nonzero(still))
-            self.by_step.append(StepUpdates(step, fixed.dot(u, u), fixed.dot(d, u)))
-            self.intended += self.by_step[-1].intended
+            beside = (math.nan, math.nan) if fp32 is None else _products(d, fp32.astype(np.float64))
+            found = StepUpdates(step, *_products(d, u), *beside)
+            self.by_step.append(found)
+            self.intended += found.intended
             self.effective += fixed.dot(d, d)
-            self.product += self.by_step[-1].product
+            self.product += found.product
+            self.intended_fp32 += found.intended_fp32
+            self.product_fp32 += found.product_fp32
         self.ratios += ExponentHistogram.of(ratio[moving & (before != 0)])
 
     def frozen(self) -> UpdateStatistics:
         return UpdateStatistics(**{f: getattr(self, f) for f in STATISTICS}, ratios=self.ratios)
+
+
+def _products(d: Array, u: Array) -> tuple[float, float]:
+    return fixed.dot(u, u), fixed.dot(d, u)
 
 
 def _values(state: OptimizerState, storage: StorageConfig) -> Array:
@@ -156,23 +175,34 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
     snapshots: list[Snapshot] = []
     histograms: dict[int, dict[str, ExponentHistogram]] = {}
     losses_after: dict[int, float] = {}
-    sums = _Sums()
+    sums = _Sums() if config.against_fp32 else _Sums(intended_fp32=math.nan, product_fp32=math.nan)
+    beside = Fp32Moments.start(sum(array.size for array in parameters.values()), recipe.optimizer)
     started = time.perf_counter()
     for step, rows in enumerate(every_batch):
         if state.scaler.ended:
             break
         before = state
+        rate = config.learning_rate * config.schedule.factor(step, config.steps)
         state, record = training_step(
             state,
             recipe,
             inputs.take(rows, axis=0),
             labels.take(rows, axis=0),
             micro_batches=config.micro_batches,
-            learning_rate=config.learning_rate * config.schedule.factor(step, config.steps),
+            learning_rate=rate,
         )
-        if step % config.measure_every == 0 and record.intended is not None:
-            old, new = (_values(s.optimizer, config.storage) for s in (before, state))
-            sums.add(step, old, new, record.intended)
+        if record.intended is not None:
+            states, unscale = (before.optimizer, state.optimizer), unscaling(record.loss_scale)
+            measured, fp32 = step % config.measure_every == 0, None
+            if config.against_fp32:
+                with np.errstate(all="ignore"):
+                    if measured:
+                        beside, fp32 = beside.advance(*states, recipe.kept, learning_rate=rate, unscale=unscale)
+                    else:
+                        beside = beside.remember(*states, recipe.kept, unscale=unscale)
+            if measured:
+                old, new = (_values(s, config.storage) for s in states)
+                sums.add(step, old, new, record.intended, fp32)
         if step in config.snapshot_steps:
             snapshots.append(_snapshot(step, before, record, recipe))
         if step in config.histogram_steps:

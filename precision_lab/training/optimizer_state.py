@@ -17,7 +17,7 @@ from precision_lab.numerics.codec import Codec, codec, stored_dtype
 from precision_lab.numerics.formats import FloatFormat, get_format
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.optimizers import Optimizer, promoted
-from precision_lab.training.storage import StorageConfig
+from precision_lab.training.storage import FP32, StorageConfig
 from precision_lab.training.update_rules import UPDATE_RULES, Update, UpdateRule, rounded
 
 _FP32 = get_format("fp32")
@@ -240,28 +240,18 @@ def advance(
         raise ValueError(f"learning_rate must be at least 0 and finite, got {learning_rate!r}")
     new_buffers = dict(held)
     new_buffers["gradients"] = run.gradients.encode(g)
-    if unscale != 1:
-        g = g * np.float32(unscale)
     if storage.main_gradients is not None:
         main = codec(storage.main_gradients)
-        g = main.round(g if unscale != 1 else g.copy())  # the state may have the array itself already
-        new_buffers["main_gradients"] = main.encode(g)
+        # the state may have the array itself already
+        g = main.round(g * np.float32(unscale) if unscale != 1 else g.copy())
+        new_buffers["main_gradients"], unscale = main.encode(g), 1.0
     w = updated.decode(held["weights" if storage.master is None else "master"])
-    decay = 0.0
-    if optimizer.decoupled:
-        decay = learning_rate * optimizer.weight_decay
-    elif optimizer.weight_decay:
-        both = promoted(storage.read_gradients, storage.updated)
-        g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
-    scale, direction, moments = optimizer.direction(state.step + 1, held, g, storage, learning_rate)
+    proposed, moments = _proposal(held, state.step + 1, w, g, run, learning_rate, unscale)
     new_buffers |= moments
-    intended = direction if scale == 1 else scale * direction
-    if decay:
-        intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
 
     words = (w, *(updated.decode(held[word]) for word in run.beside))
     stream = (seed, state.step * w.size)
-    w, *words_after = run.rule.add(words, Update(scale, direction, decay, intended), storage.updated, stream)
+    w, *words_after = run.rule.add(words, proposed, storage.updated, stream)
     new_buffers |= {word: updated.encode(values) for word, values in zip(run.beside, words_after, strict=True)}
     if storage.master is None:
         new_buffers["weights"] = updated.encode(w)
@@ -269,7 +259,97 @@ def advance(
         new_buffers["master"] = updated.encode(w)
         if not storage.transient_weights:
             new_buffers["weights"] = run.weights.encode(w if storage.weights is not _FP32 else w.copy())
-    return OptimizerState(state.step + 1, new_buffers), intended
+    return OptimizerState(state.step + 1, new_buffers), proposed.intended
+
+
+def _proposal(
+    held: Mapping[str, Array], t: int, w: Array, g: Array, run: Kept, learning_rate: float, unscale: float
+) -> tuple[Update, dict[str, Array]]:
+    """Return what the step of number t wants to add to the weights, and the moments that it leaves."""
+    optimizer, storage = run.optimizer, run.storage
+    g = _gradient(w, g, run, unscale)
+    decay = learning_rate * optimizer.weight_decay if optimizer.decoupled else 0.0
+    scale, direction, moments = optimizer.direction(t, held, g, storage, learning_rate)
+    intended = direction if scale == 1 else scale * direction
+    if decay:
+        intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
+    return Update(scale, direction, decay, intended), moments
+
+
+def _gradient(w: Array, g: Array, run: Kept, unscale: float) -> Array:
+    """Return the gradient that goes into the moments: unscaled, with the decay that is added to it."""
+    optimizer, storage = run.optimizer, run.storage
+    if unscale != 1:
+        g = g * np.float32(unscale)
+    if optimizer.weight_decay and not optimizer.decoupled:
+        both = promoted(storage.read_gradients, storage.updated)
+        g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
+    return g
+
+
+@dataclass(frozen=True, eq=False)
+class Fp32Moments:
+    """What an optimizer with nothing rounded but by float32 arithmetic remembers of the gradients of another run.
+
+    Warnings of NumPy are the caller's to silence, as with `advance`.
+
+    Attributes
+    ----------
+    step : int
+        Number of updates made.
+    moments : mapping of str to float32 array
+        Its own, by role.
+
+    """
+
+    step: int
+    moments: Mapping[str, Array]
+
+    @classmethod
+    def start(cls, count: int, optimizer: Optimizer) -> Fp32Moments:
+        """Return the state before the first step of a run of `count` parameters: zero."""
+        return cls(0, {role: np.zeros(count, np.float32) for role in optimizer.moments})
+
+    def advance(
+        self, before: OptimizerState, after: OptimizerState, run: Kept, *, learning_rate: float, unscale: float = 1.0
+    ) -> tuple[Fp32Moments, Array]:
+        """Return the successor, and the update that the fp32 optimizer makes of the gradients of a step.
+
+        It gets the gradients as the run keeps them, rounded into `storage.gradients` and unscaled in float32: the two
+        differ in what an optimizer makes of them, and not in the backward pass. The weights, which it needs for the
+        decay alone, are those of the run.
+
+        Parameters
+        ----------
+        before, after : OptimizerState
+            The run's, before and after an update that was made.
+        run : Kept
+            Of the run.
+        learning_rate, unscale : float
+            Those of the update.
+
+        Returns
+        -------
+        successor : Fp32Moments
+        intended : float32 array, shape (n,)
+            As `update` returns it.
+
+        """
+        t, w, g, beside = self._asked(before, after, run)
+        proposed, moments = _proposal(self.moments, t, w, g, beside, learning_rate, unscale)
+        return Fp32Moments(t, moments), proposed.intended
+
+    def remember(
+        self, before: OptimizerState, after: OptimizerState, run: Kept, *, unscale: float = 1.0
+    ) -> Fp32Moments:
+        """Return the successor alone, in less time than `advance`."""
+        t, w, g, beside = self._asked(before, after, run)
+        g = _gradient(w, g, beside, unscale)
+        return Fp32Moments(t, run.optimizer.remember(t, self.moments, g, FP32))
+
+    def _asked(self, before: OptimizerState, after: OptimizerState, run: Kept) -> tuple[int, Array, Array, Kept]:
+        g = run.gradients.decode(after.buffers["gradients"])
+        return self.step + 1, updated_parameters(before, run.storage), g, kept(run.optimizer, FP32)
 
 
 def _flat(x: Array, name: str) -> Array:

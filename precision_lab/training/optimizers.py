@@ -189,6 +189,10 @@ class Optimizer(ABC):
 
         """
 
+    def remember(self, t: int, held: Mapping[str, Array], g: Array, storage: StorageConfig) -> dict[str, Array]:
+        """Bring the moments up to date as `direction` does, where nobody asks for the direction."""
+        return self.direction(t, held, g, storage, self.learning_rate).moments
+
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
@@ -290,6 +294,12 @@ class Adam(Optimizer):
             m, v, u = adam(first, second, weight, beta, rest, *last, m, second.decode(held["second_moment"]), g)
             words = {"second_moment": second.encode(v)}
         return Direction(np.float32(1), u, {"first_moment": first.encode(m)} | words)
+
+    def remember(self, t: int, held: Mapping[str, Array], g: Array, storage: StorageConfig) -> dict[str, Array]:
+        """Bring both moments up to date, without the roots and the quotients."""
+        first = codec(storage.first_moment)
+        m = first.compute("lerp_32", np.float32(1 - self.beta1), first.decode(held["first_moment"]), g)
+        return {"first_moment": first.encode(m)} | mean_square(held, g, self.beta2, storage.second_moment)[1]
 
 
 @dataclass(frozen=True)

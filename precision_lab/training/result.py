@@ -52,7 +52,10 @@ class UpdateStatistics(PlainData):
     """What became of the updates of some steps, measured on the arrays of the run.
 
     With u the update that was intended and d the one that took effect: the difference of the parameters, second words
-    and compensations included, before and after.
+    and compensations included, before and after. u is what the run's own optimizer proposes, so <d, u> / ||u||^2 says
+    what the stored weights lose of it, and nothing about moments that are wrong. For those there is u32: the update
+    that the same optimizer proposes with everything in float32 and moments of its own, which gets the same gradients
+    (as the storage keeps them, rounded, and unscaled in float32) in every step that is made.
 
     Attributes
     ----------
@@ -68,10 +71,12 @@ class UpdateStatistics(PlainData):
         Sums of u^2, d^2 and d u.
     ratios : ExponentHistogram
         Of |u/w| where neither is zero.
+    intended_fp32, product_fp32 : float
+        Sums of u32^2 and d u32; NaN where they were not measured (`TrainingConfig.against_fp32`).
 
     """
 
-    layout: ClassVar = Layout(derived=("lost_of_nonzero", "imprecision", "edq_ratio"))
+    layout: ClassVar = Layout(derived=("lost_of_nonzero", "imprecision", "edq_ratio", "edq_ratio_fp32"))
 
     count: int
     nonzero: int
@@ -81,6 +86,8 @@ class UpdateStatistics(PlainData):
     effective: float
     product: float
     ratios: ExponentHistogram
+    intended_fp32: float = math.nan
+    product_fp32: float = math.nan
 
     @property
     def lost_of_nonzero(self) -> float:
@@ -102,6 +109,11 @@ class UpdateStatistics(PlainData):
         """<d, u> / ||u||^2: 1 is perfect, 0 is standstill; 0 without updates."""
         return self.product / self.intended if self.intended else 0.0
 
+    @property
+    def edq_ratio_fp32(self) -> float:
+        """<d, u32> / ||u32||^2: 1 where the weights go as far along u32 as it asks; NaN where it was not measured."""
+        return self.product_fp32 / self.intended_fp32 if self.intended_fp32 else 0.0
+
 
 class StepUpdates(NamedTuple):
     """What became of the updates of one step: as in `UpdateStatistics`.
@@ -112,15 +124,22 @@ class StepUpdates(NamedTuple):
         Which.
     intended, product : float
         Sums of u^2 and d u.
+    intended_fp32, product_fp32 : float
+        Sums of u32^2 and d u32, or NaN.
 
     """
 
     step: int
     intended: float
     product: float
+    intended_fp32: float = math.nan
+    product_fp32: float = math.nan
 
 
-STATISTICS = ("count", "nonzero", "lost", "unchanged", "intended", "effective", "product")
+STATISTICS = (
+    *("count", "nonzero", "lost", "unchanged", "intended", "effective", "product"),
+    *("intended_fp32", "product_fp32"),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,6 +117,11 @@ def begin(parameters: Parameters, recipe: Recipe, scaler: LossScale | None = Non
     return TrainingState(start(flatten(parameters), recipe.optimizer, recipe.storage), scaler)
 
 
+def unscaling(loss_scale: float) -> float:
+    """Return what gradients are multiplied by in float32 to divide the loss scale out."""
+    return 1.0 if loss_scale == 1 else float(np.float32(1 / loss_scale))
+
+
 def training_step(
     state: TrainingState,
     recipe: Recipe,
@@ -179,7 +184,7 @@ def training_step(
             total = flat if total is None else codec(storage.gradients).round(total + flat)
             losses.append(gradients.loss)
         assert total is not None
-        unscale = 1.0 if scale == 1 else float(np.float32(1 / scale))
+        unscale = unscaling(scale)
         largest = largest_magnitude(total) * unscale
         max_abs = largest if math.isfinite(largest) else math.inf
         found_inf = math.isinf(max_abs)

@@ -271,6 +271,7 @@ def test_divergence_is_recorded_and_not_raised(
         ({"loss_steps": (0, 12)}, r"loss_steps must be an ascending tuple of different integers in 1\.\.12"),
         ({"loss_steps": (13,)}, "loss_steps must be an ascending tuple"),
         ({"permuted": 1}, "permuted must be True or False, got 1"),
+        ({"against_fp32": "yes"}, "against_fp32 must be True or False, got 'yes'"),
     ],
 )
 def test_a_bad_config_names_the_accepted_values(change: dict[str, Any], message: str) -> None:
@@ -309,6 +310,7 @@ def test_a_config_in_json_and_back() -> None:
             loss_steps=(2, 2000),
             schedule=Schedule("linear", 30),
             permuted=True,
+            against_fp32=True,
         )
         data = config.to_dict()
         assert json.loads(json.dumps(data)) == data
@@ -532,6 +534,150 @@ def test_the_statistics_of_updates_against_a_count(text: str, change: dict[str, 
         assert found.edq_ratio == pytest.approx(1, abs=0.01)
 
 
+# ---- beside the fp32 optimizer ----
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.01},
+    "momentum": {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9},
+    "L2": {"optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.1},
+    "adamw": {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("text", ["fp32", "master_bf16", "autocast_fp16"])
+def test_the_fp32_optimizer_beside_itself_proposes_the_same_bits(text: str, optimizer: str) -> None:
+    """Float32 moments and weights: nothing is different, and what is measured is one to the rounding of the weights."""
+    config = stored(SHORT, text, **OPTIMIZERS[optimizer], schedule=Schedule("linear", 3), against_fp32=True)
+    result = train(dataclasses.replace(config, measure_every=2))
+    assert len(result.by_step) == 6
+    for step in result.by_step:
+        assert (step.intended_fp32, step.product_fp32) == (step.intended, step.product)
+        assert step.intended > 0
+    assert result.updates.edq_ratio_fp32 == result.updates.edq_ratio == pytest.approx(1, abs=1e-6)
+
+
+def adam_in_float64(
+    t: int, m: Array, v: Array, g: Array, lr: float, config: TrainingConfig
+) -> tuple[Array, Array, Array]:
+    """Return the moments and the update (Kingma, Ba 2015, algorithm 1)."""
+    m = config.beta1 * m + (1 - config.beta1) * g
+    v = config.beta2 * v + (1 - config.beta2) * g * g
+    corrected = m / (1 - config.beta1**t), v / (1 - config.beta2**t)
+    return m, v, -lr * corrected[0] / (np.sqrt(corrected[1]) + config.epsilon)
+
+
+@pytest.mark.parametrize(
+    "text", ["pure_bf16", "bf16_kahan", "pure_fp16,moments=fp32,loss_scale=megatron", "master_bf16,moments=bf16"]
+)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_beside_adam_in_float64_with_moments_of_its_own(text: str, decay: float) -> None:
+    """What is measured, against the formulas in float64 on the gradients that the run stored."""
+    config = stored(
+        *(SHORT, text),
+        hidden=(3,),
+        steps=40,
+        snapshot_steps=(),
+        optimizer="adamw",
+        learning_rate=1e-3,
+        epsilon=1e-6,
+        weight_decay=decay,
+        schedule=Schedule("cosine", 5, 0.5),
+        measure_every=3,
+        against_fp32=True,
+    )
+    part, _ = load_data(config)
+    model = config.build_model(part)
+    parameters = model.init(config.seed)
+    shapes = {name: array.shape for name, array in parameters.items()}
+    recipe = Recipe(model, config.build_optimizer(), config.storage, shapes, config.seed)
+    state = begin(parameters, recipe)
+    found = train(config)
+    measured = {step.step: step for step in found.by_step}
+    m = v = np.zeros(sum(array.size for array in parameters.values()))
+    words = ("master" if "master" in state.optimizer.buffers else "weights", "compensation", "second_word")
+    made = 0
+    sums = [0.0, 0.0]
+    for step, rows in enumerate(batches(len(part.labels), config.batch_size, config.steps, config.seed)):
+        before, scale = state.optimizer.buffers, state.scaler.loss_scale
+        lr = config.learning_rate * config.schedule.factor(step, config.steps)
+        state, record = training_step(state, recipe, part.inputs[rows], part.labels[rows], learning_rate=lr)
+        assert record.skipped == found.skipped[step]
+        assert (step in measured) == (step % 3 == 0 and not record.skipped)
+        if record.skipped:
+            continue
+        made += 1
+        after = state.optimizer.buffers
+        gradient = after["gradients"].astype(np.float64) / scale
+        m, v, u = adam_in_float64(made, m, v, gradient, lr, config)
+        u -= lr * decay * before[words[0]].astype(np.float64)
+        values = [np.asarray(sum(held[w].astype(np.float64) for w in words if w in held)) for held in (before, after)]
+        if step in measured:
+            products = math.fsum((u * u).tolist()), math.fsum((u * (values[1] - values[0])).tolist())
+            assert measured[step].intended_fp32 == pytest.approx(products[0], rel=1e-4)
+            assert measured[step].product_fp32 == pytest.approx(products[1], rel=1e-3, abs=1e-5 * products[0])
+            sums = [total + one for total, one in zip(sums, products, strict=True)]
+    assert made == 40 - np.count_nonzero(found.skipped)
+    assert made > 10
+    assert (made < 40) == text.startswith("pure_fp16")
+    assert found.updates.edq_ratio_fp32 == pytest.approx(sums[1] / sums[0], rel=1e-4)
+    assert found.updates.intended_fp32 == sum(step.intended_fp32 for step in found.by_step)
+
+
+@pytest.fixture(scope="module")
+def long_runs() -> dict[tuple[str, float], UpdateStatistics]:
+    """A thousand steps of Adam, by storage and beta2."""
+    config = TrainingConfig(
+        hidden=(16,), batch_size=32, steps=1000, optimizer="adam", learning_rate=1e-3, against_fp32=True
+    )
+    storages = ("master_bf16,second_moment=bf16", "bf16_kahan", "bf16_kahan,second_moment=fp32", "bf16_fp32_moments")
+    runs = {(text, 0.999): stored(config, text) for text in storages}
+    runs["bf16_kahan", 0.95] = stored(config, "bf16_kahan", beta2=0.95)
+    return {key: train(run).updates for key, run in runs.items()}
+
+
+@pytest.mark.parametrize("text", ["master_bf16,second_moment=bf16", "bf16_kahan"])
+def test_a_second_moment_that_cannot_fall_shows_beside_fp32_and_not_beside_itself(
+    text: str, long_runs: dict[tuple[str, float], UpdateStatistics]
+) -> None:
+    """R(.999 * v) = v in bf16: v is too large, the updates are too small, and the weights do get all of those."""
+    found = long_runs[text, 0.999]
+    assert found.edq_ratio == pytest.approx(1, abs=1e-3)
+    assert found.edq_ratio_fp32 < 0.98
+
+
+def test_where_the_moments_are_right_both_say_the_same(long_runs: dict[tuple[str, float], UpdateStatistics]) -> None:
+    for key in (("bf16_kahan,second_moment=fp32", 0.999), ("bf16_kahan", 0.95)):
+        assert long_runs[key].edq_ratio == pytest.approx(1, abs=1e-3)
+        assert long_runs[key].edq_ratio_fp32 == pytest.approx(1, abs=5e-3)
+    lost = long_runs["bf16_fp32_moments", 0.999]
+    assert lost.edq_ratio_fp32 == lost.edq_ratio < 0.9
+
+
+def test_of_sgd_without_momentum_only_the_rounding_of_the_learning_rate_differs() -> None:
+    updates = train(stored(SHORT, "pure_bf16", learning_rate=0.01, against_fp32=True, measure_every=1)).updates
+    stored_rate = 0.010009765625  # .01 in bf16
+    assert updates.edq_ratio_fp32 / updates.edq_ratio == pytest.approx(stored_rate / 0.01, rel=1e-6)
+
+
+@pytest.mark.parametrize("text", ["pure_bf16", "pure_fp16,moments=fp32,loss_scale=megatron"])
+def test_measuring_beside_fp32_changes_nothing_and_does_not_depend_on_how_often(text: str) -> None:
+    change = {"steps": 40, "snapshot_steps": (39,), "measure_every": 1}
+    config = stored(SHORT, text, optimizer="adam", learning_rate=1e-3, weight_decay=0.1, **change)
+    plain, every, third = (
+        train(dataclasses.replace(config, **change))
+        for change in ({}, {"against_fp32": True}, {"against_fp32": True, "measure_every": 3})
+    )
+    assert bits(plain) == bits(every) == bits(third)
+    assert [step[:3] for step in plain.by_step] == [step[:3] for step in every.by_step]
+    assert third.by_step == tuple(step for step in every.by_step if step.step % 3 == 0)
+    assert len(third.by_step) > 3
+    assert np.isnan([plain.updates.intended_fp32, plain.updates.product_fp32]).all()
+    assert np.isnan([step[3:] for step in plain.by_step]).all()
+    assert math.isnan(plain.updates.edq_ratio_fp32)
+    assert plain.to_dict()["updates"]["edq_ratio_fp32"] == "nan"
+
+
 def test_snapshots_hold_the_parameters_and_the_updates_of_each_step() -> None:
     config = stored(SHORT, "master_bf16", snapshot_steps=tuple(range(12)))
     result = train(config)
@@ -547,11 +693,12 @@ def test_a_skipped_step_has_no_update_and_is_not_measured() -> None:
     config = stored(
         SHORT, "pure_fp16,loss_scale=2^40", hidden=(3,), snapshot_steps=(0, 11), histogram_steps=(0,), measure_every=1
     )
+    config = dataclasses.replace(config, against_fp32=True)
     result = train(config)
     assert result.skipped.all()
     assert result.stopped == ""  # a static scale goes on for ever
     assert result.updates.count == 0
-    for share in ("lost_of_nonzero", "imprecision", "edq", "edq_ratio"):
+    for share in ("lost_of_nonzero", "imprecision", "edq", "edq_ratio", "edq_ratio_fp32"):
         assert getattr(result.updates, share) == 0.0
     for snapshot in result.snapshots:
         assert not any(array.any() for array in snapshot.updates.values())
@@ -619,6 +766,7 @@ def same(a: TrainingResult, b: TrainingResult) -> None:
     for name in ("initial_loss", "final_loss", "losses_after"):
         np.testing.assert_equal(getattr(a, name), getattr(b, name))
     np.testing.assert_equal(a.updates.to_dict(), b.updates.to_dict())
+    np.testing.assert_equal(a.by_step, b.by_step)
     assert a.diverged == b.diverged
 
 
@@ -627,10 +775,10 @@ def same(a: TrainingResult, b: TrainingResult) -> None:
     [
         {},
         {"storage": "pure_fp16", "optimizer": "adam"},
-        {"schedule": Schedule("cosine", 2, 0.1), "permuted": True, "loss_steps": (1, 12)},
+        {"schedule": Schedule("cosine", 2, 0.1), "permuted": True, "loss_steps": (1, 12), "against_fp32": True},
         {"model": "least_squares", "storage": "pure_bf16"},
         {"learning_rate": 1e300, "loss_steps": (12,)},
-        {"storage": "bf16_kahan", "learning_rate": 1e30, "measure_every": 1},
+        {"storage": "bf16_kahan", "learning_rate": 1e30, "measure_every": 1, "against_fp32": True},
     ],
 )
 def test_a_result_in_json_and_back(change: dict[str, Any]) -> None:

@@ -325,6 +325,22 @@ def test_an_update_leaves_all_it_was_given_alone(name: str, optimizer: Optimizer
     np.testing.assert_array_equal((weights, gradient), originals)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("text", STORAGES)
+def test_what_is_remembered_is_what_a_step_leaves(text: str, optimizer: Optimizer) -> None:
+    storage = StorageConfig.parse(text)
+    held = dict(start(numbers(50, 1), optimizer, storage).buffers)
+    for t in range(1, 6):
+        g = codec(storage.gradients).round(numbers(50, t, 10.0 ** (2 - t)))
+        moments = optimizer.direction(t, held, g, storage, 0.1).moments
+        remembered = optimizer.remember(t, held, g, storage)
+        assert {name: array.tobytes() for name, array in remembered.items()} == {
+            name: array.tobytes() for name, array in moments.items()
+        }
+        assert remembered.keys() <= held.keys()
+        held |= moments
+
+
 def test_the_stochastic_update_reads_the_stream_of_its_step() -> None:
     storage, optimizer = CONFIGURATIONS["bf16_stochastic"], AdamW(0.1, weight_decay=0.1)
     n = 1000

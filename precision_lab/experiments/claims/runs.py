@@ -1,4 +1,4 @@
-"""The trainings that several checks look at: the digits, small, each run once.
+"""The trainings that several checks look at: the digits, small, each run once, and each beside fp32 of the same seed.
 
 They round ties to even, whatever the arithmetic that a verdict is asked of: a training has no such switch.
 """
@@ -6,15 +6,17 @@ They round ties to even, whatever the arithmetic that a verdict is asked of: a t
 from __future__ import annotations
 
 from functools import cache
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig, LossScalingResult, run
+from precision_lab.experiments.paired import MORE_SEEDS, SEEDS, PairedRatio
 from precision_lab.numerics import fixed
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
-from precision_lab.training.loop import train
+from precision_lab.training.loop import loss_in_float64, train
 from precision_lab.training.models import MLP, Parameters
 from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import StorageConfig
@@ -22,24 +24,76 @@ from precision_lab.training.storage import StorageConfig
 STEPS = 1000
 LATE_STEPS = 4000
 LEARNING_RATES = {"sgd": 0.01, "adam": 1e-3}
+SETTING = (
+    f"a perceptron with one hidden layer on handwritten digits, {STEPS:,} steps of {TrainingConfig().batch_size} "
+    f"examples, Adam with lr {LEARNING_RATES['adam']:g} and beta2 {TrainingConfig().beta2:g} or SGD with lr "
+    f"{LEARNING_RATES['sgd']:g}, constant"
+)
+"""What a verdict on runs rests on, where its reason says nothing else."""
+
+SEED_SETS: tuple[tuple[int, ...], ...] = (tuple(range(SEEDS)), tuple(range(MORE_SEEDS)))
+"""The seeds of a comparison; the later ones where the deviation asks for more."""
+
+Measure: TypeAlias = Literal["training loss", "test loss"]
+
 KEEPS = 0.03
 """A run keeps fp32's result if its final loss is at most this share above fp32's."""
 
 _LOOKS = {"start": range(10), "end": range(LATE_STEPS - 10, LATE_STEPS)}
 
 
-@cache
-def trained(storage: str, optimizer: str = "adam", seed: int = 0) -> TrainingResult:
-    """Return the run of a storage configuration."""
-    return train(
-        TrainingConfig(
-            storage=StorageConfig.parse(storage),
-            optimizer=optimizer,
-            learning_rate=LEARNING_RATES[optimizer],
-            steps=STEPS,
-            seed=seed,
-        )
+def trained(storage: str, optimizer: str = "adam", seed: int = 0, **setting: Any) -> TrainingResult:
+    """Return the run of a storage configuration; `setting` are arguments of `TrainingConfig` that are not the usual."""
+    usual = {"learning_rate": LEARNING_RATES[optimizer], "steps": STEPS}
+    return _trained(
+        TrainingConfig(storage=StorageConfig.parse(storage), optimizer=optimizer, seed=seed, **(usual | setting))
     )
+
+
+@cache
+def _trained(config: TrainingConfig) -> TrainingResult:
+    return train(config)
+
+
+def paired(storage: str, optimizer: str = "adam", *, measure: Measure = "training loss", **setting: Any) -> PairedRatio:
+    """Compare the final losses of a storage configuration with fp32's, seed by seed: the criterion of every claim.
+
+    Parameters
+    ----------
+    storage, optimizer : str
+        As `trained`.
+    measure : str
+        ``training loss`` or ``test loss``: over the whole of that part, everything but the parameters in float64.
+    **setting
+        Arguments of `TrainingConfig`, for the run and its control.
+
+    Returns
+    -------
+    PairedRatio
+        Of `SEEDS` seeds, or of `MORE_SEEDS` where they scatter.
+
+    """
+    for seeds in SEED_SETS:
+        runs, controls = ([trained(name, optimizer, seed, **setting) for seed in seeds] for name in (storage, "fp32"))
+        found = PairedRatio.of(
+            [final_loss(run, measure) for run in runs],
+            [final_loss(run, measure) for run in controls],
+            [run.initial_loss for run in controls],
+        )
+        if not found.needs_more:
+            break
+    return found
+
+
+def final_loss(result: TrainingResult, measure: Measure = "training loss") -> float:
+    """Return the loss of a run over the training part or the test part, after its last step."""
+    return result.final_loss if measure == "training loss" else _test_loss(result)
+
+
+@cache
+def _test_loss(result: TrainingResult) -> float:
+    train_part, test_part = data()
+    return loss_in_float64(result.config.build_model(train_part), result.parameters, test_part)
 
 
 def ratio(storage: str, optimizer: str = "adam") -> float:

@@ -24,7 +24,7 @@ from precision_lab.experiments.claims.claim import (
 )
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
-from precision_lab.training.loop import loss_in_float64
+from precision_lab.training.loop import loss_in_float64, train
 from precision_lab.training.memory import bytes_of
 from precision_lab.training.storage import FP32, StorageConfig
 
@@ -176,7 +176,7 @@ def _regularizes(arithmetic: Arithmetic) -> Verdict:
 )
 def _bits(arithmetic: Arithmetic) -> Verdict:
     fp32, bf16 = (runs.trained(name) for name in ("fp32", "autocast_bf16"))
-    again = runs.trained.__wrapped__("fp32")
+    again = train(fp32.config)
     a, b = runs.flat(fp32.parameters), runs.flat(bf16.parameters)
     moved = fixed.norm(a - runs.flat(runs.model().init(0)))
     assert fp32.test_accuracy is not None

@@ -29,6 +29,7 @@ _VERDICTS = {
     "holds": "green",
     "holds only if ...": "yellow",
     "does not hold": "bold red",
+    "not decided with these runs": "magenta",
     "cannot be tested here": "cyan",
 }
 
@@ -100,7 +101,8 @@ def _cell(heading: str, cell: str) -> Text:
     from rich.text import Text
 
     if heading == "verdict":
-        return Text(cell, style=_VERDICTS.get(cell, ""))
+        first, *rest = cell.split("\n")
+        return Text("\n").join([Text(first, style=_VERDICTS.get(first, "")), *map(Text, rest)])
     if heading == "severity":
         return Text(cell, style={"note": "cyan", "warning": "yellow", "fatal": "bold red"}.get(cell, ""))
     if heading != "bits":

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from precision_lab.cli import show as shown
+from precision_lab.experiments.claims.claim import Outcome
 from precision_lab.experiments.claims.experiment import ClaimsConfig, run
 from precision_lab.presentation.tables.claims import claims_page
 from tests.conftest import CommandLine
@@ -24,11 +25,12 @@ def test_it_says_what_is_said_and_why(command_line: CommandLine) -> None:
     assert "Rounded: ties_to_even, with subnormals." in done.out
 
 
-def test_it_fits_into_a_hundred_columns(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shown, "console", lambda: Console(width=100, highlight=False))
+def test_it_fits_into_eighty_columns(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "console", lambda: Console(width=80, highlight=False))
     lines = command_line("claims", *KEYS).out.splitlines()
-    assert max(map(len, lines)) <= 100
-    assert sum("why" in line for line in lines) == 2  # a table a subject, none in parts
+    assert max(map(len, lines)) <= 80
+    assert sum("verdict" in line for line in lines) == 2  # a table a subject, none in parts
+    assert sum("Rests on" in line for line in lines) == len(KEYS)
 
 
 def test_another_arithmetic(command_line: CommandLine) -> None:
@@ -66,5 +68,8 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 def test_verdicts_have_colours() -> None:
-    assert str(shown._cell("verdict", "does not hold").style) == "bold red"
-    assert str(shown._cell("verdict", "holds").style) == "green"
+    for text, style in (("does not hold", "bold red"), ("holds", "green"), ("not decided with these runs", "magenta")):
+        cell = shown._cell("verdict", f"{text}\nThe reason holds.")
+        assert cell.plain == f"{text}\nThe reason holds."
+        assert [(span.start, span.end, str(span.style)) for span in cell.spans] == [(0, len(text), style)]
+    assert {outcome.value for outcome in Outcome} == shown._VERDICTS.keys()

@@ -6,22 +6,40 @@ import math
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from precision_lab.experiments.paired import PairedRatio
 from precision_lab.numerics.codes import code_dtype, decode
 from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.numerics.modes import RoundingMode, get_mode
 from precision_lab.numerics.rounding import Array, round_to
+from precision_lab.training.config import TrainingConfig
 
 FORUM_FP32 = "forum thread “Why to keep parameters in float32, why not in (b)float16?”"
 FORUM_BF16 = "forum thread “Bfloat16 training”"
 CHAPTER = "textbook chapter 10.11, “Mixed precision training”"
 ARTICLE = "ZeroEntropy, “Mixed-Precision Training”"
 LESSON = "lesson “Deriving the fixes”"
+
+SUBNORMALS = "subnormals are left out"
+STATE_BYTES = "the bytes of the master copy and the moments are left out"
+"""Root errors: what several statements get wrong for one reason, see `Claim.root`."""
+
+
+class Ground(StrEnum):
+    """What a verdict rests on."""
+
+    ARITHMETIC = "arithmetic"
+    ALL_VALUES = "arithmetic, on all values"
+    RULES = "the rules as they are defined"
+    LEDGER = "a ledger of bytes"
+    TENSORS = "the tensors of one run"
+    RUNS = "runs"
+    NOTHING = "nothing that can be run here"
 
 
 @dataclass(frozen=True)
@@ -91,13 +109,24 @@ class Outcome(StrEnum):
     HOLDS = "holds"
     ONLY_IF = "holds only if ..."
     FAILS = "does not hold"
+    UNDECIDED = "not decided with these runs"
     UNTESTED = "cannot be tested here"
 
 
+Evidence: TypeAlias = float | PairedRatio
+"""What words may name: a number, or losses beside those of a control, written with their interval and n."""
+
+
 class _Words(string.Formatter):
-    """As `str.format`, but 1e-7 is written so; the format ``power`` writes powers of two as such."""
+    """As `str.format`, but 1e-7 is written so, and no share as a bare 0%; ``power`` writes powers of two as such."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, PairedRatio):
+            return value.text
+        if format_spec.endswith("%") and abs(value) < 1:
+            text = format(value, format_spec)
+            if float(text.rstrip("%")) == 0:  # a bare 0% is a lie of a share that is only small, and else reads badly
+                return f"under {text[:-2]}1%" if value else "none"
         significand, exponent = math.frexp(value)
         if format_spec == "power" and significand == 0.5:
             return f"2^{exponent - 1}"
@@ -116,17 +145,20 @@ class Verdict:
     words : str
         The reason, with a ``{name}`` or ``{name:format}`` for each number: there is no number in it that was not
         computed.
-    evidence : mapping of str to float
+    evidence : mapping of str to float or PairedRatio
         The numbers.
     condition_words : str
         Likewise, what comes after "only if"; empty for other outcomes.
+    settings : tuple of str
+        What was run, where the verdict rests on runs; see `after`.
 
     """
 
     outcome: Outcome
     words: str
-    evidence: Mapping[str, float] = field(default_factory=dict)
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
     condition_words: str = ""
+    settings: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -138,25 +170,97 @@ class Verdict:
         """Under which condition the claim holds; empty if it holds, or does not."""
         return _Words().format(self.condition_words, **self.evidence)
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of how many seeds its ratios are, each number once, ascending."""
+        return tuple(sorted({value.n for value in self.evidence.values() if isinstance(value, PairedRatio)}))
 
-def holds(words: str, /, **evidence: float) -> Verdict:
+    def after(self, *configs: TrainingConfig) -> Verdict:
+        """Return the verdict with the settings of the runs that it rests on, each once."""
+        return replace(self, settings=tuple(dict.fromkeys(map(setting, configs))))
+
+
+def setting(config: TrainingConfig) -> str:
+    """Write in what setting something was trained, wherever it is stored and whatever the seed.
+
+    >>> setting(TrainingConfig(optimizer="adam", learning_rate=1e-3, steps=1000))
+    'mlp, adam, lr 0.001, 1,000 steps'
+    """
+    return f"{config.model}, {config.optimizer}, lr {config.learning_rate:g}, {config.steps:,} steps"
+
+
+class MakeVerdict(Protocol):
+    """`holds`, `fails`, or `partial(only_if, condition)`."""
+
+    def __call__(self, words: str, /, **evidence: Evidence) -> Verdict:
+        """Return a verdict."""
+
+
+def holds(words: str, /, **evidence: Evidence) -> Verdict:
     """Return the verdict that a claim holds."""
     return Verdict(Outcome.HOLDS, words, evidence)
 
 
-def only_if(condition: str, words: str, /, **evidence: float) -> Verdict:
+def only_if(condition: str, words: str, /, **evidence: Evidence) -> Verdict:
     """Return the verdict that a claim holds under a condition that its source does not state."""
     return Verdict(Outcome.ONLY_IF, words, evidence, condition)
 
 
-def fails(words: str, /, **evidence: float) -> Verdict:
+def fails(words: str, /, **evidence: Evidence) -> Verdict:
     """Return the verdict that a claim does not hold."""
     return Verdict(Outcome.FAILS, words, evidence)
 
 
-def untested(words: str, /, **evidence: float) -> Verdict:
+def undecided(words: str, /, **evidence: Evidence) -> Verdict:
+    """Return the verdict that the seeds that were run do not tell."""
+    return Verdict(Outcome.UNDECIDED, words, evidence)
+
+
+def untested(words: str, /, **evidence: Evidence) -> Verdict:
     """Return the verdict that no run here could tell; the words say what would."""
     return Verdict(Outcome.UNTESTED, words, evidence)
+
+
+Answer: TypeAlias = bool | None
+"""Yes, no, or not decided, as `PairedRatio.keeps`."""
+
+
+def every(*answers: Answer) -> Answer:
+    """Return whether all are yes: one no decides, else whatever is not decided leaves it open.
+
+    >>> every(True, None), every(False, None)
+    (None, False)
+    """
+    if any(answer is False for answer in answers):
+        return False
+    return None if any(answer is None for answer in answers) else True
+
+
+def some(*answers: Answer) -> Answer:
+    """Return whether one is yes: one decides, else whatever is not decided leaves it open."""
+    return opposite(every(*map(opposite, answers)))
+
+
+def opposite(answer: Answer) -> Answer:
+    """Return no for yes, yes for no."""
+    return None if answer is None else not answer
+
+
+def decide(*cases: tuple[Answer, MakeVerdict], otherwise: MakeVerdict) -> MakeVerdict:
+    """Return what makes the verdict of the first case that is so; of none, `otherwise`; `undecided` where it is open.
+
+    A case that is not decided leaves everything open but where what comes after it makes the same verdict anyway.
+
+    >>> decide((None, holds), otherwise=fails) is undecided
+    True
+    """
+    for i, (answer, make) in enumerate(cases):
+        if answer:
+            return make
+        if answer is None:
+            rest = decide(*cases[i + 1 :], otherwise=otherwise)
+            return make if rest is make else undecided
+    return otherwise
 
 
 Check: TypeAlias = Callable[[Arithmetic], Verdict]
@@ -176,8 +280,12 @@ class Claim:
         The statement, in our words.
     source : str
         Who says so, and where.
+    rests_on : Ground
+        What the verdict rests on.
     check : callable
         Computes the verdict under an arithmetic.
+    root : str
+        The error that it goes back to if it does not hold, which others may share; empty: it stands alone.
 
     """
 
@@ -185,12 +293,16 @@ class Claim:
     subject: str
     text: str
     source: str
+    rests_on: Ground
     check: Check
+    root: str = ""
 
 
-def stated(key: str, subject: str, text: str, source: str) -> Callable[[Check], Claim]:
+def stated(
+    key: str, subject: str, text: str, source: str, *, rests_on: Ground, root: str = ""
+) -> Callable[[Check], Claim]:
     """Make a claim of the function that checks it."""
-    return lambda check: Claim(key, subject, text, source, check)
+    return lambda check: Claim(key, subject, text, source, rests_on, check, root)
 
 
 @dataclass(frozen=True)
@@ -199,6 +311,19 @@ class Judgement:
 
     claim: Claim
     verdict: Verdict
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the claim does not hold, or only under a condition."""
+        return self.verdict.outcome in (Outcome.FAILS, Outcome.ONLY_IF)
+
+    @property
+    def ground(self) -> str:
+        """What the verdict rests on: of runs the setting, and of how many seeds they are."""
+        seeds = self.verdict.seeds
+        many = "n = " + " and ".join(map(str, seeds)) if seeds else ""
+        details = "; ".join(filter(None, (*self.verdict.settings, many)))
+        return f"{self.claim.rests_on}: {details}" if details else f"{self.claim.rests_on}"
 
 
 def share(part: Any, whole: Any = None) -> float:

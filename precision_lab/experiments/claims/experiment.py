@@ -8,7 +8,11 @@ the numbers by a criterion in the check; nothing is written down in advance.
 - **holds**: the numbers bear it out.
 - **holds only if ...**: it is true under a condition that the source does not state: on the numbers, on the recipe.
 - **does not hold**: there is a counterexample to what is said of all, or the effect is another one.
+- **not decided with these runs**: it rests on runs, and their interval (`experiments.paired`) lies across the limit.
 - **cannot be tested here**: it is about hardware or models that are not at hand; the reason says what would test it.
+
+Each claim says what its verdict rests on (`Ground`): arithmetic is proof, a ledger is a sum, runs are a setting with
+seeds. Statements that are wrong for one reason are grouped by that error (`Claim.root`): repeated five times it is one.
 
 A verdict is asked of an `Arithmetic`. The default is that of IEEE 754: ties to even, gradual underflow. On hardware
 that flushes subnormals 1e-7 *is* zero in fp16, and with truncation bf16 *is* fp32 with its low bits chopped off: ask
@@ -17,13 +21,13 @@ for these, and the verdicts that depend on them change. The trainings always rou
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from precision_lab.experiments.claims import formats, gradients, memory, scaling, training, updates
-from precision_lab.experiments.claims.claim import Arithmetic, Claim, Judgement, Outcome, Verdict
+from precision_lab.experiments.claims.claim import Arithmetic, Claim, Evidence, Judgement, Outcome, Verdict
+from precision_lab.experiments.paired import PairedRatio
 from precision_lab.support.plain import Layout, PlainData, from_plain, number, register
 from precision_lab.support.shown import Shown
 
@@ -118,30 +122,37 @@ class ClaimsResult(PlainData, Shown):
 
     """
 
-    layout: ClassVar = Layout("experiment claims", derived=("verdicts", "by_subject"), names={"judgements": "claims"})
+    layout: ClassVar = Layout("experiment claims", version=2, derived=("errors",), names={"judgements": "claims"})
 
     config: ClaimsConfig
     judgements: tuple[Judgement, ...]
 
     @property
-    def verdicts(self) -> dict[Outcome, int]:
-        """How many claims got which verdict."""
-        counts = Counter(judgement.verdict.outcome for judgement in self.judgements)
-        return {outcome: counts[outcome] for outcome in Outcome}
+    def errors(self) -> dict[str, tuple[str, ...]]:
+        """The root errors of these statements, with the keys of those that go back to each.
 
-    @property
-    def by_subject(self) -> dict[str, dict[Outcome, int]]:
-        """As `verdicts`, subject by subject."""
-        counts = Counter((judgement.claim.subject, judgement.verdict.outcome) for judgement in self.judgements)
-        subjects = dict.fromkeys(judgement.claim.subject for judgement in self.judgements)
-        return {subject: {outcome: counts[subject, outcome] for outcome in Outcome} for subject in subjects}
+        One that does not hold and goes back to no root is an error of its own, under its key.
+        """
+        failing = {j.claim.root or j.claim.key for j in self.judgements if j.verdict.outcome is Outcome.FAILS}
+        found: dict[str, tuple[str, ...]] = {}
+        for judgement in filter(lambda judgement: judgement.wrong, self.judgements):
+            error = judgement.claim.root or judgement.claim.key
+            if error in failing:
+                found[error] = (*found.get(error, ()), judgement.claim.key)
+        return found
 
     @property
     def answer(self) -> str:
         """What came out, in a line."""
-        phrases = ("hold", "hold only under a condition", "do not hold", "cannot be tested here")
-        counts = ", ".join(f"{count} {words}" for count, words in zip(self.verdicts.values(), phrases, strict=True))
-        return f"of {len(self.judgements)} common statements {counts}"
+        errors = self.errors
+        parts = [f"{root} ({', '.join(keys)})" for root, keys in errors.items() if keys != (root,)]
+        if alone := ", ".join(key for key, keys in errors.items() if keys == (key,)):
+            parts.append(f"{'and, each by itself, ' if parts else ''}{alone}")
+        if not errors:
+            return "none of these statements is wrong under every condition"
+        return f"what is wrong goes back to {len(errors)} {'error' if len(errors) == 1 else 'errors'}: " + "; ".join(
+            parts
+        )
 
 
 def _written(judgement: Judgement) -> dict[str, Any]:
@@ -152,10 +163,16 @@ def _written(judgement: Judgement) -> dict[str, Any]:
         "subject": claim.subject,
         "claim": claim.text,
         "source": claim.source,
+        "rests_on": claim.rests_on.value,
+        "settings": list(verdict.settings),
+        "root": claim.root,
         "verdict": verdict.outcome.value,
         "condition": verdict.condition,
         "reason": verdict.reason,
-        "evidence": {name: number(float(value)) for name, value in verdict.evidence.items()},
+        "evidence": {
+            name: value.to_dict() if isinstance(value, PairedRatio) else number(float(value))
+            for name, value in verdict.evidence.items()
+        },
     }
 
 
@@ -163,10 +180,15 @@ def _read(data: Any) -> Judgement:
     """Return what `_written` described, the numbers in its words as they were written."""
     try:
         words, condition = (data[name].replace("{", "{{").replace("}", "}}") for name in ("reason", "condition"))
-        evidence = from_plain(dict[str, float], data["evidence"])
-        return Judgement(CLAIMS[data["key"]], Verdict(Outcome(data["verdict"]), words, evidence, condition))
+        evidence = {name: _read_evidence(value) for name, value in data["evidence"].items()}
+        settings = from_plain(tuple[str, ...], data["settings"])
+        return Judgement(CLAIMS[data["key"]], Verdict(Outcome(data["verdict"]), words, evidence, condition, settings))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a judgement: {error!r}") from error
+
+
+def _read_evidence(data: Any) -> Evidence:
+    return PairedRatio.from_dict(data) if isinstance(data, Mapping) else from_plain(float, data)
 
 
 register(Judgement, _written, _read)

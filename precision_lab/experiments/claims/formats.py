@@ -13,7 +13,9 @@ from precision_lab.experiments.claims.claim import (
     CHAPTER,
     FORUM_FP32,
     LESSON,
+    SUBNORMALS,
     Arithmetic,
+    Ground,
     Verdict,
     fails,
     holds,
@@ -25,7 +27,7 @@ from precision_lab.experiments.claims.claim import (
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FormatLike, get_format
 
-_claim = partial(stated, subject="Formats and casts")
+_claim = partial(stated, subject="Formats and casts", rests_on=Ground.ARITHMETIC)
 _FP16, _BF16, _FP32 = map(get_format, ("fp16", "bf16", "fp32"))
 
 
@@ -33,6 +35,7 @@ _FP16, _BF16, _FP32 = map(get_format, ("fp16", "bf16", "fp32"))
     "fp16-1e-7",
     text="A gradient of 1e-7 lies below fp16's smallest normal number, so it rounds to exactly zero.",
     source=f"{LESSON}, step 2; {ARTICLE}, “Why bf16 won”",
+    root=SUBNORMALS,
 )
 def _one_in_ten_million(arithmetic: Arithmetic) -> Verdict:
     x = 1e-7
@@ -55,6 +58,7 @@ def _one_in_ten_million(arithmetic: Arithmetic) -> Verdict:
     "fp16-2^-24",
     text="Any value whose magnitude is smaller than 2^-24 becomes zero in fp16.",
     source=f"{FORUM_FP32}, quoting Micikevicius et al. 2018, section 3.1",
+    root=SUBNORMALS,
 )
 def _below_the_smallest(arithmetic: Arithmetic) -> Verdict:
     limit, last = 2.0**-24, arithmetic.flushed_up_to(_FP16)
@@ -77,6 +81,7 @@ def _below_the_smallest(arithmetic: Arithmetic) -> Verdict:
     "fp16-range",
     text="fp16 ranges from about 6e-5 to 6.5e4.",
     source=f"{CHAPTER}, “Numerical formats”; {ARTICLE}, “Why bf16 won”; {LESSON}, step 1",
+    root=SUBNORMALS,
 )
 def _range_of_fp16(arithmetic: Arithmetic) -> Verdict:
     values = positive_values(_FP16)
@@ -98,6 +103,7 @@ def _range_of_fp16(arithmetic: Arithmetic) -> Verdict:
     "fp16-floor",
     text="What lies below fp16's floor of 6e-5 rounds to 0.",
     source=f"{ARTICLE}, the figure and “Why bf16 over fp16?”",
+    root=SUBNORMALS,
 )
 def _floor(arithmetic: Arithmetic) -> Verdict:
     floor, last = _FP16.smallest_normal, arithmetic.flushed_up_to(_FP16)

@@ -17,7 +17,9 @@ from precision_lab.experiments.claims.claim import (
     FORUM_BF16,
     FORUM_FP32,
     LESSON,
+    SUBNORMALS,
     Arithmetic,
+    Ground,
     Verdict,
     fails,
     holds,
@@ -32,7 +34,7 @@ from precision_lab.training.optimizer_state import start, update, updated_parame
 from precision_lab.training.optimizers import SGD, Adam, Optimizer
 from precision_lab.training.storage import FP32
 
-_claim = partial(stated, subject="Gradients and weights")
+_claim = partial(stated, subject="Gradients and weights", rests_on=Ground.TENSORS)
 _FP16, _BF16 = map(get_format, ("fp16", "bf16"))
 _KINDS = ("activation_gradients", "weight_gradients")
 
@@ -45,6 +47,7 @@ def _flushed(arithmetic: Arithmetic, x: Array, fmt: FormatLike) -> float:
     "many-gradients-underflow",
     text="Many gradients lie between 1e-7 and 1e-4; in fp16 these underflow to zero.",
     source=f"{CHAPTER}, “Loss scaling”; {ARTICLE}, “Why bf16 won”",
+    root=SUBNORMALS,
 )
 def _many(arithmetic: Arithmetic) -> Verdict:
     low, high = 1e-7, 1e-4

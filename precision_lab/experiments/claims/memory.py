@@ -12,6 +12,7 @@ from precision_lab.experiments.claims.claim import (
     FORUM_FP32,
     LESSON,
     Arithmetic,
+    Ground,
     Verdict,
     fails,
     holds,
@@ -22,7 +23,7 @@ from precision_lab.training.memory import MemoryLedger, bytes_of, memory_ledger
 from precision_lab.training.optimizers import Adam
 from precision_lab.training.storage import StorageConfig
 
-_claim = partial(stated, subject="Memory")
+_claim = partial(stated, subject="Memory", rests_on=Ground.LEDGER)
 _PARAMETERS = 10**9
 _RANKS = 8
 

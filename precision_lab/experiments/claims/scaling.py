@@ -15,6 +15,7 @@ from precision_lab.experiments.claims.claim import (
     CHAPTER,
     LESSON,
     Arithmetic,
+    Ground,
     Verdict,
     fails,
     holds,
@@ -29,7 +30,7 @@ from precision_lab.numerics.rounding import Array
 from precision_lab.training.models import Gradients
 from precision_lab.training.storage import FP32, StorageConfig
 
-_claim = partial(stated, subject="Loss scaling")
+_claim = partial(stated, subject="Loss scaling", rests_on=Ground.ARITHMETIC)
 _FP16, _FP32 = map(get_format, ("fp16", "fp32"))
 _TYPICAL = 2.0**16
 

@@ -14,6 +14,7 @@ from precision_lab.experiments.claims.claim import (
     FORUM_FP32,
     LESSON,
     Arithmetic,
+    Ground,
     Verdict,
     fails,
     holds,
@@ -28,7 +29,7 @@ from precision_lab.training.loop import loss_in_float64, train
 from precision_lab.training.memory import bytes_of
 from precision_lab.training.storage import FP32, StorageConfig
 
-_claim = partial(stated, subject="Results")
+_claim = partial(stated, subject="Results", rests_on=Ground.RUNS)
 _GOOD = 1 + runs.KEEPS
 _SEEDS = 12
 _STUDENT = 2.201  # 95 % of Student's t with 11 degrees of freedom lie within it
@@ -199,7 +200,7 @@ def _bits(arithmetic: Arithmetic) -> Verdict:
     return only_if("the metric is fine enough to show it", words, **evidence)
 
 
-_hardware = partial(stated, subject="Speed")
+_hardware = partial(stated, subject="Speed", rests_on=Ground.NOTHING)
 
 
 @_hardware(

@@ -15,6 +15,7 @@ from precision_lab.experiments.claims.claim import (
     FORUM_FP32,
     LESSON,
     Arithmetic,
+    Ground,
     Verdict,
     fails,
     holds,
@@ -27,7 +28,7 @@ from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.training.hyperparameters import frozen_share
 
-_claim = partial(stated, subject="Weights, updates, moments")
+_claim = partial(stated, subject="Weights, updates, moments", rests_on=Ground.RUNS)
 _FP16, _BF16 = map(get_format, ("fp16", "bf16"))
 _GOOD = 1 + runs.KEEPS
 

@@ -4,35 +4,46 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from precision_lab.experiments.claims.claim import Arithmetic, Judgement
+from precision_lab.experiments.claims.claim import Arithmetic, Judgement, Outcome
 from precision_lab.experiments.claims.experiment import ClaimsResult
-from precision_lab.experiments.claims.runs import LATE_STEPS, STEPS
 from precision_lab.presentation.tables.table import Table, tables_of
 
 
 @tables_of.register
 def claims_tables(result: ClaimsResult) -> tuple[Table, ...]:
-    """One table a subject, a row a claim: what is said, the verdict, and why."""
+    """One table a subject, a row a claim: what is said, the verdict, why, and what it rests on; then the errors."""
     tables = [
         Table(
             subject,
-            ("claim", "verdict", "why"),
-            tuple((f"{j.claim.key}\n{j.claim.text}", j.verdict.outcome.value, explanation(j)) for j in group),
-            prose=frozenset({0, 2}),
+            ("claim", "verdict"),
+            tuple((f"{j.claim.key}\n{j.claim.text}", _verdict(j)) for j in group),
+            prose=frozenset({0, 1}),
         )
         for subject, group in groupby(result.judgements, key=lambda j: j.claim.subject)
     ]
-    return (*tables, _verdicts_table(result))
+    return (*tables, _errors_table(result))
 
 
-def _verdicts_table(result: ClaimsResult) -> Table:
+def _verdict(judgement: Judgement) -> str:
+    """Write the verdict in a line, the reason, and what both rest on."""
+    return f"{judgement.verdict.outcome.value}\n{explanation(judgement)}\nRests on {judgement.ground}."
+
+
+def _errors_table(result: ClaimsResult) -> Table:
     return Table(
-        "Verdicts",
-        ("verdict", "claims"),
-        tuple((outcome.value, f"{count}") for outcome, count in result.verdicts.items()),
-        frozenset({1}),
+        "What is wrong, by error",
+        ("error", "claims"),
+        tuple((error, ", ".join(keys)) for error, keys in _errors(result)),
+        prose=frozenset({0, 1}),
         note=f"Rounded: {_described(result.config.arithmetic)}. Trainings always round ties_to_even, with subnormals.",
     )
+
+
+def _errors(result: ClaimsResult) -> list[tuple[str, tuple[str, ...]]]:
+    """Return each error with its claims; those with an error of their own come last, together."""
+    alone = tuple(key for key, keys in result.errors.items() if keys == (key,))
+    shared = [(root, keys) for root, keys in result.errors.items() if keys != (root,)]
+    return [*shared, ("an error of its own each", alone)] if alone else shared
 
 
 def _described(arithmetic: Arithmetic) -> str:
@@ -53,16 +64,16 @@ def claims_page(result: ClaimsResult) -> str:
         "<!-- Written by `precision-lab claims --markdown`; do not edit. -->",
         "",
         f"{len(result.judgements)} statements of five public texts, in our words, each with a verdict that is "
-        f"computed: by rounding, by counting, from the memory ledger, from trainings of {STEPS:,} steps on handwritten "
-        "digits (the "
-        f"gradients are those of one of {LATE_STEPS:,}). A small network proves nothing for large ones; where a "
-        "verdict rests on it, the reason says so.",
+        "computed, and with what it rests on: arithmetic is a proof, a ledger a sum, runs are trainings of one small "
+        "network in one setting, with their seeds and an interval. A small network proves nothing for large ones.",
         "",
         f"Rounded: {_described(result.config.arithmetic)}. Trainings always round `ties_to_even`, with subnormals.",
         "",
-        "| verdict | claims |",
-        "|---|---:|",
-        *(f"| {outcome.value} | {count} |" for outcome, count in result.verdicts.items()),
+        "Statements that are wrong for the same reason share one error, so how many of them there are says nothing.",
+        "",
+        "| error | claims |",
+        "|---|---|",
+        *(f"| {error} | {', '.join(map(_code, keys))} |" for error, keys in _errors(result)),
     ]
     for subject, group in groupby(result.judgements, key=lambda j: j.claim.subject):
         lines += ["", f"## {subject}"]
@@ -70,8 +81,20 @@ def claims_page(result: ClaimsResult) -> str:
             outcome = j.verdict.outcome.value
             words = f"holds only if {j.verdict.condition}" if j.verdict.condition else outcome
             lines += ["", f"### `{j.claim.key}`: {outcome}", "", f"> {_plain(j.claim.text)}", ">"]
-            lines += [f"> {j.claim.source}", "", f"**It {_plain(words)}.** {_plain(j.verdict.reason)}"]
+            lines += [f"> {j.claim.source}", "", f"**{_sentence(words)}** {_plain(j.verdict.reason)}", ""]
+            lines += [f"Rests on {_plain(j.ground)}."]
+            if j.wrong and j.claim.root:
+                lines[-1] += f" The error: {_plain(j.claim.root)}."
     return "\n".join(lines) + "\n"
+
+
+def _sentence(words: str) -> str:
+    """Make a sentence of a verdict."""
+    return f"{'That is' if words == Outcome.UNDECIDED else 'It'} {_plain(words)}."
+
+
+def _code(key: str) -> str:
+    return f"`{key}`"
 
 
 def _plain(text: str) -> str:

@@ -91,7 +91,7 @@ class Table:
 
     def _cell(self, tag: str, text: str, column: int) -> str:
         """Write a cell; the fields of a code and severities have colours, as on a terminal."""
-        heading, inner = self.columns[column], escape(text)
+        heading, inner = self.columns[column], escape(text).replace("\n", "<br>")
         if tag == "td" and heading == "bits":
             fields = zip(text.split(" "), BIT_COLORS, strict=False)
             inner = " ".join(f'<code style="color:{color}">{escape(field)}</code>' for field, color in fields)

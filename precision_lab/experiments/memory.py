@@ -6,9 +6,12 @@ loss is the question of `storage`.
 What to look for
 ----------------
 *A master copy eats what narrow weights save.* 16 bytes per parameter with Adam, in fp32 everywhere as well as in 16
-bits with a float32 master copy (Rajbhandari et al. 2020, section 3.1); `megatron_bf16` takes 18. Only where
-*everything* is narrow does the sum fall: 8 bytes, 10 with Kahan's compensation or Collage's second word, 12 with both
-of Collage's.
+bits with a float32 master copy (Rajbhandari et al. 2020, section 3.1); `megatron_bf16` takes 18, `megatron_fp16` 20.
+Only where *everything* is narrow does the sum fall: 8 bytes, 10 with Kahan's compensation, Collage's second word or an
+fp32 second moment, 12 with two of these.
+
+*Autocast is not smaller within a step.* It casts the weights anew and holds the casts until the backward pass: 16 bytes
+from step to step, 18 at the peak, where gradients of an earlier micro-batch lie beside them.
 
 *Dividing saves more than rounding.* On 8 ranks ZeRO-3 leaves 2 of the 16 bytes on each, with no rounding at all; what
 it costs is traffic.

@@ -6,6 +6,18 @@ bits with a float32 master copy (2 + 2 + 4 + 8): the master copy eats what the n
 what the experiments are for. The rows are those arrays that a run of `training.loop` really holds; the tests sum their
 ``nbytes``.
 
+Resident and peak. *Resident* is what lives from step to step, gradients included. *Peak* is the most that has an
+element for every parameter at one moment of a step, the gradients of an earlier micro-batch among it: what is cast from
+the master copy in every step (autocast) lies there until the backward pass has used it, so that autocast holds 16 bytes
+from step to step and 18 within one (6 for weights, 8 for moments, 4 for gradients in Hugging Face's guide to memory).
+Where torch frees the gradients before a forward pass (``set_to_none``) and there is one micro-batch, gradients come as
+casts go, and 16 is the peak too. Weights that are kept in 16 bits need no cast: there the peak is what is resident.
+
+What lives tensor by tensor is in neither: a gradient in bf16 on its way into one in fp32 (`megatron_bf16`,
+`bf16_fp32_grads`, autocast: Megatron's hook adds it and lets it go), and what an optimizer computes with (torch's
+``foreach`` takes as much as the parameters, ``fused`` nothing). Nor are the 4 bytes *a tensor* that torch keeps for
+``step``, and the third moment of ``amsgrad``: 4 bytes a parameter, 20 in all.
+
 Several ranks. ZeRO divides what every data-parallel rank would hold alike: stage 1 the optimizer's state (moments,
 master copy, compensations), stage 2 the gradients too, stage 3 the weights too, or the master copy where a rank casts
 its weights from it in every step (autocast). What a step moves over the network, per rank and with ring algorithms:
@@ -31,6 +43,9 @@ from precision_lab.training.storage import StorageConfig, configuration_names
 
 ZERO_STAGES = (0, 1, 2, 3)
 """Nothing divided; optimizer state; and gradients; and weights."""
+
+ACTIVATIONS = "activations"
+"""The name of their row, which has no element a parameter."""
 
 
 def bytes_of(fmt: FloatFormat) -> int:
@@ -87,7 +102,7 @@ class MemoryLedger(PlainData, Shown):
 
     """
 
-    layout: ClassVar = Layout(derived=("bytes_per_parameter", "total"))
+    layout: ClassVar = Layout(derived=("bytes_per_parameter", "peak_bytes_per_parameter", "total", "peak_total"))
 
     storage: StorageConfig
     optimizer: str
@@ -101,12 +116,27 @@ class MemoryLedger(PlainData, Shown):
         return sum(bytes_of(buffer.format) for buffer in self.buffers)
 
     @property
+    def peak_bytes_per_parameter(self) -> int:
+        """At the fullest moment of a step, with the gradients of an earlier micro-batch; activations come on top."""
+        return self.bytes_per_parameter + sum(bytes_of(buffer.format) for buffer in self.casts)
+
+    @property
+    def casts(self) -> tuple[Buffer, ...]:
+        """What lives within a step only and has an element a parameter: the cast weights of autocast."""
+        return tuple(buffer for buffer in self.transient if buffer.name != ACTIVATIONS)
+
+    @property
     def total(self) -> int:
         """Bytes of everything that lives from step to step, on one device."""
         return sum(buffer.bytes for buffer in self.buffers)
 
+    @property
+    def peak_total(self) -> int:
+        """Bytes at the fullest moment of a step, without activations, on one device."""
+        return self.total + sum(buffer.bytes for buffer in self.casts)
+
     def per_rank(self, ranks: int, stage: int = 3) -> int:
-        """Return the bytes that each of `ranks` holds under a ZeRO stage, shares rounded up to whole elements.
+        """Return the bytes that each of `ranks` holds from step to step; shares of a ZeRO stage are whole elements.
 
         Raises
         ------
@@ -182,7 +212,7 @@ def memory_ledger(
     if storage.transient_weights:
         transient.append(Buffer("cast weights", storage.weights, parameters))
     if activations:
-        transient.append(Buffer("activations", storage.activations, activations))
+        transient.append(Buffer(ACTIVATIONS, storage.activations, activations))
     return MemoryLedger(storage, name_of(used), parameters, rows, tuple(transient))
 
 

@@ -31,15 +31,16 @@ def test_memory_of_all_configurations(command_line: CommandLine, tmp_path: Path)
 def test_memory_of_one_configuration_has_a_row_a_buffer(command_line: CommandLine) -> None:
     finished = command_line("memory", "--storage", "collage_plus", "--parameters", "1000", "--optimizer", "adam")
     assert finished.status == 0
-    assert cells(finished.out, "collage_plus")[-2:] == ["12", "11.7 KiB"]
+    assert cells(finished.out, "collage_plus")[-3:] == ["12", "12", "11.7 KiB"]
     assert cells(finished.out, "second moment word") == ["second moment word", "bf16", "2", "1.95 KiB"]
 
 
 def test_memory_puts_activations_apart(command_line: CommandLine) -> None:
     finished = command_line("memory", "--parameters", "1024", "--activations", "2048")
     assert finished.status == 0
-    assert cells(finished.out, "fp32")[-3:] == ["16", "16 KiB", "8 KiB"]
-    assert cells(finished.out, "pure_bf16")[-3:] == ["8", "8 KiB", "4 KiB"]
+    assert cells(finished.out, "fp32")[-4:] == ["16", "16", "16 KiB", "8 KiB"]
+    assert cells(finished.out, "pure_bf16")[-4:] == ["8", "8", "8 KiB", "4 KiB"]
+    assert cells(finished.out, "autocast_bf16")[-4:] == ["16", "18", "16 KiB", "4 KiB"]
 
 
 def test_train_shows_the_control_and_what_was_asked(command_line: CommandLine, tmp_path: Path) -> None:

@@ -91,16 +91,19 @@ def test_bars_of_memory_are_the_bytes_of_the_buffers(ledgers: MemoryResult) -> N
     ax = plot_memory(ledgers.shown)
     for row, ledger in enumerate(ledgers.shown.values()):
         boxes = [box for box in ax.patches if round(box.get_y() + 0.36, 6) == row]  # type: ignore[attr-defined]
-        sizes = [bytes_of(buffer.format) for buffer in ledger.buffers]
+        sizes = [bytes_of(buffer.format) for buffer in (*ledger.buffers, *ledger.casts)]
+        dashed = [box.get_linestyle() in ("--", "dashed") for box in boxes]
+        assert dashed == [False] * len(ledger.buffers) + [True] * len(ledger.casts)
         assert [box.get_width() for box in boxes] == sizes  # type: ignore[attr-defined]
         assert [box.get_x() for box in boxes] == [sum(sizes[:i]) for i in range(len(sizes))]  # type: ignore[attr-defined]
-        assert str(ledger.bytes_per_parameter) in [
+        peak = f", at the peak {ledger.peak_bytes_per_parameter}" if ledger.casts else ""
+        assert f"{ledger.bytes_per_parameter}{peak}" in [
             text.get_text() for text in ax.texts if text.get_position()[1] == row
         ]
     legend = ax.get_legend()
     assert legend is not None
     names = [text.get_text() for text in legend.get_texts()]
-    assert len(set(names)) == len(names) == 9
+    assert len(set(names)) == len(names) == 10
     with pytest.raises(ValueError, match="no ledgers"):
         plot_memory({})
 

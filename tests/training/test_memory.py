@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precision_lab.numerics.codec import stored_dtype
+from precision_lab.numerics.codec import codec, stored_dtype
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.training.datasets import digits
-from precision_lab.training.memory import ZERO_STAGES, bytes_of, memory_ledger, memory_report
-from precision_lab.training.models import MLP
+from precision_lab.training.flat import flatten
+from precision_lab.training.memory import ZERO_STAGES, bytes_of, ledgers, memory_ledger, memory_report
+from precision_lab.training.models import MLP, Gradients, Parameters
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
 from precision_lab.training.step import Recipe, TrainingState, begin, training_step
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
@@ -55,12 +56,55 @@ def test_the_ledger_is_what_the_arrays_hold(text: str, optimizer: str) -> None:
     assert ledger.total == sum(array.nbytes for array in held.values()) == ledger.bytes_per_parameter * COUNT
 
 
+class Watched(MLP):
+    """Keeps what forward and backward see of the parameters."""
+
+    def loss_and_gradients(self, parameters: Parameters, *arguments: Any, **options: Any) -> Gradients:
+        SEEN.append(flatten(parameters))
+        return super().loss_and_gradients(parameters, *arguments, **options)
+
+
+SEEN: list[np.ndarray] = []
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("text", [*CONFIGURATIONS, *UNUSUAL])
+def test_the_peak_is_what_a_micro_batch_finds_and_what_is_cast_for_it(text: str, optimizer: str) -> None:
+    """Weights that are kept are those that forward sees; those that are not take room of their own."""
+    storage, of = StorageConfig.parse(text), OPTIMIZERS[optimizer]
+    state = state_of_a_run(storage, of)
+    model = Watched(MODEL.sizes)
+    SEEN.clear()
+    plan = Recipe(model, of, storage, {name: array.shape for name, array in model.init(0).items()})
+    training_step(state, plan, digits().inputs[:8], digits().labels[:8], micro_batches=2)
+    first, second = (codec(storage.weights).encode(flat) for flat in SEEN)
+    assert first.tobytes() == second.tobytes()  # of one step
+    held = state.optimizer.buffers
+    there = any(first.dtype == array.dtype and first.tobytes() == array.tobytes() for array in held.values())
+    ledger = memory_ledger(storage, of, COUNT)
+    peak = sum(array.nbytes for array in held.values()) + (0 if there else first.nbytes)
+    assert ledger.peak_total == peak == ledger.peak_bytes_per_parameter * COUNT
+
+
 def test_no_two_arrays_of_a_run_share_their_memory() -> None:
     for storage in CONFIGURATIONS.values():
         for optimizer in OPTIMIZERS.values():
             held = list(state_of_a_run(storage, optimizer).optimizer.buffers.values())
             for i, one in enumerate(held):
                 assert not any(np.shares_memory(one, other) for other in held[i + 1 :])
+
+
+def test_the_peaks_of_the_named_configurations() -> None:
+    """Those that cast their weights anew hold the casts beside all else: 6 + 8 + 4, Hugging Face's guide to memory."""
+    more = {
+        name: (ledger.bytes_per_parameter, ledger.peak_bytes_per_parameter)
+        for name, ledger in ledgers((), "adam", 7).items()
+        if ledger.casts
+    }
+    assert more == dict.fromkeys(("autocast_fp16", "autocast_bf16", "fp8_hybrid"), (16, 18))
+    for ledger in ledgers((), "adam", 7, 1000).values():  # activations are no part of it
+        assert ledger.peak_bytes_per_parameter == ledger.bytes_per_parameter + 2 * len(ledger.casts)
+        assert ledger.peak_total == 7 * ledger.peak_bytes_per_parameter
 
 
 BYTES = {  # with SGD, momentum, Adam
@@ -182,7 +226,9 @@ def test_the_rows_of_a_ledger() -> None:
         "optimizer": "adamw",
         "parameters": 10,
         "bytes_per_parameter": 16,
+        "peak_bytes_per_parameter": 18,
         "total": 160,
+        "peak_total": 180,
         "buffers": [
             {"name": name, "format": "fp32", "elements": 10, "bytes": 40, "divided_from": stage}
             for name, stage in (("gradients", 2), ("master", 3), ("first_moment", 1), ("second_moment", 1))

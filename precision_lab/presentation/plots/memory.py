@@ -30,7 +30,7 @@ STAGE_MARKERS = {0: "o", 1: "s", 2: "^", 3: "D"}
 
 
 def plot_memory(ledgers: Mapping[str, MemoryLedger], *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Draw the bytes per parameter of each ledger, stacked by buffer.
+    """Draw the bytes per parameter of each ledger, stacked by buffer; dashed: what comes on top within a step.
 
     Parameters
     ----------
@@ -83,9 +83,25 @@ def plot_memory(ledgers: Mapping[str, MemoryLedger], *, ax: Axes | None = None, 
                     )
                 named.add(label)
                 left += size
-            ax.text(left + 0.2, row, f"{ledger.bytes_per_parameter}", ha="left", va="center", fontsize=8.5)
-        most = max(ledger.bytes_per_parameter for ledger in ledgers.values())
-        ax.set_xlim(0, 1.08 * most)
+            resident, peak = ledger.bytes_per_parameter, ledger.peak_bytes_per_parameter
+            if peak > resident:
+                label = "cast weights, in a step"
+                ax.barh(
+                    row,
+                    peak - resident,
+                    left=left,
+                    height=0.72,
+                    color="none",
+                    edgecolor=INK,
+                    linewidth=0.8,
+                    linestyle="--",
+                    label=f"_{label}" if label in named else label,
+                )
+                named.add(label)
+            text = f"{resident}" if peak == resident else f"{resident}, at the peak {peak}"
+            ax.text(peak + 0.2, row, text, ha="left", va="center", fontsize=8.5)
+        most = max(ledger.peak_bytes_per_parameter for ledger in ledgers.values())
+        ax.set_xlim(0, 1.15 * most)
         ax.set_xticks(range(0, most + 1, 2))
         ax.set_yticks(range(len(ledgers)), list(ledgers))
         ax.set_ylim(len(ledgers) - 0.4, -0.6)

@@ -66,6 +66,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "accumulation": Experiment("How much of a sum survives?", f"{_HERE}.accumulation"),
     "loss_scaling": Experiment("Which loss scale saves a training in fp16?", f"{_HERE}.loss_scaling"),
     "storage": Experiment("Why keep the parameters in fp32?", f"{_HERE}.storage"),
+    "averages": Experiment("Does an average of the weights follow them?", f"{_HERE}.averages"),
     "hyperparameters": Experiment("Do the optimizer's constants survive?", f"{_HERE}.hyperparameters"),
     "memory": Experiment("How many bytes does each way of storing take?", f"{_HERE}.memory"),
     "claims": Experiment("What of the folklore is true?", f"{_HERE}.claims.experiment"),

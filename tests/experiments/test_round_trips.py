@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from precision_lab.analysis.frozen_weights import WeightGaps
 from precision_lab.analysis.updates import UpdateReport, update_report
 from precision_lab.experiments.accumulation import AccumulationConfig
+from precision_lab.experiments.averages import AveragesConfig
 from precision_lab.experiments.claims.claim import Arithmetic
 from precision_lab.experiments.claims.experiment import ClaimsConfig
 from precision_lab.experiments.hyperparameters import SETTINGS, HyperparametersConfig
@@ -52,6 +53,7 @@ SMALL: dict[str, Any] = {
         section_steps=20,
         sections=("ablation", "accumulation"),
     ),
+    "averages": AveragesConfig(hidden=(4,), steps=20, decays=(0.9, 0.999), decay_steps=20),
     "hyperparameters": HyperparametersConfig(settings=SETTINGS[::2]),
     "memory": MemoryConfig(sizes=(("small", 1000), ("odd", 1001)), configurations=("fp32", "collage_plus"), ranks=3),
     "claims": ClaimsConfig(

@@ -13,7 +13,16 @@ import precision_lab as pl
 from precision_lab.analysis.loss_scale_plan import plan_tensors
 from precision_lab.analysis.sums import sum_tensors
 from precision_lab.analysis.swamping_scan import scan_frozen, scan_updates
-from precision_lab.experiments import accumulation, hyperparameters, loss_scaling, memory, storage, swamping, underflow
+from precision_lab.experiments import (
+    accumulation,
+    averages,
+    hyperparameters,
+    loss_scaling,
+    memory,
+    storage,
+    swamping,
+    underflow,
+)
 from precision_lab.experiments.claims import experiment as claims
 from precision_lab.presentation import notebook
 from precision_lab.presentation.tables.table import Table, tables_of
@@ -102,6 +111,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[type, object]:
         storage.run(storage.StorageExperimentConfig(configurations=("pure_bf16",), seeds=1, steps=10, sections=())),
         swamping.run(swamping.SwampingConfig(steps=9, batches=1, most_terms=1000)),
         underflow.run(underflow.UnderflowConfig(transformer_steps=2, steps=9, batches=1)),
+        averages.run(averages.AveragesConfig(steps=4, decays=(0.9,), decay_steps=10)),
         hyperparameters.run(),
         memory.run(),
         claims.run(claims.ClaimsConfig(("fp16-1e-7", "right-shift"))),

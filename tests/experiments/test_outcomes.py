@@ -45,7 +45,7 @@ def test_a_run_is_kept_in_blocks() -> None:
     [
         ((0.1, 0.1, 0.1), Finding.KEEPS, "keeps fp32's result: 1.0000 times [1.0000, 1.0000], n = 3"),
         ((0.30, 0.31, 0.30), Finding.LOSES, "loses: 3.03 times [2.94, 3.13], n = 3"),
-        ((0.05, 0.05, 0.0501), Finding.ENDS_LOWER, "ends lower than fp32: 0.500 times"),
+        ((0.05, 0.05, 0.0501), Finding.ENDS_LOWER, "ends lower than fp32: 0.5003 times"),
         ((0.1, math.nan, 0.1), Finding.BREAKS, "breaks in 1 of 3 seeds: the parameters become infinite or NaN"),
         ((0.1, 0.103, 0.106), Finding.NOT_DECIDED, "not decided with 3 seeds: 1.03 times"),
     ],

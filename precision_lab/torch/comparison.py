@@ -1,8 +1,9 @@
 """Train the same perceptron here and in real PyTorch, and name the operation at which the two first part.
 
 Both sides get the same initial weights and the same batches; PyTorch gets them as anybody would write it, with
-``torch.nn.Linear``, ``torch.nn.functional.cross_entropy``, ``torch.autocast``, ``model.to(torch.bfloat16)`` and
-``torch.amp.GradScaler``, on the CPU with one thread. Its values are looked at on the way by hooks.
+``torch.nn.Linear``, ``torch.nn.functional.cross_entropy``, ``torch.autocast``, ``model.to(torch.bfloat16)``,
+``torch.amp.GradScaler`` and ``torch.optim.lr_scheduler.LambdaLR`` (told of every step, also of one that is skipped), on
+the CPU with one thread. Its values are looked at on the way by hooks.
 
 ===========================  =====================================================================================
 storage                      what PyTorch does
@@ -33,7 +34,8 @@ added in another order comes out on the other side of the middle between two val
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -115,10 +117,13 @@ def _compare(
     differences: tuple[Difference, ...] = ()
     curves: list[tuple[float, float, float]] = []
     skipped: list[int] = []
-    for step, rows in enumerate(batches(len(train_part.labels), config.batch_size, config.steps, config.seed)):
+    every_batch = batches(
+        len(train_part.labels), config.batch_size, config.steps, config.seed, permuted=config.permuted
+    )
+    for step, rows in enumerate(every_batch):
         inputs, labels = train_part.inputs[rows], train_part.labels[rows]
-        before = state
-        state, record = training_step(before, recipe, inputs, labels)
+        before, rate = state, config.learning_rate * config.schedule.factor(step, config.steps)
+        state, record = training_step(before, recipe, inputs, labels, learning_rate=rate)
         theirs = other.step(step, inputs, labels)
         if all(difference.value == LOSS for difference in differences):
             ours = _values(before, state, record, recipe, inputs)
@@ -191,6 +196,7 @@ class _Other:
             k, what = i // 2 + 1, "output" if i % 2 else "preactivation"
             layer.register_forward_hook(self._keeping("logits" if i == len(self.model) - 1 else f"layer{k}.{what}"))
         self.optimizer = _optimizer(config, self.model)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _share(config))
         self.narrow = {"autocast_bf16": torch.bfloat16, "autocast_fp16": torch.float16}.get(storage)
         self.scaler = torch.amp.GradScaler("cpu", enabled=storage == "autocast_fp16")
         self.skipped: list[int] = []
@@ -216,6 +222,9 @@ class _Other:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        with warnings.catch_warnings():  # if the first steps are skipped, torch takes the order to be wrong
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step()` before", UserWarning)
+            self.schedule.step()
         buffers: dict[str, dict[str, Array]] = {}
         if self.scaler.get_scale() < scale:
             self.skipped.append(number)
@@ -257,6 +266,11 @@ def _optimizer(config: TrainingConfig, model: Any) -> Any:
         options["betas"] = betas
     kind = getattr(torch.optim, type(optimizer).__name__)
     return kind(model.parameters(), foreach=False, fused=False, **options)
+
+
+def _share(config: TrainingConfig) -> Callable[[int], float]:
+    """Return what LambdaLR asks for: also for the step after the last, which nobody makes."""
+    return lambda step: config.schedule.factor(min(step, config.steps - 1), config.steps)
 
 
 def _float32(tensor: Any) -> Array:

@@ -104,8 +104,39 @@ def test_the_curves_are_the_same_but_for_the_order_of_sums(storage: str, optimiz
         assert (parting.step, parting.value) == (0, "gradient of logits")
 
 
-def test_steps_that_the_scaler_skips_are_the_same() -> None:
-    result = compared("autocast_fp16", steps=12, learning_rate=1e-4, batch_size=1, hidden=[256, 256])
+@pytest.mark.parametrize("schedule", ["constant,warmup=9", "linear,warmup=9", "cosine,final=0.1"])
+@pytest.mark.parametrize(("storage", "optimizer"), [("fp32", "sgd"), ("pure_bf16", "adamw")])
+def test_a_schedule_is_that_of_lambda_lr(storage: str, optimizer: str, schedule: str) -> None:
+    result = compared(storage, optimizer, schedule=schedule)
+    apart = 1e-5 if storage == "fp32" else 0.02
+    np.testing.assert_allclose(result.other_losses, result.losses, rtol=apart)
+    constant = compared(storage, optimizer)
+    assert np.abs(constant.losses / result.losses - 1).max() > 2 * apart
+    if result.parting is not None:
+        assert any(what in result.parting.operation for what in SUMS), result.parting
+
+
+def test_a_schedule_that_is_a_step_late_is_found_at_the_weights(
+    comparison: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_share", lambda config: lambda step: step / 3)  # as in transformers
+    parting = compared("autocast_bf16", schedule="constant,warmup=3", steps=3).parting
+    assert parting is not None
+    assert (parting.step, parting.value) == (0, "weights of layer1.weight")
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_permuted_rows_are_the_same_on_both_sides(storage: str) -> None:
+    plain, permuted = compared(storage, steps=5), compared(storage, steps=5, permuted=True)
+    assert not np.array_equal(plain.distances, permuted.distances) or not np.array_equal(plain.losses, permuted.losses)
+    np.testing.assert_allclose(permuted.other_losses, permuted.losses, rtol=0.02)
+    assert permuted.distances[-1] < (1e-6 if storage == "fp32" else 1e-2)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear,warmup=3"])
+def test_steps_that_the_scaler_skips_are_the_same(schedule: str) -> None:
+    options: dict[str, Any] = {"learning_rate": 1e-4, "batch_size": 1, "hidden": [256, 256], "schedule": schedule}
+    result = compared("autocast_fp16", steps=12, **options)
     assert 0 < len(result.skipped) < 12
     assert result.skipped == result.other_skipped
 

@@ -37,7 +37,7 @@ class Ground(StrEnum):
     ALL_VALUES = "arithmetic, on all values"
     RULES = "the rules as they are defined"
     LEDGER = "a ledger of bytes"
-    TENSORS = "the tensors of one run"
+    TENSORS = "tensors of one run or model"
     RUNS = "runs"
     NOTHING = "nothing that can be run here"
 
@@ -117,16 +117,30 @@ Evidence: TypeAlias = float | PairedRatio
 """What words may name: a number, or losses beside those of a control, written with their interval and n."""
 
 
+def _share_in_words(part: float, spec: str) -> str:
+    """Write a share below 1: only nothing is none, and it does not look like nothing or like all by rounding.
+
+    >>> [_share_in_words(part, ".1%") for part in (0, 1e-9, 0.25, 0.9999)]
+    ['none', 'under 0.1%', '25.0%', 'over 99.9%']
+    """
+    text = format(part, spec)
+    decimals = len(text.partition(".")[2].rstrip("%"))
+    least = f"0.{'1':0>{decimals}}" if decimals else "1"
+    if not part:
+        return "none"
+    if text == format(0.0, spec):
+        return f"under {least}%"
+    return f"over {100 - float(least):.{decimals}f}%" if text == format(1.0, spec) else text
+
+
 class _Words(string.Formatter):
-    """As `str.format`, but 1e-7 is written so, and no share as a bare 0%; ``power`` writes powers of two as such."""
+    """As `str.format`, but 1e-7 is written so, and no share is a bare 0%; ``power`` writes powers of two as such."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if isinstance(value, PairedRatio):
             return value.text
-        if format_spec.endswith("%") and abs(value) < 1:
-            text = format(value, format_spec)
-            if float(text.rstrip("%")) == 0:  # a bare 0% is a lie of a share that is only small, and else reads badly
-                return f"under {text[:-2]}1%" if value else "none"
+        if format_spec.endswith("%") and 0 <= value < 1:
+            return _share_in_words(value, format_spec)
         significand, exponent = math.frexp(value)
         if format_spec == "power" and significand == 0.5:
             return f"2^{exponent - 1}"
@@ -175,9 +189,10 @@ class Verdict:
         """Of how many seeds its ratios are, each number once, ascending."""
         return tuple(sorted({value.n for value in self.evidence.values() if isinstance(value, PairedRatio)}))
 
-    def after(self, *configs: TrainingConfig) -> Verdict:
-        """Return the verdict with the settings of the runs that it rests on, each once."""
-        return replace(self, settings=tuple(dict.fromkeys(map(setting, configs))))
+    def after(self, *runs: TrainingConfig | str) -> Verdict:
+        """Return the verdict with the settings of the runs that it rests on, each once; a text says it in words."""
+        texts = (run if isinstance(run, str) else setting(run) for run in runs)
+        return replace(self, settings=tuple(dict.fromkeys(texts)))
 
 
 def setting(config: TrainingConfig) -> str:
@@ -186,7 +201,9 @@ def setting(config: TrainingConfig) -> str:
     >>> setting(TrainingConfig(optimizer="adam", learning_rate=1e-3, steps=1000))
     'mlp, adam, lr 0.001, 1,000 steps'
     """
-    return f"{config.model}, {config.optimizer}, lr {config.learning_rate:g}, {config.steps:,} steps"
+    usual = config.beta2 == TrainingConfig().beta2
+    beta2 = "" if usual else f"beta2 {config.beta2:g}, "
+    return f"{config.model}, {config.optimizer}, lr {config.learning_rate:g}, {beta2}{config.steps:,} steps"
 
 
 class MakeVerdict(Protocol):

@@ -1,4 +1,7 @@
-"""Claims on what the formats hold and what a cast does: each is decided by casting."""
+"""Claims on what the formats hold and what a cast does: each is decided by casting.
+
+Statements on the bits of the formats are asked of codes and values, not of the fields that `FORMATS` defines them with.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ from precision_lab.experiments.claims.claim import (
     stated,
 )
 from precision_lab.numerics import fixed
+from precision_lab.numerics.codes import code_dtype, decode, encode
 from precision_lab.numerics.formats import FormatLike, get_format
+from precision_lab.numerics.rounding import spacing
 
 _claim = partial(stated, subject="Formats and casts", rests_on=Ground.ARITHMETIC)
 _FP16, _BF16, _FP32 = map(get_format, ("fp16", "bf16", "fp32"))
@@ -44,8 +49,8 @@ def _one_in_ten_million(arithmetic: Arithmetic) -> Verdict:
         return holds("{x:g} becomes {stored:g}: all magnitudes up to {last:power} do.", x=x, stored=stored, last=last)
     flushing = replace(arithmetic, subnormals=False).one(x, _FP16)
     return fails(
-        "{x:g} becomes {stored:power} = {stored:.3g}, a subnormal, {error:.0%} off; zero is what magnitudes up to "
-        "{last:power} become. Hardware that flushes subnormals would make it {flushing:g}.",
+        "{x:g} becomes {stored:power}, a subnormal, {error:.0%} off. Zero is what magnitudes up to {last:power} "
+        "become; hardware that flushes subnormals would make it {flushing:g}.",
         x=x,
         stored=stored,
         error=abs(stored - x) / x,
@@ -59,6 +64,7 @@ def _one_in_ten_million(arithmetic: Arithmetic) -> Verdict:
     text="Any value whose magnitude is smaller than 2^-24 becomes zero in fp16.",
     source=f"{FORUM_FP32}, quoting Micikevicius et al. 2018, section 3.1",
     root=SUBNORMALS,
+    rests_on=Ground.ALL_VALUES,
 )
 def _below_the_smallest(arithmetic: Arithmetic) -> Verdict:
     limit, last = 2.0**-24, arithmetic.flushed_up_to(_FP16)
@@ -68,8 +74,8 @@ def _below_the_smallest(arithmetic: Arithmetic) -> Verdict:
         )
     truncated = replace(arithmetic, mode="toward_zero").flushed_up_to(_FP16)
     return fails(
-        "Zero is what magnitudes up to {last:power} become; between that and {limit:power} they are rounded up to "
-        "{up:power}. Truncation would make zeros of all up to {truncated:.3g}.",
+        "Zero is what magnitudes up to {last:power} become; what lies between that and {limit:power} is rounded up to "
+        "{up:power}. With truncation all up to {truncated:.3g} would be zero.",
         last=last,
         limit=limit,
         up=arithmetic.one(0.75 * limit, _FP16),
@@ -82,6 +88,7 @@ def _below_the_smallest(arithmetic: Arithmetic) -> Verdict:
     text="fp16 ranges from about 6e-5 to 6.5e4.",
     source=f"{CHAPTER}, “Numerical formats”; {ARTICLE}, “Why bf16 won”; {LESSON}, step 1",
     root=SUBNORMALS,
+    rests_on=Ground.ALL_VALUES,
 )
 def _range_of_fp16(arithmetic: Arithmetic) -> Verdict:
     values = positive_values(_FP16)
@@ -91,11 +98,10 @@ def _range_of_fp16(arithmetic: Arithmetic) -> Verdict:
         return holds("From {least:.3g} to {largest:g}; the smallest normal number is {normal:.3g}.", **evidence)
     return only_if(
         "normal numbers alone are counted",
-        "Normal numbers lie from {normal:.3g} to {largest:g}, but {below:,} subnormals reach down to {least:.3g}, "
-        "{times:,.0f} times lower, with fewer and fewer bits.",
+        "Normal numbers lie from {normal:.3g} to {largest:g}. Below them {below:,} subnormals, with fewer and fewer "
+        "bits, reach down to {least:.3g}.",
         **evidence,
         below=int(np.count_nonzero(kept < _FP16.smallest_normal)),
-        times=_FP16.smallest_normal / kept[0],
     )
 
 
@@ -104,14 +110,15 @@ def _range_of_fp16(arithmetic: Arithmetic) -> Verdict:
     text="What lies below fp16's floor of 6e-5 rounds to 0.",
     source=f"{ARTICLE}, the figure and “Why bf16 over fp16?”",
     root=SUBNORMALS,
+    rests_on=Ground.ALL_VALUES,
 )
 def _floor(arithmetic: Arithmetic) -> Verdict:
     floor, last = _FP16.smallest_normal, arithmetic.flushed_up_to(_FP16)
     if last > 0.99 * floor:
         return holds("Everything up to {last:.3g} becomes zero; the floor is {floor:.3g}.", last=last, floor=floor)
     return fails(
-        "Zero is what magnitudes up to {last:.3g} become. Between that and the floor of {floor:.3g} fp16 has {count:,} "
-        "subnormals, with one bit less in each binade.",
+        "Zero is what magnitudes up to {last:.3g} become. Between that and the floor, {floor:.3g}, fp16 has {count:,} "
+        "subnormals.",
         last=last,
         floor=floor,
         count=int(np.count_nonzero(positive_values(_FP16) < floor)),
@@ -126,8 +133,9 @@ def _not_finite(arithmetic: Arithmetic) -> int:
 
 @_claim(
     "bf16-range",
-    text="bf16 has fp32's 8 exponent bits, so its dynamic range is identical to fp32's.",
-    source=f"{CHAPTER}, “Numerical formats”; {ARTICLE}, “Why bf16 won”; {LESSON}, step 1",
+    text="bf16's dynamic range is identical to fp32's.",
+    source=f"{ARTICLE}, “Why bf16 won”; {CHAPTER}, “Numerical formats” (it “matches FP32”)",
+    rests_on=Ground.ALL_VALUES,
 )
 def _range_of_bf16(arithmetic: Arithmetic) -> Verdict:
     over = _not_finite(arithmetic)
@@ -154,21 +162,171 @@ def _range_of_bf16(arithmetic: Arithmetic) -> Verdict:
     )
 
 
+def _fields(fmt: FormatLike) -> tuple[int, int, int]:
+    """Return how many bits sign, exponent and mantissa have: what lies between the codes of 1, 2 and infinity."""
+    one, two, infinity, negative = (int(code) for code in encode([1.0, 2.0, math.inf, -0.0], fmt))
+    mantissa = (two - one).bit_length() - 1  # as many codes from 1 to 2 as there are fractions
+    exponent = (infinity >> mantissa).bit_length()  # all ones
+    return (negative >> (exponent + mantissa)).bit_length(), exponent, mantissa
+
+
+@_claim(
+    "bit-counts",
+    text="fp32 has 1 sign, 8 exponent and 23 mantissa bits, fp16 1 + 5 + 10, bf16 1 + 8 + 7.",
+    source=f"{CHAPTER}, “Numerical formats”; {LESSON}, step 1; {ARTICLE}, “Why bf16 over fp16?”",
+)
+def _bit_counts(arithmetic: Arithmetic) -> Verdict:
+    found = {f: _fields(f) for f in ("fp32", "fp16", "bf16")}
+    evidence = {f"{f}_{name}": bits for f, three in found.items() for name, bits in zip("sem", three, strict=True)}
+    words = (
+        ", ".join(f"{f} {{{f}_s}} + {{{f}_e}} + {{{f}_m}}" for f in found) + ", counted in the codes of one and two."
+    )
+    said = {"fp32": (1, 8, 23), "fp16": (1, 5, 10), "bf16": (1, 8, 7)}
+    return (holds if found == said else fails)(words, **evidence)
+
+
+@_claim(
+    "value-formula",
+    text="A floating-point value is (-1)^sign x 1.mantissa x 2^exponent.",
+    source=f"{LESSON}, the last section",
+    rests_on=Ground.ALL_VALUES,
+    root=SUBNORMALS,
+)
+def _formula(arithmetic: Arithmetic) -> Verdict:
+    sign, exponent, mantissa = _fields(_FP16)
+    codes = np.arange(1 << (sign + exponent + mantissa), dtype=code_dtype(_FP16))
+    field, fraction = codes >> mantissa & ((1 << exponent) - 1), codes & ((1 << mantissa) - 1)
+    negative = codes >> (exponent + mantissa) != 0
+    bias = (1 << (exponent - 1)) - 1
+    formula = np.ldexp(1 + np.ldexp(fraction.astype(np.float64), -mantissa), field.astype(np.int64) - bias)
+    formula = np.where(negative, -formula, formula)
+    finite = np.isfinite(values := np.asarray(decode(codes, _FP16), np.float64))
+    other = finite & (arithmetic.round(values, _FP16) != formula)
+    evidence = {"count": int(np.count_nonzero(finite)), "other": int(np.count_nonzero(other))}
+    if not evidence["other"]:
+        return holds("Of fp16's {count:,} finite codes {other} have another value.", **evidence)
+    return (fails if np.any(other & (field > 0)) else partial(only_if, "the value is normal"))(
+        "{other:,} of fp16's {count:,} finite codes are zeros and subnormals, with a zero before the point. By the "
+        "formula nothing lies below {least:power}: who believes that takes {x:g} for zero.",
+        **evidence,
+        least=float(np.abs(formula).min()),
+        x=1e-7,
+    )
+
+
+@_claim(
+    "fp16-smallest-normal",
+    text="The smallest normal number of fp16 is 6.10e-5, that of bf16 about 1e-38.",
+    source=FORUM_FP32,
+    rests_on=Ground.ALL_VALUES,
+)
+def _smallest_normal(arithmetic: Arithmetic) -> Verdict:
+    fp16, bf16 = map(_first_with_all_bits, (_FP16, _BF16))
+    words = "fp16 has all its bits from {fp16:power} = {fp16:.2e} on, bf16 from {bf16:power} = {bf16:.2e} on."
+    good = f"{fp16:.2e}" == "6.10e-05" and math.floor(fixed.log10(bf16)) == -38
+    return (holds if good else fails)(words, fp16=fp16, bf16=bf16)
+
+
+def _first_with_all_bits(fmt: FormatLike) -> float:
+    """Return the least value from which on the gap to the next is, beside the value, no wider than at one."""
+    values = positive_values(fmt)
+    values, gaps = values[:-1], np.diff(values)
+    short = np.flatnonzero(gaps > values * gaps[values == 1])
+    return float(values[short[-1] + 1 if short.size else 0])
+
+
+@_claim(
+    "fp16-smallest",
+    text="2^-24 is the smallest positive number of fp16.",
+    source=f"{FORUM_FP32}, quoting Micikevicius et al. 2018, section 3.1",
+    rests_on=Ground.ALL_VALUES,
+)
+def _smallest(arithmetic: Arithmetic) -> Verdict:
+    values = positive_values(_FP16)
+    least = float(values[arithmetic.round(values, _FP16) != 0][0])
+    words = "The least of its {count:,} positive values that is kept is {least:power} = {least:.3g}."
+    return (holds if least == 2.0**-24 else fails)(words, count=values.size, least=least)
+
+
+@_claim(
+    "bf16-exponent-range",
+    text="bf16 has fp32's exponent range, with fp32's 8 exponent bits.",
+    source=f"{CHAPTER}, “Numerical formats”; {LESSON}, step 1 and the summary; {ARTICLE}, “Why bf16 over fp16?”",
+    rests_on=Ground.ALL_VALUES,
+)
+def _exponents(arithmetic: Arithmetic) -> Verdict:
+    bf16 = positive_values(_BF16)
+    low, high = _first_with_all_bits(_BF16), float(bf16[-1])
+    # fp32's codes begin with bf16's, so that its binades are those of the codes that end in zeros
+    binades = np.arange(1, 255, dtype=np.uint32) << 23
+    fp32 = binades.view(np.float32).astype(np.float64)
+    evidence = {
+        "bits": _fields(_BF16)[1],
+        "least": low,
+        "top": float(fp32[-1]),
+        "binades": int(np.count_nonzero(np.frexp(bf16[bf16 >= low])[0] == 0.5)),
+    }
+    same = evidence["binades"] == fp32.size and low == fp32[0] and fp32[-1] <= high < 2 * fp32[-1]
+    return (holds if same and _fields(_FP32)[1] == evidence["bits"] else fails)(
+        "Both have {bits} exponent bits and {binades} binades of normal numbers, the first from {least:power} on, the "
+        "last from {top:power}.",
+        **evidence,
+    )
+
+
+@_claim(
+    "bf16-coarser",
+    text="bf16 has fewer mantissa bits than fp16, so it is coarser.",
+    source=f"{LESSON}, step 1; {ARTICLE}, “Why bf16 won”; {CHAPTER}, “Numerical formats”",
+    rests_on=Ground.ALL_VALUES,
+)
+def _coarser(arithmetic: Arithmetic) -> Verdict:
+    values = positive_values(_FP16)
+    ratios = np.asarray(spacing(values, _BF16)) / np.asarray(spacing(values, _FP16))
+    normal = values >= _first_with_all_bits(_FP16)
+    evidence = {
+        "times": float(ratios[normal].min()),
+        "finer": float(np.max(values[ratios < 1], initial=0.0)),
+        "normal": float(values[normal][0]),
+    }
+    words = (
+        "At each of fp16's normal numbers, {normal:power} and above, bf16's spacing is {times:.0f} times as wide. Only "
+        "among fp16's subnormals, up to {finer:.1e}, is bf16 the finer one."
+    )
+    good = ratios[normal].min() == ratios[normal].max() > 1
+    return (holds if good else fails)(words, **evidence)
+
+
+@_claim(
+    "bf16-same-memory",
+    text="bf16 takes the same memory as fp16.",
+    source=f"{LESSON}, step 5",
+)
+def _same_memory(arithmetic: Arithmetic) -> Verdict:
+    bf16, fp16 = (sum(_fields(f)) for f in (_BF16, _FP16))
+    return (holds if bf16 == fp16 else fails)(
+        "A code of bf16 has {bf16} bits, one of fp16 {fp16}.", bf16=bf16, fp16=fp16
+    )
+
+
 @_claim(
     "bf16-never-overflows",
     text="Casting fp32 to bf16 and back never overflows.",
     source=f"{LESSON}, the last section",
+    rests_on=Ground.ALL_VALUES,
 )
 def _never_overflows(arithmetic: Arithmetic) -> Verdict:
     over = _not_finite(arithmetic)
+    finite = 0x7F800000 - 1
     if not over:
-        return holds("{over:,} of fp32's positive finite values become infinite.", over=over)
+        return holds("Of fp32's positive finite values {over:.0%} become infinite.", over=share(over, finite))
+    truncated = _not_finite(replace(arithmetic, mode="toward_zero"))
     return fails(
-        "{over:,} of fp32's positive finite values, those above {last:.5g}, become infinite; truncation would send "
-        "{truncated:,} there.",
+        "{over:,} of fp32's positive finite values, those above {last:.5g}, become infinite; if it chopped, "
+        "{truncated:.0%} would.",
         over=over,
         last=arithmetic.finite_up_to(_BF16),
-        truncated=_not_finite(replace(arithmetic, mode="toward_zero")),
+        truncated=share(truncated, finite),
     )
 
 
@@ -186,18 +344,18 @@ def _chopped(arithmetic: Arithmetic) -> Verdict:
         patterns = (part[:, None] << 16 | low).reshape(-1)
         cast = arithmetic.round(patterns.view(np.float32), _BF16).view(np.uint32)
         differ += int(np.count_nonzero(cast != patterns & np.uint32(0xFFFF0000)))
-    total = upper.size * low.size
-    values = np.asarray(positive_values(_BF16), np.float32).view(np.uint32)
-    evidence = {"share": share(differ, total), "differ": differ, "total": total}
+    evidence = {"share": share(differ, upper.size * low.size)}
     if not differ:
-        return holds("The cast chops: of {total:,} patterns {differ} become anything else, {share:.0%}.", **evidence)
+        return holds("The cast chops: {share:.0%} of fp32's values become anything else.", **evidence)
+    values = np.asarray(positive_values(_BF16), np.float32).view(np.uint32)
+    if np.any(values & 0xFFFF):
+        return fails("The cast rounds, and not all values end in zeros.")
     return only_if(
         "it is said of the values, not of the cast",
-        "All {values:,} positive values of bf16 are fp32 values that end in zeros ({wrong} exceptions), but the cast "
-        "rounds: {share:.3%} of the patterns, {differ:,} of {total:,}, become something else than what chopping gives.",
+        "All {values:,} positive values of bf16 are fp32 values whose last bits are zeros. But the cast rounds: "
+        "chopping would give another value for {share:.3%} of fp32's.",
         **evidence,
         values=values.size,
-        wrong=int(np.count_nonzero(values & 0xFFFF)),
     )
 
 
@@ -213,22 +371,17 @@ def _back(arithmetic: Arithmetic, fmt: FormatLike, digits: int) -> float:
 
 def _digits(arithmetic: Arithmetic, fmt_name: str, claimed: int) -> Verdict:
     fmt = get_format(fmt_name)
-    always = max((d for d in range(1, claimed + 1) if _back(arithmetic, fmt, d) == 1), default=0)
     evidence = {
         "claimed": claimed,
         "back": _back(arithmetic, fmt, claimed),
-        "always": always,
+        "always": max((d for d in range(1, claimed + 1) if _back(arithmetic, fmt, d) == 1), default=0),
         "mean": fixed.log10(2) * fmt.precision,
     }
     words = (
-        "{mean:.1f} digits by its bits. Of decimal numbers with {claimed} digits {back:.1%} come back when they are "
-        "stored and printed again, all of them with {always}."
+        "By its bits it has {mean:.1f} digits. Of decimal numbers with {claimed} digits {back:.1%} come back when they "
+        "are stored and printed again, with {always} all of them."
     )
-    if always == claimed:
-        return holds(words, **evidence)
-    if evidence["mean"] >= claimed:
-        return only_if("digits are counted by the number of bits", words, **evidence)
-    return fails(words, **evidence)
+    return (holds if round(evidence["mean"]) == claimed else fails)(words, **evidence)
 
 
 @_claim("fp32-digits", text="fp32 has about 7 decimal digits.", source=f"{CHAPTER}, “Numerical formats”")

@@ -51,6 +51,8 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag in ("td", "th"):
             self.cells.append("")
+        elif tag == "br" and {"td", "th"} & {*self.open}:
+            self.cells[-1] += "\n"
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag

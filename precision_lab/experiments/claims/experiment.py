@@ -144,15 +144,17 @@ class ClaimsResult(PlainData, Shown):
     @property
     def answer(self) -> str:
         """What came out, in a line."""
-        errors = self.errors
-        parts = [f"{root} ({', '.join(keys)})" for root, keys in errors.items() if keys != (root,)]
-        if alone := ", ".join(key for key, keys in errors.items() if keys == (key,)):
-            parts.append(f"{'and, each by itself, ' if parts else ''}{alone}")
+        errors = list(self.errors.items())
         if not errors:
             return "none of these statements is wrong under every condition"
-        return f"what is wrong goes back to {len(errors)} {'error' if len(errors) == 1 else 'errors'}: " + "; ".join(
-            parts
-        )
+        start = f"what is wrong in these statements goes back to {len(errors)} {'errors' if errors[1:] else 'error'}"
+        shared = [(root, len(keys)) for root, keys in errors if len(keys) > 1]
+        if not shared:
+            return f"{start}, each in one statement"
+        texts = [f"{root} (in {count} of them)" for root, count in shared]
+        if alone := len(errors) - len(shared):
+            texts.append(f"and {alone} in one statement each")
+        return f"{start}: {', '.join(texts)}"
 
 
 def _written(judgement: Judgement) -> dict[str, Any]:

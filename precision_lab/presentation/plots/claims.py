@@ -55,7 +55,8 @@ def plot_verdicts(result: ClaimsResult, *, ax: Axes | None = None, title: str | 
         for row, subject in enumerate(subjects):
             # those of one error stand side by side
             of_subject = sorted(
-                (j for j in result.judgements if j.claim.subject == subject), key=lambda j: _letter(j, letters) or "~"
+                (j for j in result.judgements if j.claim.subject == subject),
+                key=lambda j: (_letter(j, letters) or "~", list(VERDICT_COLORS).index(j.verdict.outcome)),
             )
             for column, judgement in enumerate(of_subject):
                 outcome = judgement.verdict.outcome
@@ -75,8 +76,8 @@ def plot_verdicts(result: ClaimsResult, *, ax: Axes | None = None, title: str | 
         ax.tick_params(axis="y", length=0)
         ax.spines[:].set_visible(False)
         handles: list[Artist] = [Patch(color=color, label=outcome.value) for outcome, color in VERDICT_COLORS.items()]
-        handles += [Line2D([], [], ls="", marker=f"${letter}$", color=INK, label=e) for e, letter in letters.items()]
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+        handles += [Line2D([], [], ls="", label=f"{letter}: {error}") for error, letter in letters.items()]
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=2, borderaxespad=0)
     return ax
 
 
@@ -105,7 +106,7 @@ def claims_figure(result: ClaimsResult) -> Figure:
 
     """
     with style():
-        figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+        figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
         figure.suptitle("What people say about mixed precision, computed", x=0.01, ha="left")
         plot_verdicts(result, ax=figure.add_subplot())
     return figure

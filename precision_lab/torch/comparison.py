@@ -223,7 +223,7 @@ class _Other:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         with warnings.catch_warnings():  # if the first steps are skipped, torch takes the order to be wrong
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step()` before", UserWarning)
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler", UserWarning)
             self.schedule.step()
         buffers: dict[str, dict[str, Array]] = {}
         if self.scaler.get_scale() < scale:

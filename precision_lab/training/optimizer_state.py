@@ -240,13 +240,14 @@ def advance(
         raise ValueError(f"learning_rate must be at least 0 and finite, got {learning_rate!r}")
     new_buffers = dict(held)
     new_buffers["gradients"] = run.gradients.encode(g)
+    if unscale != 1:
+        g = g * np.float32(unscale)
     if storage.main_gradients is not None:
         main = codec(storage.main_gradients)
-        # the state may have the array itself already
-        g = main.round(g * np.float32(unscale) if unscale != 1 else g.copy())
-        new_buffers["main_gradients"], unscale = main.encode(g), 1.0
+        g = main.round(g if unscale != 1 else g.copy())  # the state may have the array itself already
+        new_buffers["main_gradients"] = main.encode(g)
     w = updated.decode(held["weights" if storage.master is None else "master"])
-    proposed, moments = _proposal(held, state.step + 1, w, g, run, learning_rate, unscale)
+    proposed, moments = _proposal(held, state.step + 1, w, g, run, learning_rate)
     new_buffers |= moments
 
     words = (w, *(updated.decode(held[word]) for word in run.beside))
@@ -263,28 +264,26 @@ def advance(
 
 
 def _proposal(
-    held: Mapping[str, Array], t: int, w: Array, g: Array, run: Kept, learning_rate: float, unscale: float
+    held: Mapping[str, Array], t: int, w: Array, g: Array, run: Kept, learning_rate: float
 ) -> tuple[Update, dict[str, Array]]:
     """Return what the step of number t wants to add to the weights, and the moments that it leaves."""
-    optimizer, storage = run.optimizer, run.storage
-    g = _gradient(w, g, run, unscale)
+    optimizer = run.optimizer
+    g = _decayed(w, g, run)
     decay = learning_rate * optimizer.weight_decay if optimizer.decoupled else 0.0
-    scale, direction, moments = optimizer.direction(t, held, g, storage, learning_rate)
+    scale, direction, moments = optimizer.direction(t, held, g, run.storage, learning_rate)
     intended = direction if scale == 1 else scale * direction
     if decay:
         intended = codec(_FP32).compute("scaled_sum_32", np.float32(-decay), w, intended)
     return Update(scale, direction, decay, intended), moments
 
 
-def _gradient(w: Array, g: Array, run: Kept, unscale: float) -> Array:
-    """Return the gradient that goes into the moments: unscaled, with the decay that is added to it."""
+def _decayed(w: Array, g: Array, run: Kept) -> Array:
+    """Return the gradient with the weight decay that is added to it."""
     optimizer, storage = run.optimizer, run.storage
-    if unscale != 1:
-        g = g * np.float32(unscale)
-    if optimizer.weight_decay and not optimizer.decoupled:
-        both = promoted(storage.read_gradients, storage.updated)
-        g = codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
-    return g
+    if optimizer.decoupled or not optimizer.weight_decay:
+        return g
+    both = promoted(storage.read_gradients, storage.updated)
+    return codec(both).compute("scaled_sum_32", rounded(optimizer.weight_decay, both), w, g)
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,20 +334,23 @@ class Fp32Moments:
             As `update` returns it.
 
         """
-        t, w, g, beside = self._asked(before, after, run)
-        proposed, moments = _proposal(self.moments, t, w, g, beside, learning_rate, unscale)
+        t, w, g, beside = self._asked(before, after, run, unscale)
+        proposed, moments = _proposal(self.moments, t, w, g, beside, learning_rate)
         return Fp32Moments(t, moments), proposed.intended
 
     def remember(
         self, before: OptimizerState, after: OptimizerState, run: Kept, *, unscale: float = 1.0
     ) -> Fp32Moments:
         """Return the successor alone, in less time than `advance`."""
-        t, w, g, beside = self._asked(before, after, run)
-        g = _gradient(w, g, beside, unscale)
-        return Fp32Moments(t, run.optimizer.remember(t, self.moments, g, FP32))
+        t, w, g, beside = self._asked(before, after, run, unscale)
+        return Fp32Moments(t, run.optimizer.remember(t, self.moments, _decayed(w, g, beside), FP32))
 
-    def _asked(self, before: OptimizerState, after: OptimizerState, run: Kept) -> tuple[int, Array, Array, Kept]:
+    def _asked(
+        self, before: OptimizerState, after: OptimizerState, run: Kept, unscale: float
+    ) -> tuple[int, Array, Array, Kept]:
         g = run.gradients.decode(after.buffers["gradients"])
+        if unscale != 1:
+            g = g * np.float32(unscale)
         return self.step + 1, updated_parameters(before, run.storage), g, kept(run.optimizer, FP32)
 
 

@@ -25,6 +25,7 @@ bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -161,7 +162,7 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-_READERS = {"warmup": _whole_number, "final": float}
+_READERS: Mapping[str, Callable[[str], float]] = {"warmup": _whole_number, "final": float}
 _NUMBERS = {"warmup": "a whole number below 10^9", "final": "a number from 0 to 1"}
 
 _BITS = 256

@@ -125,10 +125,10 @@ def test_a_schedule_that_is_a_step_late_is_found_at_the_weights(
     assert (parting.step, parting.value) == (0, "weights of layer1.weight")
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ["fp32", "autocast_bf16"])
 def test_permuted_rows_are_the_same_on_both_sides(storage: str) -> None:
     plain, permuted = compared(storage, steps=5), compared(storage, steps=5, permuted=True)
-    assert not np.array_equal(plain.distances, permuted.distances) or not np.array_equal(plain.losses, permuted.losses)
+    assert not np.array_equal(plain.losses, permuted.losses)
     np.testing.assert_allclose(permuted.other_losses, permuted.losses, rtol=0.02)
     assert permuted.distances[-1] < (1e-6 if storage == "fp32" else 1e-2)
 

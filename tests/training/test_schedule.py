@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precision_lab.support.plain import PlainDataError
-from precision_lab.training import loop
 from precision_lab.training.config import TrainingConfig
+from precision_lab.training.loop import train
 from precision_lab.training.schedule import KINDS, Schedule
+from precision_lab.training.step import training_step
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
 
@@ -190,23 +191,22 @@ SHORT = TrainingConfig(hidden=(4,), steps=6, batch_size=16, optimizer="adamw", l
 @pytest.mark.parametrize("text", ["constant", "constant,warmup=3", "linear,warmup=2", "cosine,warmup=2,final=0.1"])
 def test_each_step_is_made_with_its_share(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    made = loop.training_step
 
     def step(*arguments: Any, **options: Any) -> Any:
         rates.append(options["learning_rate"])
-        return made(*arguments, **options)
+        return training_step(*arguments, **options)
 
-    monkeypatch.setattr(loop, "training_step", step)
-    loop.train(replace(SHORT, schedule=Schedule.parse(text)))
+    monkeypatch.setattr("precision_lab.training.loop.training_step", step)
+    train(replace(SHORT, schedule=Schedule.parse(text)))
     assert rates == [0.01 * float(exact_factor(Schedule.parse(text), t, 6)) for t in range(6)]
 
 
 def test_what_a_constant_learning_rate_does_a_schedule_does_step_by_step() -> None:
     """SGD without momentum keeps nothing: a run whose rate changes is runs of one step, one after the other."""
     config = replace(SHORT, optimizer="sgd", learning_rate=0.5, schedule=Schedule("constant", 2), steps=2)
-    slow, fast = (loop.train(replace(config, schedule=Schedule(), learning_rate=lr, steps=1)) for lr in (0.25, 0.5))
-    both = loop.train(config)
-    assert both.losses[1] == loop.train(replace(config, schedule=Schedule(), learning_rate=0.25)).losses[1]
+    slow, fast = (train(replace(config, schedule=Schedule(), learning_rate=lr, steps=1)) for lr in (0.25, 0.5))
+    both = train(config)
+    assert both.losses[1] == train(replace(config, schedule=Schedule(), learning_rate=0.25)).losses[1]
     assert both.final_loss not in (slow.final_loss, fast.final_loss)
 
 

@@ -67,6 +67,8 @@ class TrainingConfig(PlainData):
         is their count, and the first is its width.
     activation : str
         ``relu`` or ``sigmoid`` (transformer: ``relu`` or ``gelu``).
+    tied : bool
+        Whether the transformer's logits come from its embeddings; False for the others.
     storage : StorageConfig
         The formats; a text is parsed.
     optimizer : str
@@ -118,6 +120,7 @@ class TrainingConfig(PlainData):
     dataset: str = ""
     hidden: tuple[int, ...] = (64,)
     activation: str = "relu"
+    tied: bool = False
     storage: StorageConfig = FP32
     optimizer: str = "sgd"
     learning_rate: float = 0.1
@@ -162,6 +165,8 @@ class TrainingConfig(PlainData):
             raise ValueError(
                 f"activation of {self.model} must be one of {', '.join(accepted)}; got {self.activation!r}"
             )
+        if not isinstance(self.tied, bool) or (self.tied and self.model != "transformer"):
+            raise ValueError(f"tied must be True or False, and False unless model is 'transformer'; got {self.tied!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {self.optimizer!r}")
         for name in _NUMBERS:
@@ -218,6 +223,7 @@ class TrainingConfig(PlainData):
                 width=self.hidden[0],
                 layers=len(self.hidden),
                 activation=self.activation,
+                tied=self.tied,
             )
         return MLP((data.inputs.shape[1], *self.hidden, int(data.labels.max()) + 1), self.activation)
 

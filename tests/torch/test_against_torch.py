@@ -143,9 +143,11 @@ def test_the_perceptron_equals_autograd(torch: Any, sizes: tuple[int, ...], acti
 
 
 @pytest.mark.parametrize("dtype", UNIT)
-@pytest.mark.parametrize(("layers", "activation"), [(1, "gelu"), (2, "relu"), (2, "gelu")])
-def test_the_transformer_equals_autograd(torch: Any, layers: int, activation: str, dtype: Any) -> None:
-    model = Transformer(40, context=24, width=32, heads=4, layers=layers, hidden=64, activation=activation)
+@pytest.mark.parametrize(
+    ("layers", "activation", "tied"), [(1, "gelu", False), (2, "relu", False), (2, "gelu", False), (2, "gelu", True)]
+)
+def test_the_transformer_equals_autograd(torch: Any, layers: int, activation: str, tied: bool, dtype: Any) -> None:
+    model = Transformer(40, context=24, width=32, heads=4, layers=layers, hidden=64, activation=activation, tied=tied)
     rng = np.random.default_rng(5)
     parameters = {name: array + rng.normal(size=array.shape) * 0.1 for name, array in model.init(3, np.float64).items()}
     parameters = {name: array.astype(dtype) for name, array in parameters.items()}
@@ -174,7 +176,7 @@ def test_the_transformer_equals_autograd(torch: Any, layers: int, activation: st
         up = linear(layer + "up", norm(layer + "mlp_norm", x))
         kept[layer + "hidden"] = torch.relu(up) if activation == "relu" else functional.gelu(up, approximate="tanh")
         x = kept[layer + "output"] = x + linear(layer + "down", kept[layer + "hidden"])
-    logits = kept["logits"] = norm("norm", x) @ p["head.weight"]
+    logits = kept["logits"] = norm("norm", x) @ (p["token"].T if tied else p["head.weight"])
     value = functional.cross_entropy(logits, torch.tensor(targets.reshape(-1)))
     for array in kept.values():
         array.retain_grad()
@@ -187,6 +189,29 @@ def test_the_transformer_equals_autograd(torch: Any, layers: int, activation: st
         assert_near(ours.activations[name], array.grad, UNIT[dtype], name)
     for name, gradient in ours.weights.items():
         assert_near(gradient, p[name].grad, UNIT[dtype], name)
+
+
+def test_autograd_adds_the_gradients_of_two_uses_in_their_format(torch: Any) -> None:
+    """As `Transformer` does with tied embeddings: each is rounded, and then their sum."""
+    functional, generator = torch.nn.functional, torch.Generator().manual_seed(0)
+    embedding, x, above, beside = (
+        torch.randn(shape, generator=generator).bfloat16() for shape in ((7, 8), (40, 8), (40, 7), (40, 8))
+    )
+    codes = torch.arange(40) % 7
+    embedding.requires_grad_()
+
+    def uses() -> list[Any]:
+        logits = (functional.linear(x, embedding) * above).sum()
+        return [logits, (functional.embedding(codes, embedding) * beside).sum()]
+
+    of_logits, of_inputs = (torch.autograd.grad(one, embedding)[0] for one in uses())
+    (both,) = torch.autograd.grad(sum(uses()), embedding)
+    assert both.dtype == torch.bfloat16
+    assert torch.equal(both, of_logits + of_inputs)
+    ours = round_to(of_logits.float().numpy() + of_inputs.float().numpy(), "bf16")
+    np.testing.assert_array_equal(both.float().numpy(), ours)
+    once = above.double().T @ x.double() + torch.zeros(7, 8).double().index_add(0, codes, beside.double())
+    assert not torch.equal(both, once.bfloat16())
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,8 @@ def test_divergence_is_recorded_and_not_raised(
         ({"hidden": (64, 0)}, "hidden must be a tuple of positive integers"),
         ({"hidden": [64]}, "hidden must be a tuple of positive integers"),
         ({"hidden": (6.5,)}, "hidden must be a tuple of positive integers"),
+        ({"tied": True}, "tied must be True or False, and False unless model is 'transformer'; got True"),
+        ({"model": "transformer", "tied": 1}, "tied must be True or False, and False unless .*; got 1"),
         ({"model": "rnn"}, "model must be one of mlp, least_squares, transformer, fine_tuning; got 'rnn'"),
         ({"model": "transformer", "hidden": ()}, "hidden of a transformer must have an entry for each layer"),
         ({"activation": "gelu"}, "activation of mlp must be one of relu, sigmoid; got 'gelu'"),
@@ -380,6 +382,18 @@ def test_every_model_runs_under_every_storage(model: str, optimizer: str, text: 
         assert array.dtype == np.float32
         assert np.all(is_representable(array, updated) | np.isnan(array))
     assert bits(train(config)) == bits(result)
+
+
+@pytest.mark.usefixtures("few_topics")
+def test_a_transformer_is_tied_only_where_that_is_asked_for() -> None:
+    config = dataclasses.replace(TINY, model="transformer", activation="gelu", hidden=(4,))
+    tied = dataclasses.replace(config, tied=True)
+    assert not config.tied
+    assert TrainingConfig.from_dict(tied.to_dict()) == tied
+    results = {chosen.tied: train(chosen) for chosen in (config, tied)}
+    assert "head.weight" not in results[True].parameters
+    assert results[False].parameters.keys() == {*results[True].parameters, "head.weight"}
+    assert results[True].final_loss != results[False].final_loss
 
 
 @pytest.mark.usefixtures("few_topics")

@@ -76,7 +76,9 @@ class Transformer:
 
     Parameters, for layer k from 1: ``token``, ``position``; ``layer<k>.attention_norm``, ``.qkv``, ``.projection``,
     ``.mlp_norm``, ``.up``, ``.down``, each with ``.weight`` and ``.bias``; ``norm.weight``, ``norm.bias``;
-    ``head.weight``. Activations, one row per character of each window, are named after what computes them.
+    ``head.weight``, which a tied model does not have: its logits are products with the embeddings of the characters,
+    ``token.T`` (Press and Wolf 2017, arXiv 1608.05859). Activations, one row per character of each window, are named
+    after what computes them.
 
     The places where a value is rounded, in their order; what has a name is an activation:
 
@@ -98,12 +100,14 @@ class Transformer:
     softmax and losses: see `softmax_cross_entropy`             sensitive
     gradient of each activation                                 activation_gradients
     gradients of the parameters                                 gradients (see `weight_gradient`)
+    of a tied ``token``: of each use, and their sum             as above; the sum: gradients
     operands and sums of the matrix products                    see `product`
     ==========================================================  =================================
 
     What is handed on two ways, beside a branch and into it, gets its gradient from both: their sum is rounded once, as
-    a fused layer norm does it. Sums over rows, in the gradients of biases, of layer norms
-    and of the embeddings, are float32, in order, whatever the accumulator is.
+    a fused layer norm does it. Of a parameter that is used twice autograd makes two gradients and adds them up in their
+    format: so it is here. Sums over rows, in the gradients of biases, of layer norms and of the embeddings, are
+    float32, in order, whatever the accumulator is.
 
     Parameters
     ----------
@@ -121,6 +125,8 @@ class Transformer:
         Width of the hidden layer of each perceptron.
     activation : str
         Its activation function, ``relu`` or ``gelu`` (in the tanh form).
+    tied : bool
+        Whether the logits come from the embeddings of the characters.
 
     Raises
     ------
@@ -136,6 +142,7 @@ class Transformer:
     layers: int = 1
     hidden: int = 128
     activation: str = "gelu"
+    tied: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "context", "width", "heads", "layers", "hidden"):
@@ -151,6 +158,7 @@ class Transformer:
 
         Weights and embeddings are normal with standard deviation 0.02, those that end a branch (``projection`` and
         ``down``) 0.02 / sqrt(2 * layers); layer norms start at scale 1, biases at 0. Drawn in float64 and rounded once.
+        Tied or not, all but the head start at the same values.
 
         Parameters
         ----------
@@ -192,7 +200,7 @@ class Transformer:
             add(f"{layer}.up", normal(width, hidden))
             add(f"{layer}.down", normal(hidden, width, ending))
         add("norm", np.ones(width, target))
-        return {**parameters, "head.weight": normal(width, self.vocabulary)}
+        return parameters if self.tied else {**parameters, "head.weight": normal(width, self.vocabulary)}
 
     def forward(self, parameters: Parameters, inputs: Array, storage: StorageConfig | None = None) -> dict[str, Array]:
         """Compute every activation.
@@ -310,8 +318,8 @@ class Transformer:
             return by_x
 
         exact = product(activations["norm"].T, gradients["logits"], places, gradient="b")
-        weights["head.weight"] = weight_gradient(exact, places)
-        gradients["norm"] = linear_gradient(gradients["logits"], parameters["head.weight"], places)
+        head = weight_gradient(exact, places)
+        gradients["norm"] = linear_gradient(gradients["logits"], self._head(parameters), places)
         gradients[f"layer{self.layers}.output"] = rounded(norm("norm"), places.activation_gradients)
         for k in range(self.layers, 0, -1):
             layer = f"layer{k}"
@@ -330,6 +338,10 @@ class Transformer:
         token, position = self._embed_backward(gradients["embedding"], inputs)
         weights["token"] = weight_gradient(token, places)
         weights["position"] = weight_gradient(position, places)
+        if self.tied:
+            weights["token"] = rounded(weights["token"] + head.T, places.gradients)
+        else:
+            weights["head.weight"] = head
         return Gradients(
             loss,
             {name: weights[name] for name in parameters},
@@ -368,8 +380,12 @@ class Transformer:
             activations[f"{layer}.hidden"] = hidden
             x = rounded(x + forth(f"{layer}.down", activations[f"{layer}.hidden"]), storage.activations)
             activations[f"{layer}.output"] = x
-        activations["logits"] = linear(norm("norm", x), parameters["head.weight"], None, storage)
+        activations["logits"] = linear(norm("norm", x), self._head(parameters), None, storage)
         return activations, kept
+
+    def _head(self, parameters: Parameters) -> Array:
+        """Return what the last layer norm is multiplied by."""
+        return parameters["token"].T if self.tied else parameters["head.weight"]
 
     def _activate_backward(
         self, layer: str, gradients: Parameters, activations: Parameters, kept: Kept, storage: StorageConfig

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precision_lab.numerics.formats import get_format
+from precision_lab.numerics.rounding import is_representable, round_to
 from precision_lab.training.datasets import text_dataset
 from precision_lab.training.models import Array, Labels, Transformer
 from precision_lab.training.models.parts import (
@@ -37,8 +38,8 @@ from tests.training.models.helpers import (
 )
 
 
-def small(layers: int = 1, activation: str = "gelu") -> Transformer:
-    return Transformer(5, context=4, width=4, heads=2, layers=layers, hidden=6, activation=activation)
+def small(layers: int = 1, activation: str = "gelu", tied: bool = False) -> Transformer:
+    return Transformer(5, context=4, width=4, heads=2, layers=layers, hidden=6, activation=activation, tied=tied)
 
 
 def problem(model: Transformer, seed: int, dtype: type = np.float64) -> tuple[dict[str, Array], Labels, Labels]:
@@ -60,10 +61,12 @@ def near_a_kink(model: Transformer, parameters: dict[str, Array], inputs: Labels
 # ---- gradients ----
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_gradients_agree_with_central_differences(layers: int, activation: str) -> None:
-    model = small(layers, activation)
+@pytest.mark.parametrize(
+    ("layers", "activation", "tied"),
+    [(1, "relu", False), (1, "gelu", False), (2, "relu", False), (2, "gelu", False), (1, "gelu", True)],
+)
+def test_gradients_agree_with_central_differences(layers: int, activation: str, tied: bool) -> None:
+    model = small(layers, activation, tied)
     tried = 0
     for seed in range(20):
         parameters, inputs, targets = problem(model, seed)
@@ -200,13 +203,60 @@ def test_it_learns_a_text_by_heart() -> None:
     assert model.loss(parameters, data.inputs, data.labels) < 0.5
 
 
+# ---- tied embeddings ----
+
+
+def test_a_tied_model_is_an_untied_one_whose_head_is_the_embedding() -> None:
+    """Forward to the bit; backward the gradient of both uses."""
+    tied, untied = small(2, tied=True), small(2)
+    for storage in (None, FP32, CONFIGURATIONS["pure_bf16"]):
+        parameters, inputs, targets = problem(tied, 6, np.float32)
+        assert "head.weight" not in parameters
+        twice = {**parameters, "head.weight": parameters["token"].T.copy()}
+        assert same_bits(tied.forward(parameters, inputs, storage), untied.forward(twice, inputs, storage))
+        assert tied.loss(parameters, inputs, targets) == untied.loss(twice, inputs, targets)
+        assert tied.accuracy(parameters, inputs, targets) == untied.accuracy(twice, inputs, targets)
+        ours, theirs = (
+            model.loss_and_gradients(given, inputs, targets, loss_scale=4.0, storage=storage)
+            for model, given in ((tied, parameters), (untied, twice))
+        )
+        assert ours.loss == theirs.loss
+        assert same_bits(ours.activations, theirs.activations)
+        both = theirs.weights["token"] + theirs.weights["head.weight"].T
+        if storage is not None:
+            both = np.asarray(round_to(both, storage.gradients))
+        expected = {**theirs.weights, "token": both}
+        del expected["head.weight"]
+        assert same_bits(ours.weights, expected)
+
+
+def test_a_tied_model_starts_as_the_untied_one_does() -> None:
+    untied = Transformer(9, layers=2).init(3)
+    tied = Transformer(9, layers=2, tied=True).init(3)
+    del untied["head.weight"]
+    assert same_bits(tied, untied)
+
+
+def test_the_gradients_of_two_uses_are_rounded_before_they_are_added_and_after() -> None:
+    """Where the sum of the exact gradients, rounded once, would be another number: as in torch."""
+    model = small(tied=True)
+    storage = StorageConfig.parse("weights=fp32,gradients=e6m2")
+    parameters, inputs, targets = problem(model, 6, np.float32)
+    found = model.loss_and_gradients(parameters, inputs, targets, storage=storage).weights["token"]
+    exact = model.loss_and_gradients(parameters, inputs, targets).weights["token"]
+    assert is_representable(found, "e6m2").all()
+    assert not np.array_equal(found, round_to(exact, "e6m2"))
+    np.testing.assert_allclose(found, exact, rtol=0.5, atol=0.2 * np.abs(exact).max())
+
+
 # ---- the places ----
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("storage", [ROLES, CAST_ROLES], ids=["roles", "cast"])
-def test_each_place_by_hand(storage: StorageConfig) -> None:
+def test_each_place_by_hand(storage: StorageConfig, tied: bool) -> None:
     """One layer of two heads, every rounding written out."""
-    model = Transformer(7, context=6, width=8, heads=2, hidden=12)
+    model = Transformer(7, context=6, width=8, heads=2, hidden=12, tied=tied)
     rng = np.random.default_rng(1)
     p: dict[str, Array] = {
         name: (array + rng.normal(size=array.shape) * 0.5).astype(np.float32) for name, array in model.init(0).items()
@@ -270,7 +320,8 @@ def test_each_place_by_hand(storage: StorageConfig) -> None:
     a[one + "down"] = linear(one + "down", a[one + "hidden"])
     a[one + "output"] = role("activations", a[one + "attention_sum"] + a[one + "down"])
     third = norm("norm", a[one + "output"])
-    a["logits"] = role("activations", times(storage, a["norm"], p["head.weight"]))
+    head = p["token"].T if tied else p["head.weight"]
+    a["logits"] = role("activations", times(storage, a["norm"], head))
 
     labels = targets.reshape(-1)
     shifted = role("sensitive", a["logits"] - a["logits"].max(axis=1, keepdims=True))
@@ -281,8 +332,8 @@ def test_each_place_by_hand(storage: StorageConfig) -> None:
     error[range(18), labels] -= 1
     g["logits"] = role("activation_gradients", error * np.float32(2**10 / 18))
 
-    w["head.weight"] = stored_gradient(times(storage, a["norm"].T, g["logits"], "b"))
-    g["norm"] = role("activation_gradients", times(storage, g["logits"], p["head.weight"].T, "a"))
+    by_head = stored_gradient(times(storage, a["norm"].T, g["logits"], "b"))
+    g["norm"] = role("activation_gradients", times(storage, g["logits"], head.T, "a"))
     g[one + "output"] = role("activation_gradients", back_through_norm("norm", *third))
     g[one + "down"] = g[one + "output"]
     g[one + "hidden"] = back_through_linear(one + "down", a[one + "hidden"])
@@ -308,7 +359,10 @@ def test_each_place_by_hand(storage: StorageConfig) -> None:
     token = np.zeros((7, 8), np.float32)
     for code, row in zip(inputs.reshape(-1), g["embedding"], strict=True):
         token[code] += row
-    w["token"] = stored_gradient(token)
+    if tied:
+        w["token"] = role("gradients", stored_gradient(token) + by_head.T)
+    else:
+        w["token"], w["head.weight"] = stored_gradient(token), by_head
     w["position"] = stored_gradient(g["embedding"].reshape(3, 6, 8).sum(axis=0))
 
     assert found.loss == float(role("sensitive", losses.mean()))

@@ -343,6 +343,22 @@ def test_the_numbers_of_the_shift(verdicts: Mapping[str, Verdict]) -> None:
     assert evidence["must"] == thresholds.add_must.ratio
 
 
+def test_the_controls_of_loss_scaling(verdicts: Mapping[str, Verdict]) -> None:
+    """fp32 survives one ramp and not the other; without loss scaling fp16 loses where bf16 keeps."""
+    ramp, small = verdicts["ramp-nan"], verdicts["bf16-needs-no-scaling"].evidence
+    assert ramp.outcome is ONLY_IF
+    assert ramp.evidence["learned"] == ramp.evidence["seeds"] == 5
+    assert (ramp.evidence["logged"], ramp.evidence["weights"]) == (0, 0)
+    assert [ramp.evidence[name] != 0 for name in ("least", "most", "skips")] == [True] * 3
+    kept, lost = small["tiny"], small["narrow"]
+    assert isinstance(kept, PairedRatio)
+    assert isinstance(lost, PairedRatio)
+    assert (kept.keeps, lost.keeps) == (True, False)
+    assert lost.ratio > 20
+    assert "already none change" in verdicts["unscaling-is-exact"].reason
+    assert "none are off" in verdicts["scaling-is-linear"].reason
+
+
 # ---- nothing is written down in advance ----
 
 
@@ -352,8 +368,8 @@ def test_verdicts_of_trainings_follow_the_trainings(monkeypatch: pytest.MonkeyPa
     keys = ("master-copy-needed", "moments-need-fp32", "no-master-degrades-descent", "noise-washes-out-rounding")
     assert [j.verdict.outcome for j in judge(keys)] == [FAILS, FAILS, FAILS, HOLDS]
     monkeypatch.setattr(runs, "ratio", lambda *_: 2.0)
-    keys = ("bf16-needs-no-scaling", "bf16-keeps-quality", "moments-need-fp32", "softmax-and-loss-in-fp32")
-    assert [j.verdict.outcome for j in judge(keys)] == [FAILS, FAILS, HOLDS, HOLDS]
+    others = ("bf16-keeps-quality", "moments-need-fp32", "softmax-and-loss-in-fp32")
+    assert [j.verdict.outcome for j in judge(others)] == [FAILS, HOLDS, HOLDS]
 
 
 def test_verdicts_of_bytes_follow_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:

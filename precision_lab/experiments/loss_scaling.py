@@ -10,30 +10,41 @@ What to look for
 ----------------
 *Recovery.* Final loss against c * S: a dead zone in which every gradient is flushed and nothing is learned; a narrow
 stretch in which some survive, where training can end worse than it began, because Adam blows up the few coarse
-gradients that are left to full-size updates; a plateau as good as float32, dozens of binades wide; and a cliff, beyond
-which every step overflows and is skipped. The curves of different c fall on one another. A dynamic scale finds the
-plateau by itself, from below one doubling a window, from above one skipped step a halving.
+gradients that are left to full-size updates; a plateau, more than two dozen binades wide, that keeps float32's result;
+and a cliff. The plateau is judged by losses paired with float32's of the same seed (`paired`), with five seeds a point,
+or ten where they scatter. At its upper edge luck decides: with one seed no step overflows, with another every step, and
+one binade further up no seed learns. The curves of different c fall on one another: in all but Adam's epsilon it is the
+same arithmetic.
+
+*Search.* A dynamic scale finds the plateau by itself, from below one doubling a window, from above one skipped step a
+halving. In a run as short as these the way costs: the steps in which nothing, or too little, was learned are missing at
+the end.
 
 *Accidents.* A burst of gradients 2^12 times too large, and learning rates that double every step. The scalers differ in
 how many steps they lose, but note what they protect: the arithmetic, not the model. A static scale refuses every step
 of the burst and loses nothing else; a dynamic one skips until its scale is so low that the rest of the burst goes
-through and spoils Adam's moments, as it does in float32. When the weights have grown until fp16's activations overflow,
-no loss scale helps: every step is skipped for good, while the scale halves down to its floor (jmp, Megatron, flax),
-past every use (torch, apex), or until an error is raised (DeepSpeed). Without loss scaling the run ends in NaN. Who
-survives the shorter ramp is luck: another seed, another winner.
+through and spoils Adam's moments, as it does in float32. A ramp that float32 survives, to 2^8 times the learning rate,
+every dynamic rule survives too, and no loss is infinite or NaN; a scale that cannot come down is stuck. A ramp to 2^26
+times ruins float32 as well. There fp16's activations overflow: the loss that is logged is infinite or NaN, and no loss
+scale helps, as the forward pass does not know it. Every step is skipped for good, so that the weights stay finite,
+while the scale halves down to its floor (jmp, Megatron, flax), past every use (torch, apex), or until an error is
+raised (DeepSpeed). Without loss scaling the weights become NaN.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby, takewhile
 from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale, LossScale, NoLossScale, StaticLossScale
+from precision_lab.experiments.paired import LEARNED, MORE_SEEDS, SEEDS, Finding, PairedRatio
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
 from precision_lab.support.arguments import check_integer
@@ -91,8 +102,12 @@ class LossScalingConfig(PlainData):
 
     Attributes
     ----------
-    hidden, learning_rate, batch_size, seed
+    hidden, learning_rate, batch_size
         As in `TrainingConfig`; the optimizer is Adam.
+    seed : int
+        The first one.
+    seeds, more_seeds : int
+        How many there are where a product is judged, and for a dynamic scale; more where s asks for it, see `paired`.
     epsilon : float
         Of Adam; small beside the square roots of the second moments even for the smallest c.
     format : str
@@ -102,13 +117,15 @@ class LossScalingConfig(PlainData):
     factors : tuple of int
         The exponents of the factors c of the loss.
     products : tuple of int
-        The exponents of the products c * S at which to train.
+        The exponents of the products c * S at which to train with every factor, with the first seed.
+    judged : tuple of int
+        The exponents of those at which to train with the smallest factor and several seeds, beside float32.
     starts : tuple of int
         The exponents of the scales S from which a dynamic scale starts, with the smallest factor c.
     window : int
         Its growth window: shorter than the frameworks', as the runs are.
     accident_steps : int
-        Of each run with an accident, which begins after a third of them.
+        Of each run with an accident, which begins after a third of them; with the first seed.
     accidents : tuple of Accident
         What goes wrong.
 
@@ -118,31 +135,37 @@ class LossScalingConfig(PlainData):
     learning_rate: float = 1e-3
     batch_size: int = 64
     seed: int = 0
+    seeds: int = SEEDS
+    more_seeds: int = MORE_SEEDS
     epsilon: float = 1e-12
     format: str = "fp16"
-    steps: int = 1000
+    steps: int = 800
     factors: tuple[int, ...] = (-20, -10, 0)
-    products: tuple[int, ...] = tuple(range(-24, 25, 2))
+    products: tuple[int, ...] = (-24, -20, -19, -18, -17, -16, -15, -14, -12, 0, 16, 20, 24)
+    judged: tuple[int, ...] = (-13, -12, -11, -10, -8, -4, 0, 8, 16, 17, 18, 19, 20)
     starts: tuple[int, ...] = (0, 16, 60)
     window: int = 20
-    accident_steps: int = 1500
+    accident_steps: int = 750
     accidents: tuple[Accident, ...] = (
         Accident("gradients 2^12 times larger for 30 steps", 30, loss_factor=2.0**12),
-        Accident("learning rate doubles for 12 steps", 12, growth=2.0),
+        Accident("learning rate doubles for 8 steps", 8, growth=2.0),
         Accident("learning rate doubles for 26 steps", 26, growth=2.0),
     )
 
     def __post_init__(self) -> None:
         for name in ("steps", "accident_steps"):
             check_integer(name, getattr(self, name), 3)
-        for name in ("factors", "products", "starts"):
+        check_integer("seeds", self.seeds, 1)
+        check_integer("more_seeds", self.more_seeds, self.seeds)
+        for name in ("factors", "products", "judged", "starts"):
             exponents = getattr(self, name)
             if (
                 not isinstance(exponents, tuple)
-                or not exponents
+                or not (exponents or name in ("judged", "starts"))
                 or not all(type(k) is int and -60 <= k <= 60 for k in exponents)
             ):
-                raise ValueError(f"{name} must be a tuple of exponents in -60..60, at least one, got {exponents!r}")
+                least = "" if name in ("judged", "starts") else ", at least one"
+                raise ValueError(f"{name} must be a tuple of exponents in -60..60{least}, got {exponents!r}")
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be positive and finite, got {self.epsilon!r}")
         get_format(self.format)
@@ -158,7 +181,25 @@ class LossScalingConfig(PlainData):
     @classmethod
     def quick(cls) -> Self:
         """Return a smaller configuration that asks the same."""
-        return cls(steps=250, factors=(-20, 0), products=tuple(range(-24, 25, 4)), accident_steps=450)
+        return cls(
+            seeds=3,
+            more_seeds=3,
+            steps=250,
+            factors=(-20, 0),
+            products=(-24, -20, -18, -16, -12, 0, 16, 20, 24),
+            judged=(-12, -8, 0, 8, 16, 20),
+            accident_steps=330,
+        )
+
+    @property
+    def least(self) -> int:
+        """The exponent of the smallest factor, which is looked at most closely."""
+        return min(self.factors)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The exponents of all products, ascending."""
+        return tuple(sorted({*self.products, *self.judged}))
 
     @property
     def accident_at(self) -> int:
@@ -187,6 +228,8 @@ class ScaledRun:
         Mean loss over the training part of the master parameters, in float64.
     test_accuracy : float
         Of the master parameters.
+    nonfinite_losses : int
+        In how many steps the batch loss was infinite or NaN: what a log of the run shows, whatever the weights are.
     stopped : str
         Why the run could not go on to its last step, empty if it did.
 
@@ -201,6 +244,7 @@ class ScaledRun:
     initial_loss: float
     final_loss: float
     test_accuracy: float
+    nonfinite_losses: int
     stopped: str
     losses: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     max_abs: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
@@ -213,9 +257,9 @@ class ScaledRun:
     def outcome(self) -> str:
         """How it ended.
 
-        ``trains``; ``ruined``: the final loss is above that of the untrained network; ``stuck``: the last
-        `STUCK_AFTER` steps were all skipped; ``stopped``: the scaler ended the run, `stopped` says why; ``NaN``: the
-        parameters are no longer finite.
+        ``trains``: the final loss is below `LEARNED` of the first; ``untrained``: it is not; ``ruined``: it is above
+        the first; ``stuck``: the last `STUCK_AFTER` steps were all skipped; ``stopped``: the scaler ended the run,
+        `stopped` says why; ``NaN``: the parameters are no longer finite.
         """
         if self.stopped:
             return "stopped"
@@ -223,7 +267,9 @@ class ScaledRun:
             return "NaN"
         if len(self.skipped) >= STUCK_AFTER and self.skipped[-STUCK_AFTER:].all():
             return "stuck"
-        return "ruined" if self.final_loss > self.initial_loss else "trains"
+        if self.final_loss > self.initial_loss:
+            return "ruined"
+        return "trains" if self.final_loss < LEARNED * self.initial_loss else "untrained"
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,12 +280,13 @@ class LossScalingResult(PlainData, Shown):
     ----------
     config : LossScalingConfig
         What was asked.
-    float32 : dict of int to ScaledRun
-        Per factor exponent the run in float32 without loss scaling.
-    static : dict of int to dict of int to ScaledRun
-        Per factor exponent and exponent of c * S the run with this static scale.
-    dynamic : dict of int to ScaledRun
-        Per exponent of the first scale the run with a dynamic scale and the smallest factor.
+    float32 : dict of int to tuple of ScaledRun
+        Per factor exponent the runs in float32 without loss scaling, one a seed; of all but the smallest factor only
+        that of the first seed.
+    static : dict of int to dict of int to tuple of ScaledRun
+        Per factor exponent and exponent of c * S the runs with this static scale, likewise.
+    dynamic : dict of int to tuple of ScaledRun
+        Per exponent of the first scale the runs with a dynamic scale and the smallest factor, one a seed.
     calm : ScaledRun
         The run in float32 that is as long as those with accidents, without one.
     accidents : dict of str to tuple of ScaledRun
@@ -247,37 +294,100 @@ class LossScalingResult(PlainData, Shown):
 
     """
 
-    layout: ClassVar = Layout("experiment loss_scaling")
+    layout: ClassVar = Layout("experiment loss_scaling", derived=("judged", "searches", "plateau", "undecided"))
 
     config: LossScalingConfig
-    float32: dict[int, ScaledRun]
-    static: dict[int, dict[int, ScaledRun]]
-    dynamic: dict[int, ScaledRun]
+    float32: dict[int, tuple[ScaledRun, ...]]
+    static: dict[int, dict[int, tuple[ScaledRun, ...]]]
+    dynamic: dict[int, tuple[ScaledRun, ...]]
     calm: ScaledRun
     accidents: dict[str, tuple[ScaledRun, ...]]
 
-    def plateau(self, factor: int, tolerance: float = 0.02) -> tuple[int, int] | None:
-        """Return the first and last exponent of c * S whose final loss is within `tolerance` of float32's, or None."""
-        target = self.float32[factor].final_loss * (1 + tolerance)
-        good = [k for k, run in self.static[factor].items() if run.final_loss <= target]
-        return (min(good), max(good)) if good else None
+    @property
+    def judged(self) -> dict[int, PairedRatio]:
+        """Final losses beside float32's, by the exponents of c * S that were tried with several seeds, ascending."""
+        runs = self.static[self.config.least]
+        return {k: self._paired(runs[k]) for k in sorted(self.config.judged)}
+
+    @property
+    def searches(self) -> dict[int, PairedRatio]:
+        """Likewise of dynamic scales, by the exponents of their first scale."""
+        return {start: self._paired(runs) for start, runs in self.dynamic.items()}
+
+    def _paired(self, runs: tuple[ScaledRun, ...]) -> PairedRatio:
+        return beside(runs, self.float32[self.config.least])
+
+    @property
+    def plateau(self) -> tuple[int, int] | None:
+        """The ends of the longest stretch of judged exponents that all keep float32's result, or None."""
+        stretches = [
+            [k for k, _ in group]
+            for keeps, group in groupby(self.judged.items(), key=lambda item: bool(item[1].keeps))
+            if keeps
+        ]
+        longest = max(stretches, key=lambda ks: ks[-1] - ks[0], default=None)
+        return None if longest is None else (longest[0], longest[-1])
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """The judged exponents of which nothing can be said."""
+        return tuple(k for k, ratio in self.judged.items() if ratio.finding is Finding.NOT_DECIDED)
+
+    @property
+    def dead(self) -> int | None:
+        """The exponent up to which no step moved a weight with the smallest factor, or None."""
+        still = takewhile(lambda item: all(map(_stands_still, item[1])), sorted(self.static[self.config.least].items()))
+        return max((k for k, _ in still), default=None)
+
+    @property
+    def cliff(self) -> int | None:
+        """The exponent from which on every step was skipped with the smallest factor, or None."""
+        falling = sorted(self.static[self.config.least].items(), reverse=True)
+        lost = takewhile(lambda item: all(run.skipped.all() for run in item[1]), falling)
+        return min((k for k, _ in lost), default=None)
 
     @property
     def answer(self) -> str:
         """What came out, in a line."""
-        least = min(self.config.factors)
-        fmt, target, runs = self.config.format, self.float32[least].final_loss, self.static[least]
-        bounds = self.plateau(least)
+        config, bounds = self.config, self.plateau
+        target, runs = self.float32[config.least][0], self.static[config.least]
         if bounds is None:
-            return f"no loss scale brings {fmt} within 2 % of float32's final loss of {target:.2g}"
-        ruined = max((run.final_loss for run in runs.values() if run.outcome == "ruined"), default=None)
-        note = "" if ruined is None else f" (untrained {self.calm.initial_loss:.2g}, ruined up to {ruined:.2g})"
-        dynamic = [run.final_loss for run in self.dynamic.values()]
-        return (
-            f"{fmt} trains as well as float32 (loss {target:.2g}) where loss factor times scale is 2^{bounds[0]} to "
-            f"2^{bounds[1]}{note}; a dynamic scale finds it: {min(dynamic):.2g} to {max(dynamic):.2g} from S = "
-            f"2^{min(self.dynamic)} to 2^{max(self.dynamic)}"
-        )
+            text = f"no loss scale is known to keep float32's final loss of {target.final_loss:.2g} in {config.format}"
+        else:
+            n = sum(bounds[0] <= k <= bounds[1] for k in self.judged)
+            text = (
+                f"{config.format} keeps float32's final loss ({target.final_loss:.2g}) where loss factor times scale "
+                f"is 2^{bounds[0]} to 2^{bounds[1]} ({n} tried)"
+            )
+        if self.undecided:
+            text += f", not decided at {' and '.join(f'2^{k}' for k in self.undecided)}"
+        if self.dead is not None:
+            text += f"; up to 2^{self.dead} no weight moves"
+        ruined = [run.final_loss for of_seeds in runs.values() for run in of_seeds if run.outcome == "ruined"]
+        if ruined:
+            text += f", above that it ends at up to {max(ruined):.2g} (untrained {target.initial_loss:.2g})"
+        if self.cliff is not None:
+            text += f"; from 2^{self.cliff} on every step overflows"
+        searches = ", ".join(f"{ratio.text} from S = 2^{start}" for start, ratio in self.searches.items())
+        return f"{text}; a dynamic scale: {searches}" if searches else text
+
+
+def _stands_still(run: ScaledRun) -> bool:
+    """Return whether every step was made, and none moved a weight."""
+    return run.final_loss == run.initial_loss and not run.skipped.any()
+
+
+def beside(runs: Sequence[ScaledRun], controls: Sequence[ScaledRun]) -> PairedRatio:
+    """Compare final losses with those of controls that have the same seeds in the same order, of which may be more.
+
+    A run that its scaler ended has none.
+    """
+    pairs = list(zip(runs, controls, strict=False))
+    return PairedRatio.of(
+        [math.nan if run.stopped else run.final_loss for run, _ in pairs],
+        [control.final_loss for _, control in pairs],
+        [control.initial_loss for _, control in pairs],
+    )
 
 
 @dataclass(frozen=True)
@@ -295,18 +405,19 @@ class _Trainer:
         scaler: LossScale,
         steps: int,
         *,
+        seed: int,
         factor: float = 1.0,
         accident: Accident | None = None,
     ) -> ScaledRun:
         config, data = self.config, self.train_part
         model = MLP((data.inputs.shape[1], *config.hidden, int(data.labels.max()) + 1))
-        parameters = model.init(config.seed)
+        parameters = model.init(seed)
         shapes = {name: array.shape for name, array in parameters.items()}
         recipe = Recipe(model, Adam(config.learning_rate, epsilon=config.epsilon), storage, shapes)
         state = begin(parameters, recipe, scaler)
         initial_loss = loss_in_float64(model, parameters, data)
         records: list[StepRecord] = []
-        for step, rows in enumerate(batches(len(data.labels), config.batch_size, steps, config.seed)):
+        for step, rows in enumerate(batches(len(data.labels), config.batch_size, steps, seed)):
             if state.scaler.ended:
                 break
             loss_factor, learning_rate = factor, config.learning_rate
@@ -325,16 +436,18 @@ class _Trainer:
         final = parameters_of(state, recipe)
         with np.errstate(over="ignore", invalid="ignore"):
             test_accuracy = model.accuracy(final, self.test_part.inputs, self.test_part.labels)
+        losses = np.array([record.loss for record in records])
         return ScaledRun(
             name=name,
             factor=factor,
-            losses=np.array([record.loss for record in records]),
+            losses=losses,
             loss_scales=np.array([record.loss_scale for record in records]),
             max_abs=np.array([record.max_abs for record in records]),
             skipped=np.array([record.skipped for record in records], bool),
             initial_loss=initial_loss,
             final_loss=loss_in_float64(model, final, data),
             test_accuracy=test_accuracy,
+            nonfinite_losses=int(losses.size - np.isfinite(losses).sum()),
             stopped=state.scaler.reason if len(records) < steps else "",
         )
 
@@ -349,7 +462,7 @@ def run(
     config : LossScalingConfig, optional
         Default: the runs of the documentation.
     progress : callable, optional
-        Called with the number of runs done and of all runs.
+        Called with the number of runs done and of all runs; those of seeds that are not needed count as done.
 
     Raises
     ------
@@ -360,38 +473,65 @@ def run(
     config = config or LossScalingConfig()
     trainer = _Trainer(config, *split(digits()))
     narrow = StorageConfig.parse(f"weights={config.format},gradients=fp32,master=fp32,transient_weights=yes")
-    runs = len(config.factors) * (1 + len(config.products)) + len(config.starts)
-    runs += 1 + len(config.accidents) * (1 + len(RULES))
+    others = [c for c in config.factors if c != config.least]
+    several = 1 + len(config.judged) + len(config.starts)
+    total = several * config.more_seeds + len(set(config.products) - set(config.judged))
+    total += len(others) * (1 + len(config.products)) + 1 + len(config.accidents) * (1 + len(RULES))
     done = 0
 
-    def finished(result: ScaledRun) -> ScaledRun:
+    def finished(runs: int = 1) -> None:
         nonlocal done
-        done += 1
+        done += runs
         if progress is not None:
-            progress(done, runs)
-        return result
+            progress(done, total)
 
-    float32, static = {}, {}
-    for c in config.factors:
-        factor = 2.0**c
-        float32[c] = finished(trainer.run("float32", FP32, NoLossScale(), config.steps, factor=factor))
-        static[c] = {
-            k: finished(
-                trainer.run(f"static 2^{k - c}", narrow, StaticLossScale(2.0 ** (k - c)), config.steps, factor=factor)
-            )
-            for k in config.products
-        }
-    least = min(config.factors)
-    dynamic = {}
-    for start in config.starts:
+    def float32_run(seed: int, c: int = config.least) -> ScaledRun:
+        return trainer.run("float32", FP32, NoLossScale(), config.steps, seed=seed, factor=2.0**c)
+
+    def static_run(seed: int, k: int, c: int = config.least) -> ScaledRun:
+        scaler = StaticLossScale(2.0 ** (k - c))
+        return trainer.run(f"static 2^{k - c}", narrow, scaler, config.steps, seed=seed, factor=2.0**c)
+
+    def dynamic_run(seed: int, start: int) -> ScaledRun:
         scaler = DynamicLossScale.torch(2.0**start, window=config.window)
-        dynamic[start] = finished(trainer.run(f"torch from 2^{start}", narrow, scaler, config.steps, factor=2.0**least))
-    calm = finished(trainer.run("float32", FP32, NoLossScale(), config.accident_steps))
+        return trainer.run(f"torch from 2^{start}", narrow, scaler, config.steps, seed=seed, factor=2.0**config.least)
+
+    controls: list[ScaledRun] = []
+
+    def judged(train: Callable[[int], ScaledRun]) -> tuple[ScaledRun, ...]:
+        """Train with so many seeds as it takes."""
+        runs: list[ScaledRun] = []
+        for seeds in (config.seeds, config.more_seeds):
+            controls.extend(float32_run(config.seed + i) for i in range(len(controls), seeds))
+            runs.extend(train(config.seed + i) for i in range(len(runs), seeds))
+            if not beside(runs, controls).needs_more:
+                break
+        finished(config.more_seeds)
+        return tuple(runs)
+
+    def once(trained: ScaledRun) -> tuple[ScaledRun]:
+        finished()
+        return (trained,)
+
+    static = {
+        config.least: {
+            k: judged(partial(static_run, k=k)) if k in config.judged else once(static_run(config.seed, k))
+            for k in config.grid
+        }
+    }
+    dynamic = {start: judged(partial(dynamic_run, start=start)) for start in config.starts}
+    float32 = {config.least: tuple(controls)}
+    finished(config.more_seeds)
+    for c in others:
+        float32[c] = once(float32_run(config.seed, c))
+        static[c] = {k: once(static_run(config.seed, k, c)) for k in config.products}
+    (calm,) = once(trainer.run("float32", FP32, NoLossScale(), config.accident_steps, seed=config.seed))
     accidents = {}
     for accident in config.accidents:
         rules = {"float32": (FP32, NoLossScale()), **{name: (narrow, rule) for name, rule in RULES.items()}}
         accidents[accident.name] = tuple(
-            finished(trainer.run(name, storage, rule, config.accident_steps, accident=accident))
+            once(trainer.run(name, storage, rule, config.accident_steps, seed=config.seed, accident=accident))[0]
             for name, (storage, rule) in rules.items()
         )
-    return LossScalingResult(config, float32, static, dynamic, calm, accidents)
+    in_order = {c: float32[c] for c in config.factors}
+    return LossScalingResult(config, in_order, {c: static[c] for c in config.factors}, dynamic, calm, accidents)

@@ -106,7 +106,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[type, object]:
         accumulation.run(accumulation.AccumulationConfig(exponents=(2, 3), seeds=1, shown=8)),
         loss_scaling.run(
             loss_scaling.LossScalingConfig(
-                steps=6, factors=(0,), products=(0, 4), starts=(4,), accident_steps=9,
+                seeds=1, more_seeds=1, steps=6, factors=(0,), products=(0, 4), judged=(), starts=(4,), accident_steps=9,
                 accidents=(loss_scaling.Accident("burst", 1, loss_factor=4.0),),
             )
         ),

@@ -5,12 +5,13 @@ They round ties to even, whatever the arithmetic that a verdict is asked of: a t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig, LossScalingResult, run
+from precision_lab.experiments.loss_scaling import Accident, LossScalingConfig, ScaledRun, run
 from precision_lab.experiments.paired import MORE_SEEDS, SEEDS, PairedRatio
 from precision_lab.numerics import fixed
 from precision_lab.numerics.rounding import Array
@@ -145,26 +146,15 @@ def displacement(storage: str, optimizer: str) -> float:
     return fixed.norm(end - start)
 
 
-@cache
-def small_losses(fmt: str) -> LossScalingResult:
-    """Return runs in fp32 and in a format without loss scaling, the loss multiplied by 2^-20."""
-    return run(
-        LossScalingConfig(
-            format=fmt, steps=600, factors=(-20,), products=(-20,), starts=(0,), accident_steps=3, accidents=()
-        )
-    )
+RAMP_STEPS = 300
+"""Of each run of `ramp`, which begins after a third of them."""
 
 
 @cache
-def ramp() -> LossScalingResult:
-    """Return runs under every rule of loss scaling in which the learning rate doubles 26 times."""
-    return run(
-        LossScalingConfig(
-            steps=3,
-            factors=(0,),
-            products=(0,),
-            starts=(0,),
-            accident_steps=600,
-            accidents=(Accident("learning rate doubles for 26 steps", 26, growth=2.0),),
-        )
+def ramp(doublings: int, seeds: int = SEEDS) -> tuple[tuple[ScaledRun, ...], ...]:
+    """Return runs in which the learning rate doubles some times: per seed one in fp32, then one for each of `RULES`."""
+    accident = Accident("ramp", doublings, growth=2.0)
+    nothing_else = LossScalingConfig(
+        steps=3, factors=(0,), products=(0,), judged=(), starts=(), accident_steps=RAMP_STEPS, accidents=(accident,)
     )
+    return tuple(run(replace(nothing_else, seed=seed)).accidents[accident.name] for seed in range(seeds))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
 
 from precision_lab.analysis.loss_scale_replay import replay_loss_scale
-from precision_lab.analysis.loss_scalers import DynamicLossScale
+from precision_lab.analysis.loss_scalers import SCALERS, DynamicLossScale
 from precision_lab.experiments.claims import runs
 from precision_lab.experiments.claims.claim import (
     ARTICLE,
@@ -17,28 +17,32 @@ from precision_lab.experiments.claims.claim import (
     Arithmetic,
     Ground,
     Verdict,
+    decide,
+    every,
     fails,
     holds,
     only_if,
     share,
     stated,
 )
-from precision_lab.experiments.loss_scaling import RULES
-from precision_lab.numerics import fixed
+from precision_lab.experiments.loss_scaling import RULES, ScaledRun
+from precision_lab.experiments.paired import have_learned
 from precision_lab.numerics.formats import get_format
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.models import Gradients
 from precision_lab.training.storage import FP32, StorageConfig
 
-_claim = partial(stated, subject="Loss scaling", rests_on=Ground.ARITHMETIC)
-_FP16, _FP32 = map(get_format, ("fp16", "fp32"))
+_claim = partial(stated, subject="Loss scaling")
+_FP16 = get_format("fp16")
 _TYPICAL = 2.0**16
+_DYNAMIC = {name: scaler for name, scaler in SCALERS.items() if isinstance(scaler, DynamicLossScale)}
 
 
 @_claim(
     "scaled-1e-7",
     text="A scale of 2^14 lifts 1e-7 to about 1.6e-3, well inside fp16's range.",
     source=f"{LESSON}, step 4",
+    rests_on=Ground.ARITHMETIC,
 )
 def _scaled(arithmetic: Arithmetic) -> Verdict:
     x, scale = 1e-7, 2.0**14
@@ -53,6 +57,7 @@ def _scaled(arithmetic: Arithmetic) -> Verdict:
     "2^16-lifts-every-gradient",
     text="S = 2^16 shifts every gradient above fp16's floor.",
     source=f"{ARTICLE}, the figure; {CHAPTER}, “Loss scaling”",
+    rests_on=Ground.TENSORS,
 )
 def _lifts(arithmetic: Arithmetic) -> Verdict:
     magnitudes = np.abs(runs.gradients("end")).astype(np.float64)
@@ -70,27 +75,25 @@ def _lifts(arithmetic: Arithmetic) -> Verdict:
         "overflow. Near the end of a training {zero:.1%} of the digits' activation gradients stay zero and {small:.1%} "
         "subnormal."
     )
-    if not zero + small:
-        return holds(words, **evidence)
-    return fails(words, **evidence)
+    return (fails if zero + small else holds)(words, **evidence).after(runs.observed().config)
 
 
 @_claim(
     "typical-scale",
     text="S is typically 2^16 or higher.",
     source=f"{CHAPTER}, “Loss scaling”; {ARTICLE}, “Why bf16 won”",
+    rests_on=Ground.RULES,
 )
 def _typical(arithmetic: Arithmetic) -> Verdict:
-    largest = float(np.abs(runs.gradients("start", "weight_gradients")).max())
-    highest = 2.0 ** (math.ceil(fixed.log2(_FP16.overflow_threshold / largest)) - 1)
-    evidence = {"scale": _TYPICAL, "highest": highest, "largest": largest}
+    first = {name: scaler.loss_scale for name, scaler in _DYNAMIC.items()}
+    high = [name for name, scale in first.items() if scale >= _TYPICAL]
     words = (
-        "The largest gradient in the first steps of the digits is {largest:.2f}. It overflows above {highest:power}: "
-        "{scale:power} is right, and little more than that."
+        f"{{high}} of the {{count}} rules that frameworks have start there or higher ({_and(high)}), the highest at "
+        "{highest:power}, the lowest at {lowest:power}. From there each goes where the gradients let it."
     )
-    if highest < _TYPICAL:
-        return fails(words, **evidence)
-    return only_if("no gradient times S exceeds fp16's maximum; here up to S = {highest:power}", words, **evidence)
+    return (holds if 2 * len(high) > len(first) else fails)(
+        words, high=len(high), count=len(first), highest=max(first.values()), lowest=min(first.values())
+    )
 
 
 def _loss_gradients(storage: StorageConfig, scale: float) -> Gradients:
@@ -118,6 +121,7 @@ def _not_scaled(storage: StorageConfig, scale: float) -> float:
     "scaling-is-linear",
     text="By linearity every gradient is scaled by the same S.",
     source=f"{LESSON}, step 4",
+    rests_on=Ground.TENSORS,
 )
 def _linear(arithmetic: Arithmetic) -> Verdict:
     power, other = 2.0**14, 3000.0
@@ -130,21 +134,24 @@ def _linear(arithmetic: Arithmetic) -> Verdict:
         "fp16": round(_not_scaled(fp16, power), 1),
     }
     words = (
-        "In fp32 {exact:.0%} of the gradients of a network are not exactly S times as large with S = {power:power}, "
-        "but {rounded:.0%} with S = {other:.0f}; in fp16 it is {fp16:.0%} with {power:power}, since what was zero or "
-        "subnormal comes back with more bits, which is the purpose."
+        "Of the gradients of a network in fp32 {exact:.0%} are off with S = {power:power}. With {other:.0f}, which is "
+        "no power of two, {rounded:.0%} are rounded. In fp16 {fp16:.0%} are not {power:power} times what they were: "
+        "what was zero or subnormal comes back with more bits, which is the purpose."
     )
     if not evidence["exact"] + evidence["rounded"] + evidence["fp16"]:
-        return holds(words, **evidence)
-    if not evidence["exact"]:
-        return only_if("S is a power of two and nothing underflows or overflows", words, **evidence)
-    return fails(words, **evidence)
+        verdict = holds(words, **evidence)
+    elif not evidence["exact"]:
+        verdict = only_if("S is a power of two and nothing is flushed, subnormal or overflows", words, **evidence)
+    else:
+        verdict = fails(words, **evidence)
+    return verdict.after(runs.observed().config)
 
 
 @_claim(
     "unscaling-is-exact",
     text="Dividing the scaled gradient by S restores the true gradient exactly.",
     source=f"{LESSON}, steps 4 and 5",
+    rests_on=Ground.TENSORS,
 )
 def _unscaled(arithmetic: Arithmetic) -> Verdict:
     nonzero = runs.gradients("end").astype(np.float64)
@@ -170,30 +177,34 @@ def _unscaled(arithmetic: Arithmetic) -> Verdict:
         "over": wrong(2.0**26),
     }
     words = (
-        "Of values that fp16 holds S = {scale:power} spoils {power:.0%}, {other:.0f} {three:.0%}, {huge:power} "
-        "{over:.0%} by overflow. But fp16 rounds between the two steps: of the digits' gradients {same:.0%} come back "
-        "as they were from {scale:power}, {zero:.1%} as zero, the normal ones with errors up to {error:.2%}."
+        "Of gradients that are fp16's already {power:.0%} change on the way through S = {scale:power} and back; "
+        "{three:.0%} change with {other:.0f}, by rounding, and {over:.0%} with {huge:power}, by overflow. Of unrounded "
+        "ones {same:.0%} come back from {scale:power} as they were and {zero:.1%} as zero, the normal ones with errors "
+        "up to {error:.2%}."
     )
     if evidence["same"] == 1:
-        return holds(words, **evidence)
-    if evidence["power"] == 0:
-        return only_if(
-            "S is a power of two, nothing underflows or overflows, and the gradient was rounded to fp16 already",
+        verdict = holds(words, **evidence)
+    elif evidence["power"] == 0:
+        verdict = only_if(
+            "S is a power of two, nothing is flushed, subnormal or overflows, and the gradient was rounded to fp16 "
+            "already",
             words,
             **evidence,
         )
-    return fails(words, **evidence)
+    else:
+        verdict = fails(words, **evidence)
+    return verdict.after(runs.observed().config)
 
 
 @_claim(
     "dynamic-rule",
     text="Dynamic loss scaling halves S at an overflow, skips that step, and raises S after N clean ones.",
     source=f"{CHAPTER}, “Loss scaling”",
+    rests_on=Ground.RULES,
 )
 def _rule(arithmetic: Arithmetic) -> Verdict:
     window = 50
-    names = [name for name, scaler in RULES.items() if isinstance(scaler, DynamicLossScale)]
-    frameworks: dict[str, DynamicLossScale] = {name: getattr(DynamicLossScale, name)(window=window) for name in names}
+    frameworks: dict[str, DynamicLossScale] = {n: getattr(DynamicLossScale, n)(window=window) for n in _DYNAMIC}
     halve = [n for n, s in frameworks.items() if s.adjust(found_inf=True).loss_scale == s.loss_scale / 2]
 
     def steps_until_growth(scaler: DynamicLossScale) -> int:
@@ -211,20 +222,22 @@ def _rule(arithmetic: Arithmetic) -> Verdict:
         return holds("All {count} rules do, {halve} at once, {late} a step late.", **evidence)
     return only_if(
         "the rule has no hysteresis",
-        f"At the first overflow {{halve}} of {{count}} rules halve S; {_and(patient)} wait for another. {{late}} "
-        f"({_and(late)}) wait a clean step more than was asked before S grows.",
+        f"At the first overflow {{halve}} of the {{count}} rules of frameworks halve S; {_and(patient)} wait for "
+        f"another. All skip the step. {{late}} of them ({_and(late)}) raise S a clean step later than was asked.",
         **evidence,
     )
 
 
 def _and(names: list[str]) -> str:
-    return " and ".join(names) or "none"
+    *others, last = names or ["none"]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 @_claim(
     "scale-converges",
     text="The dynamic scale converges to a value just below the overflow threshold.",
     source=f"{CHAPTER}, “Loss scaling”",
+    rests_on=Ground.RULES,
 )
 def _converges(arithmetic: Arithmetic) -> Verdict:
     gradient, window, steps = 0.7, 20, 4000
@@ -255,50 +268,70 @@ def _converges(arithmetic: Arithmetic) -> Verdict:
     "ramp-nan",
     text="Runs silently become NaN because the loss scaler does not adapt fast enough during a learning-rate ramp.",
     source=f"{ARTICLE}, “Why bf16 won”",
+    rests_on=Ground.RUNS,
 )
 def _ramp(arithmetic: Arithmetic) -> Verdict:
-    (accident,) = runs.ramp().accidents.values()
-    by_name = {run.name: run for run in accident}
-    dynamic = [by_name[name] for name, scaler in RULES.items() if isinstance(scaler, DynamicLossScale)]
-    nan = sum(run.outcome == "NaN" for run in dynamic)
-    fallen = [run for run in dynamic if run.stopped and run.loss_scales[-1] < _FP32.smallest_normal]
-    evidence = {
-        "nan": nan,
-        "rules": len(dynamic),
-        "doublings": runs.ramp().config.accidents[0].steps,
-        "fallen": len(fallen),
-        "skipped": max((int(run.skipped.sum()) for run in fallen), default=0),
-    }
-    alone = "without loss scaling one gets in" if by_name["none"].outcome == "NaN" else "nor without loss scaling"
-    control = "fp32 survives the ramp" if by_name["float32"].outcome == "trains" else "the ramp ruins fp32 too"
+    gentle, steep = 8, 26
+    seeds = [{run.name: run for run in of_seed} for of_seed in runs.ramp(gentle)]
+    ((ruined, *_),) = controls = runs.ramp(steep, 1)
+    survivors = [of_seed["float32"] for of_seed in seeds]
+    tame, wild = [run for of_seed in seeds for run in _by_dynamic_rules(of_seed.values())], _by_dynamic_rules(*controls)
+    weights = sum(run.outcome == "NaN" for run in (*tame, *wild))
+    logged = sum(run.nonfinite_losses > 0 for run in tame)
     words = (
-        f"When the learning rate doubles {{doublings}} times, {{nan}} of {{rules}} dynamic scalers let a NaN into the "
-        f"weights while they adapt ({alone}): a step with an infinity is skipped at whatever scale. {{fallen}} "
-        f"({_and([run.name for run in fallen])}) would after {{skipped}} skipped steps, when S is so small that "
-        f"dividing by it overflows; but {control}."
+        "Where the learning rate grows to {gentle:power} times, fp32 learns with {learned} of {seeds} seeds, and of "
+        "{runs} runs under {rules} dynamic rules {logged} log an inf or NaN; they skip up to {skips} steps. Where it "
+        "grows to {steep:power} times, fp32 ends at a loss of {loss:,.0f}; there activations overflow, whatever S is, "
+        "and {least} to {most} losses are inf or NaN. {weights} runs end with NaN weights."
     )
-    return (holds if nan else fails)(words, **evidence)
+    survived = have_learned([run.initial_loss for run in survivors], [run.final_loss for run in survivors])
+    loss = partial(only_if, "the loss that is logged is meant, not the weights")
+    ruin = partial(
+        only_if, "the loss that is logged is meant, not the weights, and the ramp is one that ruins fp32 too"
+    )
+    verdict = decide(
+        (weights > 0, holds),
+        (logged > 0 if survived else None, loss),
+        (any(run.nonfinite_losses for run in wild), ruin),
+        otherwise=fails,
+    )
+    return verdict(
+        words,
+        gentle=2.0**gentle,
+        learned=sum(run.outcome == "trains" for run in survivors),
+        seeds=len(seeds),
+        runs=len(tame),
+        rules=len(wild),
+        logged=logged,
+        skips=max(int(run.skipped[runs.RAMP_STEPS // 3 :].sum()) for run in tame),
+        steep=2.0**steep,
+        loss=ruined.final_loss,
+        least=min(run.nonfinite_losses for run in wild),
+        most=max(run.nonfinite_losses for run in wild),
+        weights=weights,
+    ).after(f"mlp, adam, {runs.RAMP_STEPS} steps, n = {len(seeds)}, of the steep ramp 1")
+
+
+def _by_dynamic_rules(of_seed: Iterable[ScaledRun]) -> list[ScaledRun]:
+    """Return the runs whose loss scale moves."""
+    return [run for run in of_seed if isinstance(RULES.get(run.name), DynamicLossScale)]
 
 
 @_claim(
     "bf16-needs-no-scaling",
     text="bf16 needs no loss scaling.",
     source=f"{CHAPTER}, “Numerical formats”; {ARTICLE}, “Why bf16 won”; {LESSON}, step 5",
+    rests_on=Ground.RUNS,
 )
 def _bf16_unscaled(arithmetic: Arithmetic) -> Verdict:
-    result = runs.small_losses("bf16")
-    (exponent,) = result.static
-    fp32, bf16 = result.float32[exponent].final_loss, result.static[exponent][exponent].final_loss
-    evidence = {
-        "plain": runs.ratio("autocast_bf16"),
-        "scaled": runs.ratio("autocast_bf16,loss_scale=2^16"),
-        "typical": _TYPICAL,
-        "factor": 2.0**exponent,
-        "small": bf16 / fp32,
-    }
+    small = "2^-20"  # as a loss scale: what is multiplied is the same, and Adam's epsilon does not see it
+    plain, scaled = runs.paired("autocast_bf16"), runs.paired("autocast_bf16,loss_scale=2^16")
+    tiny, narrow = (runs.paired(f"autocast_{fmt},loss_scale={small}") for fmt in ("bf16", "fp16"))
     words = (
-        "The digits end at {plain:.2f} times fp32's loss without it and {scaled:.2f} times with S = {typical:power}. "
-        "Also when the loss is multiplied by {factor:power}, bf16 ends at {small:.2f} times fp32's."
+        "Final losses beside fp32's: {plain} without it, {scaled} with S = {typical:power}. Where the loss is "
+        "multiplied by {factor:power} bf16 ends at {tiny}, and fp16 at {narrow}."
     )
-    good = max(evidence["plain"], evidence["small"]) <= 1 + runs.KEEPS
-    return (holds if good else fails)(words, **evidence)
+    verdict = decide((every(plain.keeps, tiny.keeps), holds), otherwise=fails)
+    return verdict(
+        words, plain=plain, scaled=scaled, typical=_TYPICAL, factor=2.0**-20, tiny=tiny, narrow=narrow
+    ).after(runs.trained("fp32").config)

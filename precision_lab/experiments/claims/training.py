@@ -66,11 +66,8 @@ def _quality(arithmetic: Arithmetic) -> Verdict:
     source=f"{ARTICLE}, “Why bf16 won” and “Why bf16 over fp16?”",
 )
 def _range(arithmetic: Arithmetic) -> Verdict:
-    small = {}
-    for fmt in ("fp16", "bf16"):
-        result = runs.small_losses(fmt)
-        (exponent,) = result.static
-        small[fmt] = result.static[exponent][exponent]
+    exponent = -20
+    small = {fmt: runs.trained(f"autocast_{fmt},loss_scale=2^{exponent}") for fmt in ("fp16", "bf16")}
     evidence = {
         "mantissa": 2,
         "coarse": runs.ratio("weights=e8m2,master=fp32"),

@@ -33,8 +33,12 @@ from precision_lab.presentation.plots.style import (
 SAFE = "#009E73"
 """The green of what is as good as float32."""
 
+OPEN, OPEN_TEXT = "#E69F00", "#7a5400"
+"""The yellow of what is not decided."""
+
 OUTCOME_COLORS = {
     "trains": "#ffffff",
+    "untrained": "#fbeee0",
     "ruined": "#f7d9c4",
     "stuck": "#e8b48f",
     "stopped": "#d9d9d9",
@@ -61,13 +65,15 @@ def plot_recovery(result: LossScalingResult, *, ax: Axes | None = None, title: s
         The axes drawn on.
 
     """
+    config = result.config
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
         for i, (c, runs) in enumerate(result.static.items()):
-            exponents = [k for k, run in runs.items() if math.isfinite(run.final_loss)]
+            _plot_seeds(ax, runs)
+            exponents = [k for k, (first, *_) in runs.items() if math.isfinite(first.final_loss)]
             ax.plot(
                 exponents,
-                [runs[k].final_loss for k in exponents],
+                [runs[k][0].final_loss for k in exponents],
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=9 - 2.5 * i,
                 markerfacecolor="none" if i == 0 else None,
@@ -75,8 +81,7 @@ def plot_recovery(result: LossScalingResult, *, ax: Axes | None = None, title: s
                 label=f"static S, c = {power(c)}" if c else "static S, c = 1",
                 zorder=3 + i,
             )
-        least = min(result.config.factors)
-        for start, run in result.dynamic.items():
+        for start, (run, *_) in result.dynamic.items():
             ax.plot(
                 [fixed.log2(run.loss_scales[-1] * run.factor)],
                 [run.final_loss],
@@ -87,54 +92,92 @@ def plot_recovery(result: LossScalingResult, *, ax: Axes | None = None, title: s
                 markeredgecolor=INK,
                 markeredgewidth=0.6,
                 zorder=8,
-                label=f"dynamic, c = {power(least)}, where S ended" if start == min(result.dynamic) else f"_{start}",
+                label=f"dynamic, c = {power(config.least)}, where S ended"
+                if start == min(result.dynamic)
+                else f"_{start}",
             )
-        target = result.float32[least]
+        target = result.float32[config.least][0]
         ax.axhline(target.final_loss, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="float32")
         ax.axhline(target.initial_loss, color=PALE, linewidth=0.8, linestyle=":", label="untrained")
         ax.set_yscale("log")
-        ax.set_ylim(top=2 * ax.get_ylim()[1])  # room for the words
+        ax.set_ylim(top=3 * ax.get_ylim()[1])  # room for the words
         plain_ticks(ax.yaxis, *ax.get_ylim())
-        low, high = min(result.config.products), max(result.config.products)
+        low, high = config.grid[0], config.grid[-1]
         ax.set_xlim(low - 1, high + 1)
         powers = powers_between(low, high, size_in_inches(ax)[0] / 0.45)
         ax.xaxis.set_major_locator(FixedLocator([float(k) for k in powers]))
         ax.xaxis.set_major_formatter(FixedFormatter([power(k) for k in powers]))
-        ax.set_xlabel(f"c · S, what {result.config.format} sees of the loss's factor")
+        ax.set_xlabel(f"c · S, what {config.format} sees of the loss's factor")
         ax.set_ylabel("final training loss (cross-entropy, nats)")
-        if (plateau := result.plateau(least)) is not None:
-            ax.axvspan(plateau[0] - 0.5, plateau[1] + 0.5, color=SAFE, alpha=0.08, linewidth=0, label="_plateau")
-            ax.text(
-                sum(plateau) / 2,
-                0.97,
-                f"within 2 % of float32: {power(plateau[0])} to {power(plateau[1])}",
-                transform=ax.get_xaxis_transform(),
-                ha="center",
-                va="top",
-                fontsize=8.5,
-                color="#00664a",
-            )
+        _findings(ax, result)
         ax.legend(loc="center", ncols=2)
     return ax
 
 
+def _plot_seeds(ax: Axes, runs: dict[int, tuple[ScaledRun, ...]]) -> None:
+    """Draw a dot for each seed but the first."""
+    dots = [(k, run.final_loss) for k, (_, *others) in runs.items() for run in others if math.isfinite(run.final_loss)]
+    if dots:
+        ax.plot(
+            *zip(*dots, strict=True),
+            linestyle="none",
+            marker=".",
+            markersize=4,
+            color=PALE,
+            label=f"other seeds, up to {max(map(len, runs.values())) - 1}",
+            zorder=2,
+        )
+
+
+def _findings(ax: Axes, result: LossScalingResult) -> None:
+    """Shade what keeps float32's result and what is not decided, and say so above."""
+    shown: list[tuple[float, str, str]] = []
+    if (plateau := result.plateau) is not None:
+        ax.axvspan(plateau[0] - 0.5, plateau[1] + 0.5, color=SAFE, alpha=0.08, linewidth=0, label="_plateau")
+        words = f"keeps float32's result: {power(plateau[0])} to {power(plateau[1])}"
+        shown.append((sum(plateau) / 2, words, "#00664a"))
+    for k in result.undecided:
+        ax.axvspan(k - 0.5, k + 0.5, color=OPEN, alpha=0.22, linewidth=0, label="_undecided")
+        shown.append((k, "not\ndecided", OPEN_TEXT))
+    for x, words, color in shown:
+        ax.text(
+            x,
+            0.97,
+            words,
+            transform=ax.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            fontsize=8.5 if "keeps" in words else SMALL,
+            color=color,
+        )
+
+
 def plot_search(result: LossScalingResult, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Draw c * S over the steps for dynamic scales that start too low, about right and too high.
+    """Draw c * S over the steps for dynamic scales that start too low, about right and too high; the first seed's.
+
+    The legend says how their losses end beside float32's.
 
     Parameters and return value as `plot_recovery`.
     """
     with styled(ax) as ax:
         dress(ax, title=title, grid="both")
-        scales = [run.loss_scales * run.factor for run in result.dynamic.values()]
-        if (plateau := result.plateau(min(result.config.factors))) is not None:
+        firsts = {start: run for start, (run, *_) in result.dynamic.items()}
+        scales = [run.loss_scales * run.factor for run in firsts.values()]
+        if (plateau := result.plateau) is not None:
             ax.axhspan(plateau[0] - 0.5, plateau[1] + 0.5, color=SAFE, alpha=0.08, linewidth=0)
-        for run, start in zip(result.dynamic.values(), result.dynamic, strict=True):
-            _plot_scale(ax, run, f"from S = {power(start)}", run.factor)
-        _power_ticks(ax, fixed.log2(min(s.min() for s in scales)) - 2, fixed.log2(max(s.max() for s in scales)) + 2)
+        for start, run in firsts.items():
+            label = f"from S = {power(start)}"
+            if (ratio := result.searches[start]).n > 1:
+                label += f": {ratio.text}"
+            _plot_scale(ax, run, label, run.factor)
+        if scales:
+            low, high = fixed.log2(min(s.min() for s in scales)), fixed.log2(max(s.max() for s in scales))
+            _power_ticks(ax, low - 2 - 0.6 * (high - low), high + 2)  # room for the legend
         ax.set_xlim(0, result.config.steps)
-        ax.set_xlabel("step")
+        ax.set_xlabel("step (crosses: skipped)")
         ax.set_ylabel("c · S")
-        ax.legend(loc="lower right")
+        if scales:
+            ax.legend(loc="lower right")
     return ax
 
 
@@ -223,8 +266,12 @@ def _draw_outcome(ax: Axes, column: int, row: int, run: ScaledRun, begin: int) -
     how = {"trains": "", "NaN": ""}.get(run.outcome, f", {run.outcome}")
     final = f"loss {run.final_loss:.3g}" if math.isfinite(run.final_loss) else "loss NaN"
     white = run.outcome == "NaN"
-    ax.text(column, row - 0.15, final, ha="center", va="center", fontsize=8.5, color="white" if white else INK)
-    ax.text(column, row + 0.24, note + how, ha="center", va="center", fontsize=SMALL, color="white" if white else OWN)
+    if run.nonfinite_losses:
+        note, how = note + how, f"\nloss inf or NaN in {run.nonfinite_losses:,} steps"
+    top = -0.26 if run.nonfinite_losses else -0.15
+    ax.text(column, row + top, final, ha="center", va="center", fontsize=8.5, color="white" if white else INK)
+    below = 0.16 if run.nonfinite_losses else 0.24
+    ax.text(column, row + below, note + how, ha="center", va="center", fontsize=SMALL, color="white" if white else OWN)
 
 
 def _plot_scale(ax: Axes, run: ScaledRun, label: str, factor: float, view: slice = slice(None)) -> None:
@@ -264,7 +311,7 @@ def loss_scaling_figure(result: LossScalingResult) -> Figure:
         plot_recovery(result, ax=figure.add_subplot(rows[0]), title="Only the product of loss factor and scale counts")
         lower = rows[1].subgridspec(1, 2, width_ratios=[1, 1.25])
         left = lower[0].subgridspec(3, 1)
-        plot_search(result, ax=figure.add_subplot(left[0]), title="A dynamic scale finds it (crosses: skipped)")
+        plot_search(result, ax=figure.add_subplot(left[0]), title="A dynamic scale finds it, at a cost")
         rules = ("torch", "megatron", "deepspeed", "jmp")
         for row, accident in enumerate((accidents[0], accidents[-1]), start=1):
             panel = figure.add_subplot(left[row])

@@ -177,38 +177,77 @@ def _changes_table(trace: ScaleTrace, most: int = 40) -> Table:
 @tables_of.register
 def loss_scaling_tables(result: LossScalingResult) -> tuple[Table, ...]:
     """The recovery, a row for each product of loss factor and scale; the accidents, a row for each rule."""
-    factors = result.config.factors
-    recovery = Table(
-        f"Final loss in {result.config.format} with a static loss scale S, the loss multiplied by c",
-        ("c · S", *(f"c = {power_of_two(2.0**c)}" for c in factors)),
-        tuple(
-            (power_of_two(2.0**k), *(_run_cell(result.static[c][k]) for c in factors)) for k in result.config.products
-        ),
-        frozenset(range(1, 1 + len(factors))),
-        totals=("float32", *(number(result.float32[c].final_loss) for c in factors)),
-        note="A dynamic scale (torch's rule, window "
-        f"{result.config.window}) with c = {power_of_two(2.0 ** min(factors))} ends at "
-        + ", ".join(f"{_run_cell(run)} from S = {power_of_two(2.0**start)}" for start, run in result.dynamic.items())
-        + f". Untrained: {number(result.calm.initial_loss)}.",
+    return _recovery_table(result), _accidents_table(result)
+
+
+def _recovery_table(result: LossScalingResult) -> Table:
+    config, judged = result.config, result.judged
+    seeds = max(ratio.n for ratio in judged.values()) if judged else 1
+
+    def row(k: int) -> tuple[str, ...]:
+        runs, ratio = result.static[config.least][k], judged.get(k)
+        return (
+            power_of_two(2.0**k),
+            *(_first_loss(result.static[c].get(k, ())) for c in config.factors),
+            _skipped([int(run.skipped.sum()) for run in runs]),
+            runs[0].outcome if ratio is None else ratio.text,
+            "" if ratio is None else ratio.finding,
+        )
+
+    searches = [
+        f"{ratio.text} from S = {power_of_two(2.0**start)} ({ratio.finding})"
+        for start, ratio in result.searches.items()
+    ]
+    note = (
+        f"Losses are those of the first seed; beside float32: the same seeds paired, {config.seeds} or, where they "
+        f"scatter, {seeds}, or how the one run ended that there is. Untrained: {number(result.calm.initial_loss)}."
     )
-    names = [run.name for run in next(iter(result.accidents.values()))]
+    if searches:
+        note += (
+            f" A dynamic scale (torch's rule, window {config.window}) with c = {power_of_two(2.0**config.least)} ends "
+            f"at {'; '.join(searches)}."
+        )
+    return Table(
+        f"Final loss in {config.format} with a static loss scale S, the loss multiplied by c",
+        (
+            *("c · S", *(f"c = {power_of_two(2.0**c)}" for c in config.factors)),
+            *(f"skipped of {config.steps:,}", "beside float32", ""),
+        ),
+        tuple(map(row, config.grid)),
+        frozenset(range(1, 2 + len(config.factors))),
+        totals=("float32", *(_first_loss(result.float32[c]) for c in config.factors), "", "", ""),
+        note=note,
+    )
+
+
+def _first_loss(runs: Sequence[ScaledRun]) -> str:
+    return number(runs[0].final_loss) if runs else ""
+
+
+def _skipped(steps: Sequence[int]) -> str:
+    """Write how many steps were skipped, with the fewest and the most of several seeds."""
+    low, high = min(steps), max(steps)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _accidents_table(result: LossScalingResult) -> Table:
+    names = [run.name for run in next(iter(result.accidents.values()), ())]
     by_name = [{run.name: run for run in runs} for runs in result.accidents.values()]
-    accidents = Table(
+    return Table(
         f"Accidents: final loss, steps skipped from step {result.config.accident_at} on, outcome",
         ("rule", *result.accidents),
-        tuple(
-            (name, *(_run_cell(runs[name], result.config.accident_at) + f", {runs[name].outcome}" for runs in by_name))
-            for name in names
-        ),
+        tuple((name, *(_accident_cell(runs[name], result.config.accident_at) for runs in by_name)) for name in names),
         frozenset(range(1, 1 + len(by_name))),
-        note=f"Without an accident float32 ends at {number(result.calm.final_loss)}. ruined: worse than untrained. "
-        "stuck: skips every step. stopped: the scale fell to where it cannot be used, or the framework raises.",
+        note=f"Without an accident float32 ends at {number(result.calm.final_loss)}. untrained: at half of the first "
+        "loss or more. ruined: worse than untrained. stuck: skips every step. stopped: the scale fell to where it "
+        "cannot be used, or the framework raises. loss inf or NaN: of the batch, in so many steps.",
     )
-    return recovery, accidents
 
 
-def _run_cell(run: ScaledRun, since: int = 0) -> str:
-    """Write a final loss, and how many steps were skipped if any were."""
+def _accident_cell(run: ScaledRun, since: int) -> str:
+    """Write a final loss, how many steps were skipped and had no finite loss if any, and the outcome."""
     final = number(run.final_loss) if math.isfinite(run.final_loss) else "not finite"
     skipped = int(run.skipped[since:].sum())
-    return f"{final}, {skipped:,} skipped" if skipped else final
+    parts = [final, *([f"{skipped:,} skipped"] if skipped else [])]
+    parts += [f"loss inf or NaN in {run.nonfinite_losses:,}"] if run.nonfinite_losses else []
+    return ", ".join([*parts, run.outcome])

@@ -31,6 +31,11 @@ _VERDICTS = {
     "does not hold": "bold red",
     "not decided with these runs": "magenta",
     "cannot be tested here": "cyan",
+    "keeps": "green",
+    "ends lower": "green",
+    "not decided": "yellow",
+    "loses": "bold red",
+    "breaks": "bold red",
 }
 
 _PROSE = 30  # columns in which sentences can still be read

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import ClassVar, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from precision_lab.experiments.paired import LEARNED, Finding, PairedRatio
 from precision_lab.support.plain import Layout
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.hyperparameters import frozen_share, stored_value
-from precision_lab.training.result import StepUpdates, TrainingResult, UpdateStatistics
+from precision_lab.training.result import TrainingResult, UpdateStatistics
 from precision_lab.training.update_rules import UPDATE_RULES
 
 BLOCKS = 80
@@ -45,6 +46,8 @@ class Run:
     edq_ratios : tuple of float
         Effective descent quality <d, u> / ||u||^2 pooled over the measured steps of each block; NaN where there were
         no updates.
+    edq_ratios_fp32 : tuple of float
+        Likewise against the step of the fp32 optimizer; NaN where it was not measured.
 
     """
 
@@ -64,6 +67,7 @@ class Run:
     block: int
     losses: tuple[float, ...]
     edq_ratios: tuple[float, ...]
+    edq_ratios_fp32: tuple[float, ...]
 
     @classmethod
     def of(cls, result: TrainingResult) -> Self:
@@ -71,6 +75,7 @@ class Run:
         steps, measured = result.losses.size, result.config.measure_every
         block = measured * max(1, math.ceil(steps / BLOCKS / measured))
         starts = range(0, steps, block)
+        measured_in = [[s for s in result.by_step if start <= s.step < start + block] for start in starts]
         with np.errstate(all="ignore"):
             losses = [float(result.losses[start : start + block].mean()) for start in starts]
         return cls(
@@ -89,7 +94,8 @@ class Run:
             int(result.skipped.sum()),
             block,
             tuple(losses),
-            tuple(_edq_ratio([s for s in result.by_step if start <= s.step < start + block]) for start in starts),
+            tuple(_pooled((s.product, s.intended) for s in some) for some in measured_in),
+            tuple(_pooled((s.product_fp32, s.intended_fp32) for s in some) for some in measured_in),
         )
 
     @property
@@ -98,9 +104,11 @@ class Run:
         return [(start + min(start + self.block, self.steps)) / 2 for start in range(0, self.steps, self.block)]
 
 
-def _edq_ratio(steps: list[StepUpdates]) -> float:
-    intended = math.fsum(step.intended for step in steps)
-    return math.fsum(step.product for step in steps) / intended if intended else math.nan
+def _pooled(pairs: Iterable[tuple[float, float]]) -> float:
+    """Return a sum of products over the sum of what was intended; NaN where nothing was."""
+    found = list(pairs)
+    intended = math.fsum(pair[1] for pair in found)
+    return math.fsum(pair[0] for pair in found) / intended if intended else math.nan
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ class ConfigurationSummary:
         """The text of the configuration."""
         return str(self.runs[0].config.storage)
 
-    @property
+    @cached_property
     def paired(self) -> PairedRatio:
         """Final losses beside the controls'."""
         return PairedRatio.of(
@@ -160,7 +168,7 @@ class ConfigurationSummary:
             [run.initial_loss for run in self.controls],
         )
 
-    @property
+    @cached_property
     def paired_test(self) -> PairedRatio:
         """Likewise, of the losses on the test part."""
         learned = self.paired.learned
@@ -170,7 +178,7 @@ class ConfigurationSummary:
             learned,
         )
 
-    @property
+    @cached_property
     def paired_after(self) -> dict[int, PairedRatio]:
         """Likewise, of the losses after so many steps as the runs were asked to look."""
         first = [run.initial_loss for run in self.controls]
@@ -235,7 +243,7 @@ class ConfigurationSummary:
         """Measured."""
         return self.runs[0].bytes_per_parameter
 
-    @property
+    @cached_property
     def settled(self) -> Settled | None:
         """Where the mean curve of the seeds has come to its level; None if a run breaks, or it falls to the end."""
         return settled(self.runs)
@@ -259,19 +267,28 @@ class ConfigurationSummary:
     def sentence(self) -> str:
         """What came out, in plain words, and why as far as the numbers say it."""
         if self.finding is Finding.BREAKS:
-            return f"{self._broken()}{self._why()}"
+            return f"breaks in {self.paired.broken} of {self.paired.n} seeds: {self.reason}"
         if self.undecided:
             return self.undecided
         if self.finding is Finding.KEEPS:
             return f"keeps fp32's result: {self.paired.text}"
         if self.finding is Finding.ENDS_LOWER:
             return f"ends lower than fp32: {self.paired.text}"
-        return f"loses: {self.paired.text}{self._why()}{self._stall()}"
+        return f"loses: {self.paired.text}{'; why: ' if self.reason else ''}{self.reason}"
 
-    def _broken(self) -> str:
-        seeds = f"in {self.paired.broken} of {self.paired.n} seeds"
-        stopped = next((run.stopped for run in self.runs if run.stopped), "")
-        return f"breaks {seeds}: {stopped or 'the parameters become infinite or NaN'}"
+    @property
+    def reason(self) -> str:
+        """Why, as far as the numbers say it, and where it stands still; empty of what is not worse than the control."""
+        if self.finding is Finding.BREAKS:
+            stopped = next((run.stopped for run in self.runs if run.stopped), "")
+            return "; ".join((stopped or "the parameters become infinite or NaN", *self._reasons()))
+        if self.finding is Finding.LOSES:
+            return "; ".join(filter(None, (*self._reasons(), self._stall())))
+        if self.finding is not Finding.NOT_DECIDED:
+            return ""
+        if not self.paired.learned or not self.paired.comparable:
+            return self.undecided
+        return "one seed decides nothing (give --seeds 5)" if self.paired.n == 1 else "the interval reaches past 3 %"
 
     def _stall(self) -> str:
         """Say where the run stands still while its control goes on."""
@@ -279,7 +296,7 @@ class ConfigurationSummary:
             return ""
         narrow = self.settled
         assert narrow is not None
-        return f"; from step {narrow.step:,} on it stays at {narrow.loss:.2g}"
+        return f"from step {narrow.step:,} on it stays at {narrow.loss:.2g}"
 
     @property
     def stalls(self) -> bool:
@@ -289,7 +306,7 @@ class ConfigurationSummary:
             return False
         return control is None or control.step > narrow.step
 
-    def _why(self) -> str:
+    def _reasons(self) -> list[str]:
         """Return the reasons that can be computed from the configuration and its measurements."""
         config = self.runs[0].config
         rule = UPDATE_RULES[config.storage.update]
@@ -307,7 +324,7 @@ class ConfigurationSummary:
                 reasons.append(f"epsilon = {config.epsilon:g} is 0 in {second}")
         if self.skipped > 0.1 * config.steps:
             reasons.append(f"{self.skipped:,.0f} of {config.steps:,} steps are skipped")
-        return f"; why: {'; '.join(reasons)}" if reasons else ""
+        return reasons
 
 
 def settled(runs: Sequence[Run]) -> Settled | None:

@@ -25,6 +25,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import ClassVar, Self
 
 from precision_lab.numerics import fixed
@@ -98,7 +99,7 @@ class PairedRatio(PlainData):
         """Whether there is a logarithm of every ratio."""
         return all(0 < loss < math.inf for loss in (*self.losses, *self.controls))
 
-    @property
+    @cached_property
     def logs(self) -> tuple[float, ...]:
         """Of each seed r = log(loss / control); empty if one has none."""
         if not self.comparable:
@@ -177,15 +178,27 @@ class PairedRatio(PlainData):
         >>> PairedRatio((2.02, 1.98, 2.0), (1.0, 1.0, 1.0)).text
         '2.00 times [1.97, 2.03], n = 3'
         """
+        if not self.comparable:
+            return self.cell if self.broken else f"{self.cell}, n = {self.n}"
+        ratio, bracket, interval = self.cell.partition(" [")
+        return f"{ratio} times{bracket}{interval}, n = {self.n}"
+
+    @property
+    def cell(self) -> str:
+        """The same for a table: the ratio with its interval.
+
+        >>> PairedRatio((2.02, 1.98, 2.0), (1.0, 1.0, 1.0)).cell
+        '2.00 [1.97, 2.03]'
+        """
         if self.finding is Finding.BREAKS:
             return f"inf or NaN in {self.broken} of {self.n} seeds"
         if not self.comparable:
-            return f"no ratio, n = {self.n}"
+            return "no ratio"
         if self.n < 2:
-            return f"{_digits(self.ratio, self.ratio)} times, n = 1"
+            return _digits(self.ratio, self.ratio)
         width = self.high - self.low
         low, ratio, high = (_digits(x, width) for x in (self.low, self.ratio, self.high))
-        return f"{ratio} times [{low}, {high}], n = {self.n}"
+        return f"{ratio} [{low}, {high}]"
 
 
 def have_learned(first: Sequence[float], last: Sequence[float]) -> bool:

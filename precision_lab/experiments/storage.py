@@ -50,6 +50,7 @@ from precision_lab.training.config import TrainingConfig
 from precision_lab.training.optimizers import title
 from precision_lab.training.storage import StorageConfig, configuration_names
 from precision_lab.training.sweep import sweep
+from precision_lab.training.update_rules import UPDATE_RULES
 
 Place: TypeAlias = tuple[str, ...]
 """Where a group of trainings stands in the result: its kind, and its name there."""
@@ -210,17 +211,28 @@ def _beside_controls(groups: Groups) -> Groups:
 
 
 def verdict(group: tuple[ConfigurationSummary, ...]) -> str:
-    """Say what becomes of bf16 alone, or of the last way of storing, and what is the cheapest that is not worse."""
+    """Say what becomes of the narrow storage, and what is the cheapest of the group that is not worse than fp32."""
     control = group[0]
     if control.undecided:
         return control.undecided
-    narrow = next((o for o in group if o.label == "pure_bf16"), group[-1])
+    narrow = alone(group) or group[-1]
     named = f"{narrow.label} ({narrow.bytes_per_parameter:g} bytes a parameter)"
     said = f"{named} {narrow.finding}, {narrow.paired.text}, {narrow.lost:.0%} of its updates lost"
     best = cheapest(group)
     if best is None:
         return f"{said}; none of those tried is known to keep fp32's result"
     return f"{said}; the cheapest of those tried that keeps it is {best.label} ({best.bytes_per_parameter:g} bytes)"
+
+
+def alone(group: tuple[ConfigurationSummary, ...]) -> ConfigurationSummary | None:
+    """Return bf16 alone, or else the first whose new weights are narrow and rounded plainly; None if there is none."""
+    plain = [o for o in group[1:] if _rounds_plainly(o.runs[0].config.storage)]
+    return next((o for o in plain if o.label == "pure_bf16"), plain[0] if plain else None)
+
+
+def _rounds_plainly(storage: StorageConfig) -> bool:
+    """Whether new weights are rounded into a narrow format, and nothing keeps what that loses."""
+    return storage.updated.bits < 32 and UPDATE_RULES[storage.update].plain
 
 
 def cheapest(group: tuple[ConfigurationSummary, ...]) -> ConfigurationSummary | None:

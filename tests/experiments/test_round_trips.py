@@ -27,10 +27,11 @@ from precision_lab.experiments.swamping import SwampingConfig
 from precision_lab.experiments.underflow import UnderflowConfig
 from precision_lab.presentation.plots.figures import figures_of
 from precision_lab.presentation.tables.table import tables_of
+from precision_lab.training.config import TrainingConfig
 
 mpl.use("Agg")
 
-VERSIONS = {"claims": 2}  # of the others 1
+VERSIONS = {"claims": 2, "storage": 2}  # of the others 1
 
 SMALL: dict[str, Any] = {
     "underflow": UnderflowConfig(hidden=(8,), steps=30, batches=2, transformer_steps=2),
@@ -52,11 +53,13 @@ SMALL: dict[str, Any] = {
     "storage": StorageExperimentConfig(
         configurations=("pure_bf16", "pure_fp16", "collage_plus"),
         settings=(Setting("sgd", 0.01), Setting("adam", 1e-3)),
+        base=TrainingConfig(steps=60, hidden=(8,), against_fp32=True),
         seeds=2,
-        steps=60,
-        hidden=(8,),
+        more_seeds=3,
+        miniatures=(),
         section_steps=20,
-        sections=("ablation", "accumulation"),
+        sections=("ablation", "horizon"),
+        axes=(),
     ),
     "averages": AveragesConfig(hidden=(4,), steps=20, decays=(0.9, 0.999), decay_steps=20),
     "hyperparameters": HyperparametersConfig(settings=SETTINGS[::2]),
@@ -140,7 +143,8 @@ def test_quick_asks_the_same_but_of_the_transformer_which_learns_too_slowly() ->
         assert list(quick.to_dict()) == list(full.to_dict())
     storage = EXPERIMENTS["storage"]
     assert storage.configuration(quick=True).settings == storage.configuration().settings
-    assert {*storage.configuration().sections} - {*storage.configuration(quick=True).sections} == {"sensitive"}
+    assert {*storage.configuration(quick=True).sections} == {"ablation", "accumulation", "noise"}
+    assert storage.configuration(quick=True).miniatures == ("fine-tuning",)
 
 
 # ---- the parts ----

@@ -21,6 +21,7 @@ from precision_lab.experiments.memory import MemoryConfig
 from precision_lab.experiments.runner import results, run
 from precision_lab.experiments.storage import Setting, StorageExperimentConfig
 from precision_lab.presentation.tables.summary import summary_table
+from precision_lab.training.config import TrainingConfig
 
 SMALL: dict[str, Any] = {
     "hyperparameters": HyperparametersConfig(settings=SETTINGS[:1]),
@@ -60,10 +61,12 @@ def test_an_executor_changes_nothing(tmp_path: Path) -> None:
     stored = StorageExperimentConfig(
         configurations=("pure_bf16",),
         settings=(Setting("sgd", 0.01),),
+        base=TrainingConfig(steps=20, hidden=(4,)),
         seeds=1,
-        steps=20,
-        hidden=(4,),
+        more_seeds=1,
+        miniatures=(),
         sections=("ablation",),
+        axes=(),
         section_steps=10,
     )
     sums = AccumulationConfig(exponents=(1,), seeds=1, shown=3, hidden=2)
@@ -106,7 +109,7 @@ def test_an_error_in_a_thread_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(storage, "run", fail)
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="no such luck"):
-        list(run({"storage": StorageExperimentConfig(steps=1)}, tmp_path, executor=executor))
+        list(run({"storage": StorageExperimentConfig()}, tmp_path, executor=executor))
 
 
 # ---- one file ----

@@ -17,6 +17,7 @@ from precision_lab.experiments.kept import Finished
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.presentation.report import write_report
 from precision_lab.tensors.info import TensorInfo
+from tests.presentation.stored import made_up
 
 FIGURE = (
     '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 80 30" width="80" height="30">'
@@ -48,14 +49,12 @@ def finished() -> tuple[Finished, ...]:
     trainings = storage.StorageExperimentConfig(
         configurations=("pure_bf16", "master_bf16", "collage_plus"),
         settings=(storage.Setting("sgd", 0.01), storage.Setting("adam", 1e-3)),
-        seeds=2,
-        steps=30,
-        sections=(),
-        hidden=(8,),
+        sections=("noise",),
+        axes=("beta2",),
     )
     found: dict[str, Any] = {
         "underflow": underflow.run(underflow.UnderflowConfig(transformer_steps=2, steps=30, batches=3, hidden=(8,))),
-        "storage": storage.run(trainings),
+        "storage": made_up(trainings),
         "accumulation": accumulation.run(accumulation.AccumulationConfig(exponents=(2, 3), seeds=1, shown=50)),
     }
     answers = {"storage": "Not without a master copy.", "underflow": "fp16 <b>flushes</b> some & keeps others."}

@@ -110,7 +110,12 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[type, object]:
                 accidents=(loss_scaling.Accident("burst", 1, loss_factor=4.0),),
             )
         ),
-        storage.run(storage.StorageExperimentConfig(configurations=("pure_bf16",), seeds=1, steps=10, sections=())),
+        storage.run(
+            storage.StorageExperimentConfig(
+                ("pure_bf16",), seeds=1, more_seeds=1, base=pl.TrainingConfig(steps=10), miniatures=(), sections=(),
+                axes=(),
+            )
+        ),
         swamping.run(swamping.SwampingConfig(steps=9, batches=1, most_terms=1000)),
         underflow.run(underflow.UnderflowConfig(transformer_steps=2, steps=9, batches=1)),
         averages.run(averages.AveragesConfig(steps=4, decays=(0.9,), decay_steps=10)),

@@ -17,15 +17,16 @@ from precision_lab.analysis.histogram import ExponentHistogram
 from precision_lab.experiments import memory
 from precision_lab.experiments.claims import experiment as claims
 from precision_lab.experiments.kept import Finished
+from precision_lab.experiments.paired import Finding
 from precision_lab.experiments.registry import EXPERIMENTS
-from precision_lab.experiments.storage import StorageExperimentConfig, times
+from precision_lab.experiments.storage import alone, cheapest
 from precision_lab.numerics.formats import FORMATS, get_format
 from precision_lab.presentation.report import write_report, write_scan_page
 from precision_lab.presentation.report.data import cuts_of, format_data, histogram_data, menu
 from precision_lab.presentation.report.pages import embed
 from precision_lab.presentation.report.sections import hero, lesson, sections
 from precision_lab.presentation.tables.memory import ledgers_tables
-from precision_lab.presentation.tables.table import percent
+from precision_lab.presentation.tables.storage import training_text
 from precision_lab.support.files import OutputError
 from precision_lab.support.text import shown
 from tests.conftest import CommandLine
@@ -39,6 +40,7 @@ from tests.presentation.pages import (
     thresholds,
     written,
 )
+from tests.presentation.stored import BREAKS, KEEPS, LOSES, LOWER, UNDECIDED, judged
 
 
 class Page(HTMLParser):
@@ -126,59 +128,93 @@ def test_every_id_occurs_once_and_every_reference_is_there(name: str, request: p
 
 
 def test_the_first_screen_answers_with_numbers_of_the_results(report: Page) -> None:
-    assert report.prose.index("Can I store my parameters in bf16?") < report.prose.index("All questions")
+    """Miniatures first, then the digits; every ratio with its interval and n."""
     first = report.prose[: report.prose.index("All questions")]
-    for outcomes in result_of("storage").outcomes.values():
-        for outcome in outcomes:
-            if outcome.label in ("fp32", "pure_bf16", "master_bf16"):
-                loses = f"{times(outcome.ratio)} fp32's"
-                kept = {True: "as good as fp32", False: loses, None: "not decided"}[outcome.keeps]
-                verdict = "the control" if outcome.label == "fp32" else kept
-                assert f"{outcome.final_loss:.3g} {verdict} {percent(outcome.lost)} % lost" in first
-                assert f"{outcome.bytes_per_parameter:g} bytes" in first
+    assert first.index("Can I store my parameters in bf16?") < first.index("A character transformer (AdamW")
+    stored = result_of("storage")
+    groups = [*stored.miniatures.values(), *stored.outcomes.values()]
+    for group in groups:
+        narrow = alone(group)
+        mastered = next((o for o in group if o.label == "master_bf16"), None)
+        for o in (narrow, mastered, cheapest(group)):
+            assert o is None or f"{o.finding} {o.paired.text} loss {o.final_loss:.3g}" in first
+            assert o is None or f"{o.label}, {o.bytes_per_parameter:g} bytes" in first
+        assert f"fp32's {group[0].final_loss:.3g}" in first
+    places = [first.index(training_text(group[0].runs[0].config)) for group in groups]
+    assert places == sorted(places)
+    assert "at beta2 = 0.999 and 0.95" in first
     assert "quick runs" in first
 
 
-def outcome(label: str, *, keeps: bool | None, loss: float = 0.25, ratio: float = 3.0) -> Any:
-    """What stands for an `Outcome`."""
-    found = {"final_loss": loss, "lost": 0.5, "keeps": keeps, "ratio": ratio}
-    return SimpleNamespace(label=label, bytes_per_parameter=4.0, **found)
+def answer_of(*groups: tuple[Any, ...], miniatures: int = 0) -> dict[str, Any]:
+    """Return the first screen of some trainings, the first of them miniatures."""
+    named = {f"training {i}": group for i, group in enumerate(groups)}
+    small = dict(list(named.items())[:miniatures])
+    result = SimpleNamespace(miniatures=small, outcomes={k: v for k, v in named.items() if k not in small})
+    answer = hero(result)  # type: ignore[arg-type]
+    assert answer is not None
+    return answer
 
 
 @pytest.mark.parametrize(
-    ("keeps", "verdict"),
+    ("ratios", "verdict"),
     [
-        ((True, True), "Yes, here."),
-        ((True, False), "Not always."),
-        ((False, False), "Not on their own."),
-        ((True, None), "Not decided by these runs."),
-        ((None, False), "Not decided by these runs."),
+        ((KEEPS, KEEPS), "Yes, here."),
+        ((KEEPS, LOWER), "Yes, here."),
+        ((KEEPS, LOSES), "Not always."),
+        ((UNDECIDED, BREAKS), "Not always."),
+        ((LOSES, BREAKS), "Not on their own."),
+        ((KEEPS, UNDECIDED), "Not decided by these runs."),
+        ((UNDECIDED, UNDECIDED), "Not decided by these runs."),
     ],
 )
-def test_the_verdict_follows_the_results(keeps: tuple[bool | None, ...], verdict: str) -> None:
-    outcomes: dict[str, tuple[Any, ...]] = {
-        setting: (
-            outcome("fp32", keeps=True),
-            outcome("master_bf16", keeps=True),
-            outcome("pure_bf16", keeps=kept),
-            outcome("collage_plus", keeps=True),
-        )
-        for setting, kept in zip(("SGD, lr 0.01", "Adam, lr 0.1"), keeps, strict=True)
-    }
-    config = StorageExperimentConfig(steps=10, seeds=1)
-    answer = hero(SimpleNamespace(config=config, outcomes=outcomes))  # type: ignore[arg-type]
-    assert answer is not None
+def test_the_verdict_follows_the_results(ratios: tuple[tuple[float, ...], ...], verdict: str) -> None:
+    groups = [judged(pure_bf16=ratio, master_bf16=KEEPS, collage_plus=KEEPS) for ratio in ratios]
+    answer = answer_of(*groups)
     assert answer["verdict"] == verdict
-    assert [cell["keeps"] for cell in answer["rows"][0]["cells"]] == list(keeps)
     assert "the result is fp32's" in answer["reason"]
-    assert answer["others"].endswith("besides: collage_plus.")
-    control, _, *others = outcomes["Adam, lr 0.1"]
-    outcomes["Adam, lr 0.1"] = (control, outcome("master_bf16", keeps=False, loss=np.inf, ratio=np.inf), *others)
-    answer = hero(SimpleNamespace(config=config, outcomes=outcomes))  # type: ignore[arg-type]
-    assert answer is not None
-    assert "not every run" in answer["reason"]
-    assert answer["rows"][1]["cells"][1]["loss"] == "inf or NaN"
-    assert answer["rows"][1]["cells"][1]["verdict"] == "not fp32's result"
+    assert answer["others"].endswith("was tried: collage_plus.")
+    for group, row in zip(groups, answer["rows"], strict=True):
+        finding = group[1].finding
+        assert row["cells"][0]["verdict"] == finding
+        assert row["cells"][0]["kind"] == {True: "keeps", False: "loses", None: "undecided"}[group[1].keeps]
+        assert group[1].paired.cell in answer["reason"]
+        for word in set(Finding) - {finding, Finding.KEEPS}:  # what is said and what the cells say is one
+            others = [g[1].finding for g in groups]
+            assert word in others or f"weights in bf16 alone {word}" not in answer["reason"]
+
+
+@pytest.mark.parametrize(
+    ("master", "words", "verdict"),
+    [
+        (BREAKS, "not every run", "breaks"),
+        (LOSES, "not every run", "loses"),
+        (UNDECIDED, "is not decided by all of these runs", "not decided"),
+    ],
+)
+def test_a_master_copy_is_judged_like_anything_else(master: tuple[float, ...], words: str, verdict: str) -> None:
+    answer = answer_of(
+        judged(pure_bf16=LOSES, master_bf16=KEEPS), judged(pure_bf16=LOSES, master_bf16=master), miniatures=1
+    )
+    assert words in answer["reason"]
+    mastered, best = answer["rows"][1]["cells"][1:]
+    assert mastered["verdict"] == verdict
+    assert best["lines"] == ["none is known to"]
+    assert mastered["lines"][1].startswith("loss inf or NaN") is (verdict == "breaks")
+
+
+def test_where_there_are_miniatures_they_are_what_is_said() -> None:
+    groups = [judged(pure_bf16=LOSES), judged(pure_bf16=KEEPS), judged(pure_bf16=LOWER), judged(pure_bf16=BREAKS)]
+    assert answer_of(*groups, miniatures=1)["reason"].count("weights in bf16 alone") == 1
+    assert "ends lower" not in answer_of(*groups)["reason"]  # the first and the last setting
+    assert "loses: it ends at" in answer_of(*groups)["reason"]
+    assert "breaks: inf or NaN in 1 of 3 seeds" in answer_of(*groups)["reason"]
+    assert "master" not in answer_of(*groups)["reason"]
+
+
+def test_nobody_has_tried() -> None:
+    result = SimpleNamespace(miniatures={}, outcomes={"Adam": judged(collage_plus=KEEPS)})
+    assert hero(result) is None  # type: ignore[arg-type]
 
 
 def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
@@ -223,7 +259,7 @@ def test_answers_figures_tables_and_lessons_are_in_their_sections(report: Page) 
 
 def test_the_lesson_is_the_docstring() -> None:
     paragraphs = lesson("precision_lab.experiments.storage")
-    assert ("code", "pure_bf16") in paragraphs[2]
+    assert ("code", "fine_tuning") in paragraphs[2]
     assert ("em", "It is the update that is lost.") in paragraphs[2]
     joined = ["".join(text for _, text in paragraph) for paragraph in paragraphs]
     assert "What to look for" in joined

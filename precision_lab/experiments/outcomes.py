@@ -21,8 +21,8 @@ from precision_lab.training.update_rules import UPDATE_RULES
 BLOCKS = 80
 """Of a run's steps the losses, and what became of the updates, are kept as means over about so many blocks."""
 
-SETTLED = 1.1
-"""A run has settled where the mean loss of a block comes within this factor of the last tenth's, never to leave."""
+SETTLED, REMAINDER = 1.1, 0.01
+"""A run has settled within this factor of its level and this share of the way it came, whichever is closer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class Settled:
     Attributes
     ----------
     step : int
-        From this step on the loss stays within a factor of `SETTLED` of the level.
+        From this step on the loss stays near the level, see `SETTLED`.
     loss : float
         The level: the mean batch loss of the last tenth of the blocks.
 
@@ -331,7 +331,7 @@ def settled(runs: Sequence[Run]) -> Settled | None:
     """Return where the mean loss curve of some runs has come to its level; None if one breaks, or it falls to the end.
 
     The level is the mean of the last tenth of the blocks; it has been reached at the first block from which on no mean
-    of three blocks is above `SETTLED` times it.
+    of three blocks is farther above it than `SETTLED` and `REMAINDER` say.
     """
     if len({len(run.losses) for run in runs}) > 1:
         return None
@@ -340,7 +340,8 @@ def settled(runs: Sequence[Run]) -> Settled | None:
         return None
     level = float(curve[-(curve.size // 10) :].mean())
     smooth = (curve[:-2] + curve[1:-1] + curve[2:]) / 3
-    above = np.flatnonzero(smooth > SETTLED * level)
+    near = min(SETTLED * level, level + REMAINDER * (float(curve[0]) - level))
+    above = np.flatnonzero(smooth > near)
     first = int(above[-1]) + 1 if above.size else 0
     if first >= smooth.size:
         return None

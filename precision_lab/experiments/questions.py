@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from precision_lab.training.config import TrainingConfig
+from precision_lab.training.schedule import Schedule
 from precision_lab.training.storage import StorageConfig
 
 Group: TypeAlias = dict[str, TrainingConfig]
@@ -45,7 +46,7 @@ def fine_tuning() -> Group:
         model="fine_tuning",
         optimizer="adam",
         learning_rate=3e-5,
-        schedule="linear,warmup=30",
+        schedule=Schedule("linear", warmup=30),
         steps=300,
         batch_size=64,
         against_fp32=True,
@@ -56,21 +57,25 @@ def fine_tuning() -> Group:
 
 
 def characters() -> Group:
-    """Train a character transformer with tied embeddings: AdamW, decay of the weights, warm-up and cosine."""
+    """Train a character transformer with tied embeddings: AdamW, decay of the weights, warm-up and cosine.
+
+    Only what the weights are stored in differs.
+    """
     base = TrainingConfig(
         model="transformer",
         tied=True,
+        activation="relu",
         hidden=(64, 64),
-        activation="gelu",
         optimizer="adamw",
         learning_rate=1e-3,
         beta2=0.95,
         weight_decay=0.1,
-        schedule="cosine,warmup=100",
+        schedule=Schedule("cosine", warmup=100),
         steps=1000,
         batch_size=8,
     )
-    return named(base, "fp32", "weights=bf16,moments=fp32", "bf16_stochastic_fp32_v")
+    alone = "weights=bf16,activations=fp32,gradients=fp32,moments=fp32"
+    return stored(base, {"fp32": "fp32", "bf16 weights": alone, "the same, stochastic": f"{alone},update=stochastic"})
 
 
 MINIATURES: dict[str, tuple[Callable[[], Group], int]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,26 +12,30 @@ from precision_lab.experiments.outcomes import ConfigurationSummary, Run, beside
 from precision_lab.experiments.paired import Finding
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
-from precision_lab.training.storage import StorageConfig
+from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
 
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return Run.of(train(TrainingConfig(hidden=(4,), steps=40, loss_steps=(20, 40), storage="pure_bf16")))
+    return Run.of(
+        train(TrainingConfig(hidden=(4,), steps=40, loss_steps=(20, 40), storage=CONFIGURATIONS["pure_bf16"]))
+    )
 
 
-def of(run: Run, *losses: float, first: float = 2.0, **changes: object) -> tuple[Run, ...]:
+def of(run: Run, *losses: float, first: float = 2.0, **changes: Any) -> tuple[Run, ...]:
     """Runs that are said to have ended at some losses."""
-    return tuple(replace(run, initial_loss=first, final_loss=loss, **changes) for loss in losses)  # type: ignore[arg-type]
+    return tuple(replace(run, initial_loss=first, final_loss=loss, **changes) for loss in losses)
 
 
-def judged(run: Run, losses: tuple[float, ...], controls: tuple[float, ...], **changes: object) -> ConfigurationSummary:
+def judged(run: Run, losses: tuple[float, ...], controls: tuple[float, ...], **changes: Any) -> ConfigurationSummary:
     control = ConfigurationSummary("fp32", of(run, *controls))
     return beside_control((control, ConfigurationSummary("narrow", of(run, *losses, **changes))))[1]
 
 
 def test_a_run_is_kept_in_blocks() -> None:
-    config = TrainingConfig(hidden=(4,), steps=200, optimizer="sgd", learning_rate=0.01, storage="pure_bf16")
+    config = TrainingConfig(
+        hidden=(4,), steps=200, optimizer="sgd", learning_rate=0.01, storage=CONFIGURATIONS["pure_bf16"]
+    )
     result = train(config)
     found = Run.of(result)
     assert (found.config, found.block, found.steps) == (config, 20, 200)

@@ -71,7 +71,7 @@ def test_a_run_is_the_one_that_train_makes(result: StorageResult) -> None:
 @pytest.mark.parametrize(
     ("setting", "label", "finding", "words"),
     [
-        ("SGD, lr 0.01", "master_bf16", Finding.KEEPS, "keeps fp32's result: 1.000"),
+        ("SGD, lr 0.01", "master_bf16", Finding.KEEPS, "keeps fp32's result: "),
         ("Adam, lr 0.001", "master_bf16", Finding.KEEPS, "n = 2"),
         ("SGD, lr 0.01", "pure_bf16", Finding.LOSES, "% of the updates are lost"),
         ("Adam, lr 0.001", "pure_bf16", Finding.LOSES, "R(0.999*v) = v for 100% of all v in bf16"),
@@ -98,7 +98,7 @@ def test_more_seeds_where_they_deviate(result: StorageResult) -> None:
     few = {o.label: o for o in result.outcomes["Adam, lr 0.001"]}
     for label, o in found.items():
         assert len(o.runs) == (4 if few[label].paired.needs_more or label == "fp32" else 2)
-        assert o.runs[:2] == few[label].runs or [r.losses for r in o.runs[:2]] == [r.losses for r in few[label].runs]
+        assert [repr(r.losses) for r in o.runs[:2]] == [repr(r.losses) for r in few[label].runs]
     assert len(found["master_bf16"].runs) == 2
     assert len(found["pure_bf16"].runs) == 4
 

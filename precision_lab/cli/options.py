@@ -160,7 +160,7 @@ def optimizer_option(default: str | None, *more: str) -> Callable[..., Any]:
     return click.option("--optimizer", cls=OptimizerOption, say=lambda: f"{optimizer_names(*more)}.", **settings)
 
 
-def _of(symbol: str) -> Callable[..., Any]:
+def hyperparameter_option(symbol: str) -> Callable[..., Any]:
     """Return the option of a hyperparameter that not all optimizers have."""
     names = partial(optimizer_names, having=symbol, last="and")
     return click.option(f"--{symbol}", cls=OptimizerOption, say=lambda: f"Of {names()}.", type=float, metavar="X")
@@ -171,9 +171,9 @@ def optimizer_options(command: Callable[..., Any], default: str | None = "adamw"
     options = (
         optimizer_option(default),
         click.option("--lr", type=float, metavar="X", help="Learning rate."),
-        *map(_of, ("beta1", "beta2", "eps")),
+        *map(hyperparameter_option, ("beta1", "beta2", "eps")),
         click.option("--weight-decay", type=float, metavar="X", help="0: none."),
-        _of("momentum"),
+        hyperparameter_option("momentum"),
         click.option("--steps", type=int, default=10_000, show_default=True, metavar="N", help="Length of the run."),
     )
     for option in reversed(options):

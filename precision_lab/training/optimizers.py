@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -329,6 +329,16 @@ def make_optimizer(name: str, values: Mapping[str, float]) -> Optimizer:
     symbols = {h.symbol: field for field, h in hyperparameters(kind).items()}
     by_field = {symbols.get(key, key): value for key, value in values.items()}
     return kind(**{key: by_field[key] for key in symbols.values() if key in by_field})  # type: ignore[no-any-return]
+
+
+def check_has(name: str, symbols: Iterable[str]) -> None:
+    """Refuse symbols of hyperparameters that an optimizer of `OPTIMIZERS` does not have."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    own = [known.symbol for known in hyperparameters(OPTIMIZERS[name]).values()]
+    for symbol in symbols:
+        if symbol not in own:
+            raise ValueError(f"{name} has no {symbol}; it has {', '.join(own)}")
 
 
 def usual_values(name: str) -> dict[str, float]:

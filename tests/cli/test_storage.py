@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,37 @@ def test_train_shows_the_control_and_what_was_asked(command_line: CommandLine, t
 def test_train_on_processes_gives_the_same(command_line: CommandLine) -> None:
     arguments = ("train", "--storage", "bf16_stochastic", "--steps", 30, "--seeds", 2)
     assert command_line(*arguments, "--workers", 2).out == command_line(*arguments, "--workers", 1).out
+
+
+def kept_configs(kept: Path) -> list[dict[str, Any]]:
+    return [json.loads(line)["config"] for line in kept.read_text().splitlines()]
+
+
+def test_train_takes_a_schedule_and_constants(command_line: CommandLine, tmp_path: Path) -> None:
+    kept = tmp_path / "runs.jsonl"
+    options = ("--schedule", "cosine, warmup=3, final=0.1", "--beta2", "0.95", "--weight-decay", "0.1")
+    small = ("--storage", "pure_bf16", "--optimizer", "adamw", *SMALL, "--checkpoint", kept)
+    assert command_line("train", *options, *small).status == 0
+    configs = kept_configs(kept)
+    assert len(configs) == 2
+    for config in configs:
+        assert config["schedule"] == "cosine,warmup=3,final=0.1"
+        assert (config["beta2"], config["weight_decay"]) == (0.95, 0.1)
+        assert config["against_fp32"] is True
+    kept.unlink()
+    assert command_line("train", *small).status == 0
+    assert {(c["schedule"], c["beta2"], c["weight_decay"]) for c in kept_configs(kept)} == {("constant", 0.999, 0.0)}
+
+
+@pytest.mark.parametrize(("given", "seeds"), [((), 5), (("--seeds", 3), 3)])
+def test_train_has_five_seeds_unless_it_is_told(
+    command_line: CommandLine, tmp_path: Path, given: tuple[object, ...], seeds: int
+) -> None:
+    """Nothing scatters here: bf16 beside a master copy is fp32 with other gradients."""
+    kept = tmp_path / "runs.jsonl"
+    options = ("--storage", "autocast_bf16", "--steps", 30, "--workers", 1, "--checkpoint", kept)
+    assert command_line("train", *options, *given).status == 0
+    assert [config["seed"] for config in kept_configs(kept)] == [*range(seeds), *range(seeds)]
 
 
 def test_train_other_models_and_data(command_line: CommandLine, tmp_path: Path) -> None:
@@ -149,6 +181,12 @@ def test_ctrl_c_stops_the_processes_and_keeps_what_is_done(tmp_path: Path) -> No
         (["train", "--storage", "weights=fp17"], "fp17"),
         (["train", "--optimizer", "lion"], "sgd, adam, adamw"),
         (["train", "--lr", "-1"], "learning_rate"),
+        (["train", "--schedule", "step"], "'step' is no schedule: one of constant, linear, cosine"),
+        (["train", "--schedule", "linear,warmup=many"], "warmup of a schedule must be a whole number"),
+        (["train", "--schedule", "linear,warmup=5000"], "warmup of the schedule must be at most steps, 4000"),
+        (["train", "--beta2", "1"], "beta2 of Adam must be at least 0 and below 1"),
+        (["train", "--beta2", "0.9", "--optimizer", "sgd"], "sgd has no beta2; it has lr, momentum, weight_decay"),
+        (["train", "--weight-decay", "-1"], "weight_decay of Adam must be at least 0"),
         (["train", "--steps", "0"], "steps"),
         (["train", "--batch", "9999", "--workers", "1"], "batch_size"),
         (["train", "--seeds", "0"], "seeds"),

@@ -23,6 +23,7 @@ LEFT_OUT = {
 TENSORS = ("safetensors", "npz", "npy", "pt", "folder", "index", "raw npy", "ckpt", "codes", "torch folder")
 FORMATS = ("fp16", "bf16", "fp8_e4m3fn", "e5m2", "e6m9", "float16")
 NUMBERS = ("1e-3", "0.5", "2")
+SCHEDULES = ("cosine,warmup=1,final=0.1", "linear", "constant,warmup=1")
 STORAGES = ("pure_bf16", "weights=bf16,master=fp32", "weights=fp16,loss_scale=torch", "all")
 
 
@@ -151,6 +152,7 @@ DOORS: tuple[Door, ...] = (
     Door("preflight", "--dtype", ("{raw npy}", *_LR, "--dtype", "{}"), values=("bf16",), weight=2),
     *_texts("train", _LEAST[2:], storage=STORAGES[:3], weight=10),
     *_texts("train", _LEAST, model=("least_squares",), optimizer=("sgd", "adamw"), lr=NUMBERS),
+    *_texts("train", _LEAST, schedule=SCHEDULES, beta2=("0.95",), weight_decay=("0.1",)),
     *_amounts("train", _LEAST, "--steps", "--seeds", "--batch"),
     Door("claims", "keys", ("{}",), values=("fp16-1e-7", "fp16-2^-24", "bf16-range"), weight=20),
     *_texts("claims", ("fp16-1e-7",), mode=("ties_to_even", "toward_zero")),

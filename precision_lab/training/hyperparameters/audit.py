@@ -17,6 +17,7 @@ from precision_lab.training.optimizers import (
     OPTIMIZERS,
     Optimizer,
     by_symbol,
+    check_has,
     hyperparameters,
     make_optimizer,
     name_of,
@@ -158,15 +159,12 @@ def audit_hyperparameters(
 def _optimizer(chosen: Optimizer | str, given: dict[str, float | None]) -> Optimizer:
     """Check what was given and fill in the defaults."""
     name = name_of(chosen) if isinstance(chosen, Optimizer) else chosen
-    if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    check_has(name, (symbol for symbol, value in given.items() if value is not None))
     values = by_symbol(chosen) if isinstance(chosen, Optimizer) else usual_values(name)
     ranges = {known.symbol: known.range for known in hyperparameters(OPTIMIZERS[name]).values()}
     for symbol, value in given.items():
         if value is None:
             continue
-        if symbol not in ranges:
-            raise ValueError(f"{name} has no {symbol}; it has {', '.join(ranges)}")
         number = _as_double(value)
         if not ranges[symbol].holds(number):
             raise ValueError(f"{symbol} must be {ranges[symbol].number}, got {value!r}")

@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from precision_lab.experiments.claims import formats, gradients, memory, scaling, training, updates
+from precision_lab.experiments.claims import formats, gradients, memory, operations, scaling, training, updates
 from precision_lab.experiments.claims.claim import Arithmetic, Claim, Evidence, Judgement, Outcome, Verdict
 from precision_lab.experiments.paired import PairedRatio
 from precision_lab.support.plain import Layout, PlainData, from_plain, number, register
 from precision_lab.support.shown import Shown
 
-_SUBJECTS = (formats, gradients, scaling, updates, training, memory)
+_SUBJECTS = (formats, gradients, scaling, updates, operations, training, memory)
 
 CLAIMS: Mapping[str, Claim] = {
     claim.key: claim for subject in _SUBJECTS for claim in vars(subject).values() if isinstance(claim, Claim)

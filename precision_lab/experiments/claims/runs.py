@@ -5,9 +5,11 @@ They round ties to even, whatever the arithmetic that a verdict is asked of: a t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from precision_lab.numerics import fixed
 from precision_lab.numerics.rounding import Array
 from precision_lab.training.config import TrainingConfig, load_data
 from precision_lab.training.datasets import Dataset
-from precision_lab.training.loop import loss_in_float64, train
+from precision_lab.training.loop import train
 from precision_lab.training.models import MLP, Parameters
 from precision_lab.training.result import TrainingResult
 from precision_lab.training.storage import StorageConfig
@@ -25,30 +27,24 @@ from precision_lab.training.storage import StorageConfig
 STEPS = 1000
 LATE_STEPS = 4000
 LEARNING_RATES = {"sgd": 0.01, "adam": 1e-3}
-SETTING = (
-    f"a perceptron with one hidden layer on handwritten digits, {STEPS:,} steps of {TrainingConfig().batch_size} "
-    f"examples, Adam with lr {LEARNING_RATES['adam']:g} and beta2 {TrainingConfig().beta2:g} or SGD with lr "
-    f"{LEARNING_RATES['sgd']:g}, constant"
-)
-"""What a verdict on runs rests on, where its reason says nothing else."""
 
 SEED_SETS: tuple[tuple[int, ...], ...] = (tuple(range(SEEDS)), tuple(range(MORE_SEEDS)))
 """The seeds of a comparison; the later ones where the deviation asks for more."""
 
 Measure: TypeAlias = Literal["training loss", "test loss"]
 
-KEEPS = 0.03
-"""A run keeps fp32's result if its final loss is at most this share above fp32's."""
-
 _LOOKS = {"start": range(10), "end": range(LATE_STEPS - 10, LATE_STEPS)}
 
 
-def trained(storage: str, optimizer: str = "adam", seed: int = 0, **setting: Any) -> TrainingResult:
-    """Return the run of a storage configuration; `setting` are arguments of `TrainingConfig` that are not the usual."""
+def config(storage: str = "fp32", optimizer: str = "adam", seed: int = 0, **setting: Any) -> TrainingConfig:
+    """Return what is trained: `setting` are arguments of `TrainingConfig` that are not the usual ones here."""
     usual = {"learning_rate": LEARNING_RATES[optimizer], "steps": STEPS}
-    return _trained(
-        TrainingConfig(storage=StorageConfig.parse(storage), optimizer=optimizer, seed=seed, **(usual | setting))
-    )
+    return TrainingConfig(storage=StorageConfig.parse(storage), optimizer=optimizer, seed=seed, **(usual | setting))
+
+
+def trained(storage: str, optimizer: str = "adam", seed: int = 0, **setting: Any) -> TrainingResult:
+    """Return the run of `config`, which is made once."""
+    return _trained(config(storage, optimizer, seed, **setting))
 
 
 @cache
@@ -56,50 +52,83 @@ def _trained(config: TrainingConfig) -> TrainingResult:
     return train(config)
 
 
-def paired(storage: str, optimizer: str = "adam", *, measure: Measure = "training loss", **setting: Any) -> PairedRatio:
-    """Compare the final losses of a storage configuration with fp32's, seed by seed: the criterion of every claim.
+def paired(
+    storage: str,
+    optimizer: str = "adam",
+    *,
+    measure: Measure = "training loss",
+    seeds: Sequence[int] | None = None,
+    permuted: bool = False,
+    **setting: Any,
+) -> PairedRatio:
+    """Compare the final losses of a storage configuration with fp32's, seed by seed: what every claim on runs asks.
 
     Parameters
     ----------
     storage, optimizer : str
-        As `trained`.
+        As `config`.
     measure : str
         ``training loss`` or ``test loss``: over the whole of that part, everything but the parameters in float64.
+    seeds : sequence of int, optional
+        Default: the first of `SEED_SETS`, or the next where they scatter.
+    permuted : bool
+        Of the run, not of its control.
     **setting
-        Arguments of `TrainingConfig`, for the run and its control.
-
-    Returns
-    -------
-    PairedRatio
-        Of `SEEDS` seeds, or of `MORE_SEEDS` where they scatter.
+        As of `config`, for the run and its control.
 
     """
-    for seeds in SEED_SETS:
-        runs, controls = ([trained(name, optimizer, seed, **setting) for seed in seeds] for name in (storage, "fp32"))
-        found = PairedRatio.of(
-            [final_loss(run, measure) for run in runs],
-            [final_loss(run, measure) for run in controls],
-            [run.initial_loss for run in controls],
-        )
-        if not found.needs_more:
-            break
+
+    def pair(seed: int) -> Pair:
+        run = trained(storage, optimizer, seed, permuted=permuted, **setting)
+        control = trained("fp32", optimizer, seed, **setting)
+        return Pair(final_loss(run, measure), final_loss(control, measure), control.initial_loss)
+
+    return compared(pair) if seeds is None else _ratio(map(pair, seeds))
+
+
+class Pair(NamedTuple):
+    """A loss, that of the control with the same seed, and the loss that the control began with."""
+
+    loss: float
+    control: float
+    first: float
+
+
+def compared(pair: Callable[[int], Pair]) -> PairedRatio:
+    """Compare losses seed by seed, with as many seeds as it takes."""
+    found = _ratio(map(pair, SEED_SETS[0]))
+    for seeds in SEED_SETS[1:]:
+        if found.needs_more:
+            found = _ratio(map(pair, seeds))
     return found
+
+
+def _ratio(pairs: Iterable[Pair]) -> PairedRatio:
+    return PairedRatio.of(*zip(*pairs, strict=True))
 
 
 def final_loss(result: TrainingResult, measure: Measure = "training loss") -> float:
     """Return the loss of a run over the training part or the test part, after its last step."""
-    return result.final_loss if measure == "training loss" else _test_loss(result)
+    return result.final_loss if measure == "training loss" else result.test_loss
 
 
-@cache
-def _test_loss(result: TrainingResult) -> float:
-    train_part, test_part = data()
-    return loss_in_float64(result.config.build_model(train_part), result.parameters, test_part)
+def mean(what: Callable[[TrainingResult], float], storage: str, optimizer: str = "adam", **setting: Any) -> float:
+    """Return the mean of a number over the runs of the first seeds."""
+    seeds = SEED_SETS[0]
+    return math.fsum(what(trained(storage, optimizer, seed, **setting)) for seed in seeds) / len(seeds)
 
 
-def ratio(storage: str, optimizer: str = "adam") -> float:
-    """Return the final loss over that of fp32."""
-    return trained(storage, optimizer).final_loss / trained("fp32", optimizer).final_loss
+def lost(result: TrainingResult) -> float:
+    """Return the share of the nonzero updates that a run loses."""
+    return result.updates.lost_of_nonzero
+
+
+def distance(result: TrainingResult) -> float:
+    """Return how far weights end from where fp32's end, in units of the way that fp32's have come, Euclidean."""
+    used = result.config
+    control = _trained(replace(used, storage=StorageConfig.parse("fp32"), permuted=False))
+    end = flat(control.parameters)
+    return fixed.norm(flat(result.parameters) - end) / fixed.norm(end - flat(model().init(used.seed)))
 
 
 @cache
@@ -138,12 +167,6 @@ def model() -> MLP:
 def flat(parameters: Parameters) -> Array:
     """Return all parameters in one float64 array."""
     return np.concatenate([array.reshape(-1) for array in parameters.values()]).astype(np.float64)
-
-
-def displacement(storage: str, optimizer: str) -> float:
-    """Return how far the parameters of a run have come from where they began, Euclidean."""
-    end, start = flat(trained(storage, optimizer).parameters), flat(model().init(0))
-    return fixed.norm(end - start)
 
 
 RAMP_STEPS = 300

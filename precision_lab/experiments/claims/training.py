@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import count
 
 import numpy as np
 
@@ -16,23 +17,26 @@ from precision_lab.experiments.claims.claim import (
     Arithmetic,
     Ground,
     Verdict,
+    decide,
+    every,
     fails,
     holds,
     only_if,
+    opposite,
     share,
+    some,
     stated,
     untested,
 )
+from precision_lab.experiments.paired import Finding, PairedRatio, student
 from precision_lab.numerics import fixed
 from precision_lab.numerics.formats import get_format
-from precision_lab.training.loop import loss_in_float64, train
+from precision_lab.numerics.rounding import Array
+from precision_lab.training.loop import train
 from precision_lab.training.memory import bytes_of
 from precision_lab.training.storage import FP32, StorageConfig
 
 _claim = partial(stated, subject="Results", rests_on=Ground.RUNS)
-_GOOD = 1 + runs.KEEPS
-_SEEDS = 12
-_STUDENT = 2.201  # 95 % of Student's t with 11 degrees of freedom lie within it
 
 
 @_claim(
@@ -41,23 +45,15 @@ _STUDENT = 2.201  # 95 % of Student's t with 11 degrees of freedom lie within it
     source=f"{CHAPTER}; {ARTICLE}, “Why bf16 won”",
 )
 def _quality(arithmetic: Arithmetic) -> Verdict:
-    fp32, bf16 = (runs.trained(name) for name in ("fp32", "autocast_bf16"))
-    assert fp32.test_accuracy is not None
-    assert bf16.test_accuracy is not None
-    evidence = {
-        "bf16": runs.ratio("autocast_bf16"),
-        "fp16": runs.ratio("autocast_fp16"),
-        "pure": runs.ratio("pure_bf16"),
-        "accuracy": bf16.test_accuracy,
-        "control": fp32.test_accuracy,
-    }
-    words = (
-        "With fp32 master weights bf16 ends at {bf16:.2f} times fp32's loss and fp16 at {fp16:.2f}; {accuracy:.1%} of "
-        "the test digits are right, in fp32 {control:.1%}. With weights and moments in bf16 as well it is {pure:.1f} "
-        "times the loss."
+    bf16, fp16, pure = (
+        runs.paired(name, measure="test loss") for name in ("autocast_bf16", "autocast_fp16", "pure_bf16")
     )
-    good = max(evidence["bf16"], evidence["fp16"]) <= _GOOD and abs(bf16.test_accuracy - fp32.test_accuracy) < 0.01
-    return (holds if good else fails)(words, **evidence)
+    words = (
+        "On digits that were not trained on the loss, beside fp32's, is {bf16} in bf16 and {fp16} in fp16, both with "
+        "fp32 master weights. With weights and moments in bf16 as well it is {pure}."
+    )
+    verdict = decide((every(bf16.keeps, fp16.keeps), holds), otherwise=fails)
+    return verdict(words, bf16=bf16, fp16=fp16, pure=pure).after(runs.config())
 
 
 @_claim(
@@ -67,27 +63,28 @@ def _quality(arithmetic: Arithmetic) -> Verdict:
 )
 def _range(arithmetic: Arithmetic) -> Verdict:
     exponent = -20
-    small = {fmt: runs.trained(f"autocast_{fmt},loss_scale=2^{exponent}") for fmt in ("fp16", "bf16")}
-    evidence = {
-        "mantissa": 2,
-        "coarse": runs.ratio("weights=e8m2,master=fp32"),
-        "factor": 2.0**exponent,
-        "fp16": small["fp16"].final_loss / small["fp16"].initial_loss,
-        "bf16": small["bf16"].final_loss / small["bf16"].initial_loss,
-        "pure_fp16": runs.ratio("weights=e5m10,loss_scale=none", "sgd"),
-        "pure_bf16": runs.ratio("weights=e8m7,loss_scale=none", "sgd"),
-    }
+    narrow, wide = (runs.paired(f"autocast_{f},loss_scale=2^{exponent}") for f in ("fp16", "bf16"))
+    fp16, bf16 = (runs.paired(f"autocast_{f},loss_scale=none") for f in ("fp16", "bf16"))
+    coarse, pure = runs.paired("weights=e8m2,master=fp32"), runs.paired("pure_bf16", "sgd")
     words = (
-        "With a master copy and only {mantissa} mantissa bits the digits end at {coarse:.1f} times fp32's loss; but "
-        "multiply the loss by {factor:power}, and fp16 ends at {fp16:.0%} of the loss it began with, bf16 at "
-        "{bf16:.0%}. Without a master copy (SGD) precision counts: fp16 ends at {pure_fp16:.2f} times "
-        "fp32's loss, bf16 at {pure_bf16:.1f}."
+        "With the loss times {factor:power}, training ends, beside fp32's loss, at {narrow} in fp16 and at {wide} in "
+        "bf16; without, at {fp16} and {bf16}. With {mantissa} mantissa bits: {coarse}. And weights without a master "
+        "copy need precision: bf16 {pure} (SGD)."
     )
-    by_range = evidence["coarse"] < 2 and evidence["fp16"] > 0.9 > evidence["bf16"]
-    by_precision = evidence["pure_bf16"] > 2 * evidence["pure_fp16"]
-    if by_range and by_precision:
-        return only_if("the weights have an fp32 master copy", words, **evidence)
-    return (holds if by_range else fails)(words, **evidence)
+    by_range, tie = every(opposite(narrow.keeps), wide.keeps), every(fp16.keeps, bf16.keeps)
+    small = partial(only_if, "gradients are so small that fp16 flushes them, and the weights have an fp32 master copy")
+    verdict = decide((every(by_range, some(tie, opposite(pure.keeps))), small), (by_range, holds), otherwise=fails)
+    return verdict(
+        words,
+        factor=2.0**exponent,
+        narrow=narrow,
+        wide=wide,
+        fp16=fp16,
+        bf16=bf16,
+        mantissa=2,
+        coarse=coarse,
+        pure=pure,
+    ).after(runs.config(), runs.config(optimizer="sgd"))
 
 
 @_claim(
@@ -99,7 +96,7 @@ def _noise(arithmetic: Arithmetic) -> Verdict:
     digits, model, batch = runs.data()[0], runs.model(), 64
     parameters = {name: np.asarray(array, np.float32) for name, array in runs.trained("fp32", "sgd").parameters.items()}
 
-    def gradient(rows: slice, storage: StorageConfig) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def gradient(rows: slice, storage: StorageConfig) -> Array:
         gradients = model.loss_and_gradients(parameters, digits.inputs[rows], digits.labels[rows], storage=storage)
         return runs.flat(gradients.weights)
 
@@ -109,22 +106,33 @@ def _noise(arithmetic: Arithmetic) -> Verdict:
     narrow = [gradient(rows, StorageConfig.parse("autocast_bf16")) for rows in parts]
     noise = float(np.mean([fixed.norm(g - full) for g in exact]))
     rounding = float(np.mean([fixed.norm(b - g) for b, g in zip(narrow, exact, strict=True)]))
-    evidence = {
-        "times": noise / rounding,
-        "batch": batch,
-        "compute": runs.ratio("autocast_bf16", "sgd"),
-        "weights": runs.ratio("pure_bf16", "sgd"),
-    }
+    compute, weights = (runs.paired(storage, "sgd") for storage in ("autocast_bf16", "pure_bf16"))
     words = (
         "Between batches of {batch} the gradient differs {times:.0f} times as much as by computing it in bf16, and "
-        "that costs nothing: {compute:.2f} times fp32's loss. But the rounding of bf16 weights is no noise, it repeats "
-        "in every step, and ends at {weights:.1f} times fp32's loss."
+        "that costs nothing: beside fp32's the loss is {compute}. But the rounding of bf16 weights is no noise, it "
+        "repeats in every step, and the loss is {weights}."
     )
-    if evidence["times"] < 2 or evidence["compute"] > _GOOD:
-        return fails(words, **evidence)
-    if evidence["weights"] > _GOOD:
-        return only_if("it is computing that is rounded, not the stored weights", words, **evidence)
-    return holds(words, **evidence)
+    times = noise / rounding
+    washed = every(times >= 2, compute.keeps)
+    not_weights = partial(only_if, "it is computing that is rounded, not the stored weights")
+    return decide(
+        (every(washed, weights.keeps), holds), (every(washed, opposite(weights.keeps)), not_weights), otherwise=fails
+    )(words, batch=batch, times=times, compute=compute, weights=weights).after(runs.config(optimizer="sgd"))
+
+
+def _test_loss_at_equal_training_loss(storage: str) -> PairedRatio:
+    """Compare test losses with those of fp32 runs that were stopped where their training loss is nearest."""
+
+    def pair(seed: int) -> runs.Pair:
+        run = runs.trained(storage, seed=seed)
+        steps = tuple(range(10, runs.STEPS + 1, 10))
+        losses = runs.trained("fp32", seed=seed, loss_steps=steps).losses_after
+        stop = min(steps, key=lambda step: abs(losses[step] - run.final_loss))
+        control = runs.trained("fp32", seed=seed, steps=stop)
+        loss, beside = (runs.final_loss(result, "test loss") for result in (run, control))
+        return runs.Pair(loss, beside, control.initial_loss)
+
+    return runs.compared(pair)
 
 
 @_claim(
@@ -133,38 +141,16 @@ def _noise(arithmetic: Arithmetic) -> Verdict:
     source=FORUM_FP32,
 )
 def _regularizes(arithmetic: Arithmetic) -> Verdict:
-    test, model = runs.data()[1], runs.model()
-
-    def test_losses(storage: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        results = [runs.trained(storage, "adam", seed) for seed in range(_SEEDS)]
-        return np.array([loss_in_float64(model, run.parameters, test) for run in results])
-
-    fp32, mixed, pure = (test_losses(name) for name in ("fp32", "autocast_bf16", "pure_bf16"))
-
-    def gain(losses: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, float]:
-        """Return by how much the test loss is lower than fp32's, and the standard error of that."""
-        differences = (fp32 - losses) / fp32.mean()
-        return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(_SEEDS))
-
-    (mixed_gain, mixed_error), (pure_gain, pure_error) = gain(mixed), gain(pure)
-    evidence = {
-        "examples": len(test.labels),
-        "seeds": _SEEDS,
-        "mixed": math.ceil(100 * abs(mixed_gain)) / 100,
-        "pure": 1 - pure_gain,
-    }
-    beyond = "more than by chance" if abs(mixed_gain) > _STUDENT * mixed_error else "no more than by chance"
+    train, test = (runs.paired("pure_bf16", measure=measure) for measure in ("training loss", "test loss"))
+    equal = _test_loss_at_equal_training_loss("pure_bf16")
+    mixed = runs.paired("autocast_bf16", measure="test loss")
     words = (
-        "On {examples} test digits and with {seeds} seeds the test loss differs from fp32's by less than {mixed:.0%} "
-        f"where master weights are fp32, {beyond}; with everything in bf16 it is {{pure:.1f}} times fp32's."
+        "Everything in bf16 learns less: beside fp32's the training loss is {train}, the test loss {test}. Beside that "
+        "of fp32 stopped at the same training loss it is {equal}; with fp32 master weights, {mixed}. To tell takes a "
+        "model that overfits."
     )
-    if mixed_gain > _STUDENT * mixed_error and pure_gain > _STUDENT * pure_error:
-        return holds(words, **evidence)
-    if mixed_gain > _STUDENT * mixed_error or pure_gain > _STUDENT * pure_error:
-        return only_if("a part of the values is rounded", words, **evidence)
-    if pure_gain < -_STUDENT * pure_error:
-        return fails(words, **evidence)
-    return untested(words + " It takes a model that overfits, and many seeds.", **evidence)
+    better = Finding.ENDS_LOWER in (equal.finding, mixed.finding)
+    return (holds if better else untested)(words, train=train, test=test, equal=equal, mixed=mixed).after(runs.config())
 
 
 @_claim(
@@ -173,28 +159,64 @@ def _regularizes(arithmetic: Arithmetic) -> Verdict:
     source=f"{ARTICLE}, “Where it goes wrong”",
 )
 def _bits(arithmetic: Arithmetic) -> Verdict:
-    fp32, bf16 = (runs.trained(name) for name in ("fp32", "autocast_bf16"))
+    fp32 = runs.trained("fp32")
     again = train(fp32.config)
-    a, b = runs.flat(fp32.parameters), runs.flat(bf16.parameters)
-    moved = fixed.norm(a - runs.flat(runs.model().init(0)))
-    assert fp32.test_accuracy is not None
-    assert bf16.test_accuracy is not None
+    floor, far = (
+        runs.mean(runs.distance, storage, permuted=permuted)
+        for storage, permuted in (("fp32", True), ("autocast_bf16", False))
+    )
+    order, loss = runs.paired("fp32", permuted=True), runs.paired("autocast_bf16", seeds=runs.SEED_SETS[-1])
+    most = max(map(abs, loss.logs))
     evidence = {
-        "repeated": share(runs.flat(again.parameters) != a),
-        "differ": share(a != b),
-        "far": fixed.norm(a - b) / moved,
-        "loss": math.ceil(100 * abs(bf16.final_loss / fp32.final_loss - 1)) / 100,
-        "accuracy": abs(bf16.test_accuracy - fp32.test_accuracy),
+        "repeated": share(runs.flat(again.parameters) != runs.flat(fp32.parameters)),
+        "floor": floor,
+        "far": far,
+        "most": most,
     }
     words = (
-        "Repeated, fp32 differs in {repeated:.0%} of the weights, autocast to bf16 in {differ:.0%}, by {far:.0%} of "
-        "the way they came. The loss differs by less than {loss:.0%}, the test accuracy by {accuracy:.1%}."
+        "Repeated, fp32 differs in {repeated:.0%} of the weights; with the rows of each batch in another order they "
+        "end {floor:.0e} of their way apart, and the loss is {order}. In autocast to bf16 they end {far:.0%} of it "
+        "apart and the loss is {loss}, though of one seed it is {most:.2%} off."
     )
-    if evidence["repeated"] or not evidence["differ"]:
-        return fails(words, **evidence)
-    if evidence["accuracy"]:
-        return holds(words, **evidence)
-    return only_if("the metric is fine enough to show it", words, **evidence)
+    differ = not evidence["repeated"] and far > floor
+    early = partial(only_if, "all but the first few digits count as trailing")
+    verdict = decide((not differ, fails), (far > 1e-4, early), otherwise=holds)
+    return verdict(words, **evidence, order=order, loss=loss).after(runs.config())
+
+
+def _pairs_to_see(difference: float, deviation: float) -> int:
+    """Return how many pairs it takes until their interval is no wider, to either side, than a difference."""
+    return next(n for n in count(2) if student(n - 1) * deviation <= difference * math.sqrt(n))
+
+
+@_claim(
+    "fixed-seed-control",
+    text="To detect differences of 0.1 % in quality, run an fp32 control with the same seed.",
+    source=f"{ARTICLE}, “Where it goes wrong”",
+)
+def _control(arithmetic: Arithmetic) -> Verdict:
+    difference = 0.001
+    adam, sgd = (
+        runs.paired("autocast_bf16", optimizer, measure="test loss", seeds=runs.SEED_SETS[-1])
+        for optimizer in ("adam", "sgd")
+    )
+    words = (
+        "Autocast to bf16 neither gains nor loses, but its test loss over that of a control with the same seed "
+        "scatters by {adam_scatter:.2%} with Adam ({adam}) and by {sgd_scatter:.3%} with SGD ({sgd}). To see "
+        "{difference:.1%} takes one pair there, but about {pairs} with Adam."
+    )
+    one_is_enough = {ratio: student(ratio.n - 1) * ratio.deviation < difference for ratio in (adam, sgd)}
+    little = partial(only_if, "pairs scatter by much less than that, which a single pair does not tell")
+    verdict = decide((all(one_is_enough.values()), holds), (any(one_is_enough.values()), little), otherwise=fails)
+    return verdict(
+        words,
+        adam_scatter=adam.deviation,
+        adam=adam,
+        sgd_scatter=sgd.deviation,
+        sgd=sgd,
+        difference=difference,
+        pairs=_pairs_to_see(difference, adam.deviation),
+    ).after(runs.config(), runs.config(optimizer="sgd"))
 
 
 _hardware = partial(stated, subject="Speed", rests_on=Ground.NOTHING)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -17,26 +17,32 @@ from precision_lab.experiments.claims.claim import (
     Arithmetic,
     Ground,
     Verdict,
+    decide,
+    every,
     fails,
     holds,
     only_if,
+    opposite,
     positive_values,
     share,
+    some,
     stated,
+    untested,
 )
-from precision_lab.numerics import fixed
+from precision_lab.experiments.paired import Finding
 from precision_lab.numerics.formats import FormatLike, get_format
 from precision_lab.training.hyperparameters import frozen_share
 
-_claim = partial(stated, subject="Weights, updates, moments", rests_on=Ground.RUNS)
+_claim = partial(stated, subject="Weights, updates, moments")
 _FP16, _BF16 = map(get_format, ("fp16", "bf16"))
-_GOOD = 1 + runs.KEEPS
+_WITH_COPY = "autocast_bf16"  # the same numbers as master_bf16, and other claims train it anyway
 
 
 @_claim(
     "tiny-updates-round-away",
     text="Many updates that are each far smaller than the weight round away to nothing when they are added in 16 bits.",
     source=f"{LESSON}, step 3",
+    rests_on=Ground.ARITHMETIC,
 )
 def _round_away(arithmetic: Arithmetic) -> Verdict:
     update, count = 1e-4, 2000
@@ -66,6 +72,7 @@ def _round_away(arithmetic: Arithmetic) -> Verdict:
     "right-shift",
     text="An update that fp16 can represent may still vanish when the addition aligns it with the weight.",
     source=f"{FORUM_FP32}, quoting Micikevicius et al. 2018, section 3.1",
+    rests_on=Ground.ALL_VALUES,
 )
 def _shift(arithmetic: Arithmetic) -> Verdict:
     values = positive_values(_FP16)
@@ -89,9 +96,10 @@ def _shift(arithmetic: Arithmetic) -> Verdict:
     "updates-underflow",
     text="Updates, gradients times learning rate, become too small to be represented in fp16.",
     source=f"{FORUM_FP32}, quoting Micikevicius et al. 2018, section 3.1",
+    rests_on=Ground.TENSORS,
 )
 def _underflow(arithmetic: Arithmetic) -> Verdict:
-    evidence = {}
+    evidence: dict[str, float] = {"step": runs.LATE_STEPS}
     for optimizer in ("sgd", "adam"):
         last = runs.observed(optimizer).snapshots[-1]
         update, weights = runs.flat(last.updates), runs.flat(last.parameters)
@@ -99,42 +107,67 @@ def _underflow(arithmetic: Arithmetic) -> Verdict:
         stored = arithmetic.round(weights, _FP16)
         evidence[optimizer] = share(arithmetic.round(update[moving], _FP16) == 0)
         evidence[f"{optimizer}_lost"] = share((arithmetic.round(stored + update, _FP16) == stored)[moving])
-    words = (
-        "Of SGD's last updates {sgd:.0%} become zero in fp16. Far more are lost in the addition to the weight: "
-        "{sgd_lost:.0%}, and with Adam, whose updates are larger, {adam_lost:.0%}."
-    )
     evidence.pop("adam")
-    return (holds if evidence["sgd"] >= 0.01 else fails)(words, **evidence)
+    words = (
+        "In step {step:,} {sgd:.0%} of SGD's updates become zero in fp16. More are lost where they are added to the "
+        "weight: {sgd_lost:.0%} of SGD's, and {adam_lost:.0%} of Adam's, which are larger."
+    )
+    settings = [runs.observed(optimizer).config for optimizer in ("sgd", "adam")]
+    return (holds if evidence["sgd"] >= 0.01 else fails)(words, **evidence).after(*settings)
 
 
 @_claim(
     "master-copy-needed",
     text="To match fp32's accuracy an fp32 master copy of the weights is needed.",
-    source=f"{FORUM_FP32}, quoting Micikevicius et al. 2018; {LESSON}, step 3; {ARTICLE}, “What stays in fp32”",
+    source=f"{LESSON}, step 3; {ARTICLE}, “What stays in fp32”",
+    rests_on=Ground.RUNS,
 )
 def _master(arithmetic: Arithmetic) -> Verdict:
-    names = {"pure": "pure_bf16", "master": "master_bf16", "kahan": "bf16_kahan", "stochastic": "bf16_stochastic"}
-    evidence = {name: runs.ratio(storage, "sgd") for name, storage in names.items()}
-    evidence |= {"fp16": runs.ratio("pure_fp16", "sgd"), "collage": runs.ratio("collage_plus", "adam")}
-    words = (
-        "With SGD bf16 weights end at {pure:.1f} times fp32's loss (fp16: {fp16:.2f}), with a master copy at "
-        "{master:.2f}; but at {kahan:.2f} with Kahan's compensation and {stochastic:.2f} with stochastic rounding, no "
-        "fp32 copy kept. With Adam a second bf16 word of weights and moments ends at {collage:.2f}."
+    pure, master, kahan, stochastic = (
+        runs.paired(storage, "sgd") for storage in ("pure_bf16", _WITH_COPY, "bf16_kahan", "bf16_stochastic")
     )
-    if evidence["pure"] <= _GOOD or evidence["master"] > _GOOD:
-        return fails(words, **evidence)
-    if min(evidence["kahan"], evidence["stochastic"], evidence["collage"]) <= _GOOD:
-        return only_if("nothing else makes up for what the rounding of the weights loses", words, **evidence)
-    return holds(words, **evidence)
+    collage = runs.paired("collage_plus", "adam")
+    words = (
+        "Beside fp32's loss that of bf16 weights is {pure} (SGD); with a master copy {master}; but without one {kahan} "
+        "with Kahan's compensation, {stochastic} with stochastic rounding, and, with Adam, {collage} where weights and "
+        "second moment have a second bf16 word."
+    )
+    matters = every(opposite(pure.keeps), master.keeps)
+    alone = every(matters, opposite(some(kahan.keeps, stochastic.keeps, collage.keeps)))
+    instead = partial(only_if, "nothing else makes up for what the rounding of the weights loses")
+    verdict = decide((alone, holds), (matters, instead), otherwise=fails)
+    return verdict(words, pure=pure, master=master, kahan=kahan, stochastic=stochastic, collage=collage).after(
+        runs.config(optimizer="sgd"), runs.config()
+    )
+
+
+@_claim(
+    "master-copy-not-universal",
+    text="The need for fp32 master weights is not universal, but a number of networks require them.",
+    source=f"{FORUM_FP32}, quoting Micikevicius et al. 2018, section 3.1",
+    rests_on=Ground.RUNS,
+)
+def _not_universal(arithmetic: Arithmetic) -> Verdict:
+    quick, steps = 0.1, 2000
+    fast, slow = runs.paired("pure_fp16", "sgd", learning_rate=quick), runs.paired("pure_fp16", "sgd", steps=steps)
+    words = (
+        "SGD with fp16 weights and no copy, beside fp32's loss: {fast}, at lr {quick:g}; {slow}, at lr {usual:g} and "
+        "after {steps:,} steps."
+    )
+    verdict = decide((every(fast.keeps, opposite(slow.keeps)), holds), otherwise=fails)
+    return verdict(words, fast=fast, slow=slow, quick=quick, usual=runs.LEARNING_RATES["sgd"], steps=steps).after(
+        runs.config(optimizer="sgd", learning_rate=quick), runs.config(optimizer="sgd", steps=steps)
+    )
 
 
 @_claim(
     "fp32-master-loses-nothing",
     text="With fp32 master weights tiny updates are not lost to rounding.",
     source=f"{LESSON}, the summary",
+    rests_on=Ground.TENSORS,
 )
 def _fp32_loses(arithmetic: Arithmetic) -> Verdict:
-    sgd, adam = (runs.trained("master_bf16", optimizer).updates for optimizer in ("sgd", "adam"))
+    sgd, adam = (runs.trained(_WITH_COPY, optimizer).updates for optimizer in ("sgd", "adam"))
     words = (
         "An update smaller than {least:power} of its weight is lost in fp32 too: {sgd:.2%} of SGD's updates of the "
         "digits and {adam:.0%} of Adam's. They do not matter: the effective step is {edq:.4f} of the intended one."
@@ -145,119 +178,119 @@ def _fp32_loses(arithmetic: Arithmetic) -> Verdict:
         "adam": adam.lost_of_nonzero,
         "edq": min(sgd.edq_ratio, adam.edq_ratio),
     }
-    if not adam.lost + sgd.lost:
-        return holds(words, **evidence)
-    return (fails if evidence["edq"] < 0.99 else partial(only_if, "updates that do not matter are not counted"))(
-        words, **evidence
-    )
+    matter = partial(only_if, "updates that do not matter are not counted")
+    none_lost = not adam.lost + sgd.lost
+    verdict = decide((none_lost, holds), (evidence["edq"] >= 0.99, matter), otherwise=fails)
+    return verdict(words, **evidence).after(runs.config(optimizer="sgd"), runs.config())
 
 
 @_claim(
     "no-master-degrades-descent",
     text="Without a master copy descent quality and results get worse, even with fp32 optimizer states.",
     source=f"{FORUM_BF16}, the first answer",
+    rests_on=Ground.RUNS,
 )
 def _descent(arithmetic: Arithmetic) -> Verdict:
-    without, with_copy = (runs.trained(name).updates for name in ("bf16_fp32_moments", "master_bf16"))
-    evidence = {
-        "without": without.edq_ratio,
-        "copy": with_copy.edq_ratio,
-        "lost": without.lost_of_nonzero,
-        "loss": runs.ratio("bf16_fp32_moments"),
-        "copy_loss": runs.ratio("master_bf16"),
-    }
+    storage = "bf16_fp32_moments"
+    rough: dict[str, Any] = {"learning_rate": 0.01, "beta2": 0.95}
+    without, with_copy = (runs.mean(lambda run: run.updates.edq_ratio, name) for name in (storage, _WITH_COPY))
+    loss, copy, noisy = runs.paired(storage), runs.paired(_WITH_COPY), runs.paired(storage, **rough)
     words = (
-        "Adam's effective step is {without:.2f} of the intended one (<d,u>/||u||²) without the copy and {copy:.2f} "
-        "with it; {lost:.0%} of the updates are lost, and the loss ends at {loss:.1f} times fp32's, not "
-        "{copy_loss:.2f}."
+        "Adam's effective step is {without:.2f} of the intended one (<d,u>/||u||²) without the copy, {copy_edq:.2f} "
+        "with it; {lost:.0%} of the updates are lost. The loss beside fp32's is {loss}; with the copy {copy}. At lr "
+        "{rate:g} and beta2 {beta:g}, where fp32's own differs {spread:.0f}-fold between seeds, it is {noisy}: too "
+        "rough to tell."
     )
-    worse = evidence["without"] < evidence["copy"] - runs.KEEPS and evidence["loss"] > _GOOD
-    return (holds if worse else fails)(words, **evidence)
+    worse = every(without < 0.95 * with_copy, opposite(loss.keeps), copy.keeps)
+    everywhere = every(worse, noisy.finding is Finding.LOSES)
+    settles = partial(only_if, "fp32's loss settles at that learning rate")
+    return decide((everywhere, holds), (worse, settles), otherwise=fails)(
+        words,
+        without=without,
+        copy_edq=with_copy,
+        lost=runs.mean(runs.lost, storage),
+        loss=loss,
+        copy=copy,
+        noisy=noisy,
+        spread=max(noisy.controls) / min(noisy.controls),
+        rate=rough["learning_rate"],
+        beta=rough["beta2"],
+    ).after(runs.config(), runs.config(**rough))
 
 
 @_claim(
     "weights-drift",
     text="Without a master copy accumulated noise from low-precision updates makes the weights drift.",
     source=f"{ARTICLE}, “What stays in fp32” and “What does the master-weights pattern actually do?”",
+    rests_on=Ground.RUNS,
 )
 def _drift(arithmetic: Arithmetic) -> Verdict:
-    fp32 = runs.displacement("fp32", "sgd")
     evidence = {
-        "pure": runs.displacement("pure_bf16", "sgd") / fp32,
-        "lost": runs.trained("pure_bf16", "sgd").updates.lost_of_nonzero,
-        "noisy": runs.displacement("bf16_stochastic", "sgd") / fp32,
-        "noisy_loss": runs.ratio("bf16_stochastic", "sgd"),
+        "sgd": runs.mean(runs.distance, "pure_bf16", "sgd"),
+        "adam": runs.mean(runs.distance, "pure_bf16"),
+        "copy": runs.mean(runs.distance, _WITH_COPY),
+        "lost": runs.mean(runs.lost, "pure_bf16", "sgd"),
+        "noise": runs.mean(runs.distance, "bf16_stochastic", "sgd"),
     }
+    pure, noisy = (runs.paired(storage, "sgd") for storage in ("pure_bf16", "bf16_stochastic"))
     words = (
-        "They stand still: with SGD {lost:.0%} of the updates are lost and bf16 weights come only {pure:.2f} times as "
-        "far from their start as in fp32. Stochastic rounding, which does add noise, comes {noisy:.2f} times as far "
-        "and ends at {noisy_loss:.2f} times fp32's loss."
+        "bf16 weights end {sgd:.2f} of fp32's way from fp32's weights with SGD, {adam:.2f} with Adam; with a master "
+        "copy {copy:.2f}. But that is no noise: {lost:.0%} of SGD's updates are lost, and the loss beside fp32's is "
+        "{pure}. Stochastic rounding, which is noise, ends {noise:.2f} of the way off, its loss at {noisy}."
     )
-    return (holds if evidence["pure"] > 1 + runs.KEEPS else fails)(words, **evidence)
+    drifts = every(min(evidence["sgd"], evidence["adam"]) > 10 * evidence["copy"], opposite(pure.keeps))
+    by_noise = every(drifts, opposite(noisy.keeps))
+    biased = partial(only_if, "drift is a bias that repeats in every step, and not noise")
+    verdict = decide((by_noise, holds), (drifts, biased), otherwise=fails)
+    return verdict(words, **evidence, pure=pure, noisy=noisy).after(runs.config(optimizer="sgd"), runs.config())
 
 
 @_claim(
     "moments-need-fp32",
     text="Adam's first and second moments need fp32 to accumulate correctly.",
-    source=f"{CHAPTER}, “FP32 master weights and accumulation”; {ARTICLE}, “What stays in fp32”",
+    source=f"{CHAPTER}, “FP32 master weights and accumulation”; {ARTICLE}, “What stays in fp32”; the contrary: "
+    "DeepSeek-AI 2024, “DeepSeek-V3 Technical Report”, section 3.3.3, both in bf16 without a loss",
+    rests_on=Ground.RUNS,
 )
 def _moments(arithmetic: Arithmetic) -> Verdict:
-    evidence = {
-        "first": runs.ratio("master_bf16,first_moment=bf16"),
-        "second": runs.ratio("master_bf16,second_moment=bf16"),
-        "pair": runs.ratio("collage_plus"),
-        "beta": 0.999,
-        "stays": frozen_share(_BF16, 0.999),
-    }
+    beta, small = runs.config().beta2, 0.95
+    first, second = (runs.paired(f"master_bf16,{moment}=bf16") for moment in ("first_moment", "second_moment"))
+    both = runs.paired("master_bf16,moments=bf16", beta2=small)
     words = (
-        "Beside a master copy a first moment in bf16 ends at {first:.2f} times fp32's loss, a second moment at "
-        "{second:.2f}: multiplied by beta2 = {beta}, {stays:.0%} of all v in bf16 stay what they are. Two bf16 words "
-        "for it end at {pair:.2f}, without any fp32."
+        "Beside a master copy and with beta2 = {beta:g} the loss over fp32's is {first}, where the first moment is "
+        "bf16; {second}, where the second is: multiplied by beta2 {stays:.0%} of all v in bf16 stay what they are. "
+        "With beta2 = {small:g} {leaves:.0%} do, and with both moments in bf16 it is {both}."
     )
-    if min(evidence["first"], evidence["second"]) > _GOOD and evidence["pair"] > _GOOD:
-        return holds(words, **evidence)
-    if evidence["second"] > _GOOD:
-        return only_if("it is the second moment, kept in a single word", words, **evidence)
-    return fails(words, **evidence)
+    needed = every(opposite(second.keeps), opposite(both.keeps))
+    condition = "it is the second moment, and beta2 is near one ({beta:g}; at {small:g} bf16 is enough)"
+    return decide((needed, holds), (opposite(second.keeps), partial(only_if, condition)), otherwise=fails)(
+        words,
+        beta=beta,
+        small=small,
+        first=first,
+        second=second,
+        both=both,
+        stays=frozen_share(_BF16, beta),
+        leaves=frozen_share(_BF16, small),
+    ).after(runs.config(), runs.config(beta2=small))
 
 
 @_claim(
-    "bf16-softmax-underflows",
-    text="A softmax in bf16 silently underflows on the small probabilities.",
-    source=f"{ARTICLE}, “What stays in fp32”",
+    "millions-of-steps",
+    text="Kept in fp32, parameters and moments accumulate correctly over millions of steps.",
+    source=f"{CHAPTER}, “FP32 master weights and accumulation”",
+    rests_on=Ground.RUNS,
 )
-def _softmax(arithmetic: Arithmetic) -> Verdict:
-    flushed = {f: arithmetic.flushed_up_to(f) for f in ("fp16", "bf16", "fp32")}
-    behind = {f: -float(fixed.log(last)) if last else math.inf for f, last in flushed.items()}
-    evidence = behind | {"one": 1 - arithmetic.below_one_up_to(_BF16)}
-    words = (
-        "A probability becomes zero when its logit is {fp16:.1f} behind in fp16, {bf16:.1f} in bf16, {fp32:.1f} in "
-        "fp32. What bf16 loses is at the other end: a probability {one:.2g} short of one is stored as one."
-    )
-    if behind["bf16"] < behind["fp32"] / 2:
-        return holds(words, **evidence)
-    return fails(words, **evidence)
-
-
-@_claim(
-    "softmax-and-loss-in-fp32",
-    text="Softmax and loss must be computed in fp32.",
-    source=f"{CHAPTER}, “FP32 master weights and accumulation”; {ARTICLE}, “What stays in fp32”",
-)
-def _sensitive(arithmetic: Arithmetic) -> Verdict:
-    def total(terms: int) -> float:
-        running_sum = np.zeros(1)
-        for _ in range(terms):
-            running_sum = arithmetic.round(running_sum + 1, _BF16)
-        return float(running_sum[0])
-
-    evidence = {"loss": runs.ratio("autocast_bf16,sensitive=bf16"), "classes": 10, "many": 5000, "stops": total(5000)}
-    words = (
-        "With both in bf16 the digits, {classes} classes, end at {loss:.2f} times fp32's loss. But {many:,} equal "
-        "exponentials that are added one after the other in bf16 come to {stops:.0f} times one of them."
-    )
-    if evidence["loss"] > _GOOD:
-        return holds(words, **evidence)
-    if evidence["stops"] < 0.9 * evidence["many"]:
-        return only_if("there are many classes, and the sum over them is kept in bf16", words, **evidence)
-    return fails(words, **evidence)
+def _millions(arithmetic: Arithmetic) -> Verdict:
+    few, storage = runs.STEPS // 2, "master_bf16,second_moment=bf16"
+    return untested(
+        "No run here is longer than {longest:,} steps. What is too coarse shows more, the longer it is: where a second "
+        "moment is bf16, the loss beside fp32's is {early} after {few:,} steps, but {late} after {steps:,}. Whether "
+        "fp32's own rounding shows after {millions:,} takes a run that long, beside one in wider numbers.",
+        longest=runs.LATE_STEPS,
+        early=runs.paired(storage, steps=few),
+        few=few,
+        late=runs.paired(storage),
+        steps=runs.STEPS,
+        millions=10**6,
+    ).after(runs.config(steps=few), runs.config())

@@ -72,4 +72,4 @@ def test_verdicts_have_colours() -> None:
         cell = shown._cell("verdict", f"{text}\nThe reason holds.")
         assert cell.plain == f"{text}\nThe reason holds."
         assert [(span.start, span.end, str(span.style)) for span in cell.spans] == [(0, len(text), style)]
-    assert {outcome.value for outcome in Outcome} == shown._VERDICTS.keys()
+    assert {outcome.value for outcome in Outcome} <= shown._VERDICTS.keys()

@@ -62,7 +62,7 @@ UNDECIDED = Outcome.UNDECIDED
 SUBJECTS = ["Formats and casts", "Gradients and weights", "Loss scaling", "Weights, updates, moments"]
 SUBJECTS += ["Softmax, loss, products", "Results", "Speed", "Memory"]
 
-NAMES = re.compile(r"\b(fp32|fp16|bf16|tf32|beta2)\b")  # have a digit and are no number
+NAMES = re.compile(r"\b(fp32|fp16|bf16|tf32|beta2|GPT-2)\b")  # have a digit and are no number
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,17 @@ def test_verdicts_of_bytes_follow_the_ledger(monkeypatch: pytest.MonkeyPatch) ->
     wide = {"fp32": 8, "autocast_bf16": 4, "master_bf16": 4}
     monkeypatch.setattr(memory, "_bytes", lambda storage: wide.get(storage, 7))
     keys = ("sixteen-bytes", "fourteen-bytes", "less-than-fp32", "halves-the-memory")
+    monkeypatch.setattr(memory, "_bill", lambda windows: 2.0)
     assert [j.verdict.outcome for j in judge(keys)] == [FAILS, FAILS, HOLDS, HOLDS]
+
+
+def test_autocast_keeps_the_loss_and_so_do_ten_bytes(verdicts: Mapping[str, Verdict]) -> None:
+    """One that is known to keep it, two that are known to lose; the rest is what the answer hangs on."""
+    found = verdicts["stick-with-autocast"]
+    kept = {name: value.keeps for name, value in found.evidence.items() if isinstance(value, PairedRatio)}
+    assert kept == {"autocast": True, "moments": False, "pure": False, "kahan": True, "stochastic": True}
+    assert [found.evidence[f"{name}_bytes"] for name in kept] == [16, 12, 8, 12, 10]
+    assert found.outcome is ONLY_IF
 
 
 # ---- asking ----

@@ -28,18 +28,21 @@ backward, and reduce-scatters the gradients, (N - 1)/N of the bytes each time (R
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from precision_lab.numerics.codes import code_dtype
-from precision_lab.numerics.formats import FloatFormat
+from precision_lab.numerics.formats import FloatFormat, FormatLike, get_format
 from precision_lab.support.arguments import check_integer
 from precision_lab.support.plain import Layout, PlainData, header
 from precision_lab.support.shown import Shown
+from precision_lab.training.models import MLP, Transformer
 from precision_lab.training.optimizer_state import buffers
 from precision_lab.training.optimizers import OPTIMIZERS, Optimizer, by_symbol, make_optimizer, name_of, usual_values
 from precision_lab.training.storage import StorageConfig, configuration_names
+
+_FP32 = get_format("fp32")
 
 ZERO_STAGES = (0, 1, 2, 3)
 """Nothing divided; optimizer state; and gradients; and weights."""
@@ -152,22 +155,30 @@ class MemoryLedger(PlainData, Shown):
             for b in self.buffers
         )
 
-    def traffic(self, ranks: int) -> dict[str, float]:
+    def traffic(self, ranks: int, sent: FormatLike | None = None) -> dict[str, float]:
         """Return the bytes that each rank sends in a step, by operation.
 
         ``DDP all-reduce`` of the gradients; ``FSDP all-gather`` of the weights, twice, in the format that forward and
         backward see; ``FSDP reduce-scatter`` of the gradients.
 
+        Parameters
+        ----------
+        ranks : int
+            How many there are.
+        sent : str or FloatFormat, optional
+            Of the gradients on the network. Default: that in which they are kept, as DDP sends them; FSDP's
+            ``MixedPrecision(reduce_dtype=...)`` is another, and that of the parameters if only `param_dtype` is given.
+
         Raises
         ------
         ValueError
-            `ranks` below 1.
+            `ranks` below 1, or an unknown format.
 
         """
         check_integer("ranks", ranks, 1)
         share = (ranks - 1) / ranks
         weights = self.parameters * bytes_of(self.storage.weights)
-        gradients = self.parameters * bytes_of(self.storage.gradients)
+        gradients = self.parameters * bytes_of(self.storage.gradients if sent is None else get_format(sent))
         return {
             "DDP all-reduce": 2 * share * gradients,
             "FSDP all-gather": 2 * share * weights,
@@ -214,6 +225,66 @@ def memory_ledger(
     if activations:
         transient.append(Buffer(ACTIVATIONS, storage.activations, activations))
     return MemoryLedger(storage, name_of(used), parameters, rows, tuple(transient))
+
+
+def kept_for_backward(model: MLP | Transformer, storage: StorageConfig, examples: int = 1) -> tuple[Buffer, ...]:
+    """Return the arrays that a forward pass leaves for the backward pass, by name, with the formats that they are in.
+
+    A sum over shapes; nothing is run. Not all of them are in the format of the activations: what layer norm and the
+    loss hand to their backward passes is in that of `sensitive`, and GELU's slopes are float32. Cast weights come on
+    top (`MemoryLedger.casts`). In elements a layer of a transformer has 16 s h + a s^2 for an example of s characters,
+    width h and a heads, which is the count of Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) without dropout:
+    there all of them are in 16 bits.
+
+    Parameters
+    ----------
+    model : MLP or Transformer
+        What is trained.
+    storage : StorageConfig
+        In which formats.
+    examples : int
+        How many go forward at once: windows of the whole context, for a transformer.
+
+    Raises
+    ------
+    ValueError
+        `examples` below 1.
+
+    """
+    examples = check_integer("examples", examples, 1)
+    rows = _of_mlp(model, storage) if isinstance(model, MLP) else _of_transformer(model, storage)
+    return tuple(Buffer(name, fmt, examples * elements) for name, fmt, elements in rows)
+
+
+def _of_mlp(model: MLP, storage: StorageConfig) -> Iterator[tuple[str, FloatFormat, int]]:
+    stored = storage.activations
+    yield "inputs", stored, model.sizes[0]
+    for layer, width in enumerate(model.sizes[1:-1], start=1):
+        if model.activation == "relu":
+            yield f"layer{layer}.preactivation", stored, width
+        yield f"layer{layer}.output", stored, width
+    yield "probabilities of the classes", storage.sensitive, model.sizes[-1]
+
+
+def _of_transformer(model: Transformer, storage: StorageConfig) -> Iterator[tuple[str, FloatFormat, int]]:
+    rows, width, stored = model.context, model.context * model.width, storage.activations
+
+    def norm(name: str) -> Iterator[tuple[str, FloatFormat, int]]:
+        yield name, stored, width
+        yield f"{name}, normalised", storage.sensitive, width
+        yield f"{name}, deviations", _FP32, rows
+
+    for layer in (f"layer{k}" for k in range(1, model.layers + 1)):
+        yield from norm(f"{layer}.attention_norm")
+        yield f"{layer}.qkv", stored, 3 * width
+        yield f"{layer}.probabilities", stored, model.heads * rows * rows
+        yield f"{layer}.mixed", stored, width
+        yield from norm(f"{layer}.mlp_norm")
+        relu = model.activation == "relu"
+        yield (f"{layer}.up", stored, rows * model.hidden) if relu else (f"{layer}.slopes", _FP32, rows * model.hidden)
+        yield f"{layer}.hidden", stored, rows * model.hidden
+    yield from norm("norm")
+    yield "probabilities of the classes", storage.sensitive, rows * model.vocabulary
 
 
 def memory_report(by_name: Mapping[str, MemoryLedger], ranks: int) -> dict[str, Any]:

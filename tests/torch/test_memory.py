@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from precision_lab.experiments.claims.experiment import judge
+from precision_lab.experiments.claims.memory import GPT_LIKE, parameters_of
 from precision_lab.training.memory import memory_ledger
 from precision_lab.training.storage import CONFIGURATIONS
 
@@ -129,3 +131,92 @@ def test_casts_lie_beside_the_gradients_of_an_earlier_micro_batch_and_else_make_
 
 def test_amsgrad_takes_four_more(torch: Any) -> None:
     assert trained(torch, "fp32", amsgrad=True).resident == 20 * COUNT + 4 * DEPTH
+
+
+# ---- what autograd saves ----
+
+
+def saved(torch: Any, net: Any, inputs: Any, targets: Any, *, autocast: bool) -> dict[str, int]:
+    """Bytes that autograd saves for the backward pass, each storage once: casts of weights, and all else.
+
+    Parameters themselves are saved too, but are there anyway.
+    """
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    shapes = {shape for p in net.parameters() if p.ndim == 2 for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other gets its address
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = net(inputs)
+        loss = torch.nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+    del loss
+    found = {"casts": 0, "rest": 0}
+    for tensor in kept.values():
+        is_cast = tuple(tensor.shape) in shapes and tensor.dtype is torch.bfloat16
+        found["casts" if is_cast else "rest"] += tensor.untyped_storage().nbytes()
+    return found
+
+
+def gpt(torch: Any, *, fused: bool) -> Any:
+    """Make a transformer of the shapes of `GPT_LIKE`, with attention in one operation or in three."""
+    nn, width, heads = torch.nn, GPT_LIKE.width, GPT_LIKE.heads
+
+    class Block(torch.nn.Module):  # type: ignore[misc]  # without torch it is Any
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, GPT_LIKE.hidden), nn.Linear(GPT_LIKE.hidden, width)
+
+        def forward(self, x: Any) -> Any:
+            batch, n, _ = x.shape
+            q, k, v = self.qkv(self.first(x)).view(batch, n, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            if fused:
+                mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            else:
+                later = torch.ones(n, n, dtype=torch.bool).triu(1)
+                scores = (q @ k.transpose(-1, -2)) / (width // heads) ** 0.5
+                mixed = scores.masked_fill(later, -torch.inf).softmax(-1) @ v
+            x = x + self.projection(mixed.transpose(1, 2).reshape(batch, n, width))
+            return x + self.down(nn.functional.gelu(self.up(self.second(x))))
+
+    class Decoder(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Embedding(GPT_LIKE.vocabulary, width)
+            self.position = nn.Embedding(GPT_LIKE.context, width)
+            self.blocks = nn.Sequential(*(Block() for _ in range(GPT_LIKE.layers)))
+            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, GPT_LIKE.vocabulary, bias=False)
+
+        def forward(self, characters: Any) -> Any:
+            x = self.token(characters) + self.position(torch.arange(characters.shape[1]))
+            return self.head(self.norm(self.blocks(x)))
+
+    return Decoder()
+
+
+def test_what_autograd_saves_of_the_digits_network_is_more_than_half(torch: Any) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    inputs, targets = torch.randn(64, 64), torch.randint(10, (64,))
+    wide, narrow = (sum(saved(torch, net, inputs, targets, autocast=on).values()) for on in (False, True))
+    assert wide / narrow == pytest.approx(1.73, abs=0.03)
+
+
+@pytest.mark.parametrize(("fused", "without", "with_casts"), [(False, 1.71, 1.33), (True, 1.69, 1.28)])
+def test_what_autograd_saves_of_a_transformer_is_more_than_half(
+    torch: Any, fused: bool, without: float, with_casts: float
+) -> None:
+    net = gpt(torch, fused=fused)
+    assert sum(p.numel() for p in net.parameters()) == parameters_of(GPT_LIKE, tied=False)
+    inputs, targets = (torch.randint(GPT_LIKE.vocabulary, (4, GPT_LIKE.context)) for _ in range(2))
+    wide, narrow = (saved(torch, net, inputs, targets, autocast=on) for on in (False, True))
+    assert wide["casts"] == 0
+    assert wide["rest"] / narrow["rest"] == pytest.approx(without, abs=0.03)
+    assert wide["rest"] / sum(narrow.values()) == pytest.approx(with_casts, abs=0.03)
+    evidence = judge(["halves-activations"])[0].verdict.evidence
+    assert evidence["input"] == pytest.approx(without, abs=0.03)  # and so says the sum over shapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,19 @@ import pytest
 
 from precision_lab.numerics.codec import codec, stored_dtype
 from precision_lab.numerics.formats import FORMATS, get_format
+from precision_lab.numerics.rounding import is_representable, round_to
 from precision_lab.training.datasets import digits
 from precision_lab.training.flat import flatten
-from precision_lab.training.memory import ZERO_STAGES, bytes_of, ledgers, memory_ledger, memory_report
-from precision_lab.training.models import MLP, Gradients, Parameters
+from precision_lab.training.memory import (
+    ZERO_STAGES,
+    bytes_of,
+    kept_for_backward,
+    ledgers,
+    memory_ledger,
+    memory_report,
+)
+from precision_lab.training.models import MLP, Gradients, Parameters, Transformer, weights_copy
+from precision_lab.training.models.parts import softmax_cross_entropy
 from precision_lab.training.optimizers import SGD, Adam, AdamW, Optimizer
 from precision_lab.training.step import Recipe, TrainingState, begin, training_step
 from precision_lab.training.storage import CONFIGURATIONS, StorageConfig
@@ -155,6 +165,111 @@ def test_an_element_of_a_format_without_dtype() -> None:
     ]
 
 
+# ---- what forward leaves for backward ----
+
+
+class Reads(dict[str, Any]):
+    """Knows which of its values were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+class ReadMLP(MLP):
+    """Its backward pass is watched."""
+
+    def _forward(self, *arguments: Any) -> Any:
+        FORWARD[:] = [Reads(super()._forward(*arguments))]
+        return FORWARD[0]
+
+
+class ReadTransformer(Transformer):
+    """Its backward pass is watched."""
+
+    def _forward(self, *arguments: Any) -> Any:
+        activations, kept = super()._forward(*arguments)
+        FORWARD[:] = [Reads(part) for part in (activations, kept.normalised, kept.slopes)]
+        return FORWARD[0], kept._replace(normalised=FORWARD[1], slopes=FORWARD[2])
+
+
+FORWARD: list[Reads] = []
+
+
+def left_for_backward(model: MLP | Transformer, inputs: Any, targets: Any, storage: StorageConfig) -> dict[str, Any]:
+    """Every array of the forward pass that the backward pass asks for, under the names of the ledger."""
+    weights = weights_copy(model.init(0), storage)
+    model.loss_and_gradients(weights, inputs, targets, storage=storage)
+    activations, *others = FORWARD
+    found = {name: activations[name] for name in activations.names}
+    logits = found.pop("logits")  # the loss turns them into probabilities, and backward starts from these
+    found["probabilities of the classes"] = softmax_cross_entropy(logits, targets.reshape(-1), storage)[1]
+    if not others:
+        found["inputs"] = np.asarray(round_to(inputs, storage.activations))
+        return found
+    normalised, slopes = others
+    for name in normalised.names:
+        found |= {f"{name}, normalised": normalised[name].values, f"{name}, deviations": normalised[name].deviations}
+    return found | {f"{layer}.slopes": slopes[layer] for layer in slopes.names}
+
+
+WINDOW = np.random.default_rng(0).integers(0, 7, (3, 5))
+
+
+@pytest.mark.parametrize("storage", ["fp32", "autocast_bf16", "autocast_bf16,sensitive=fp16"])
+@pytest.mark.parametrize(
+    ("model", "inputs", "targets"),
+    [
+        (ReadMLP((64, 5, 4, 10)), digits().inputs[:6], digits().labels[:6]),
+        (ReadMLP((64, 5, 10), "sigmoid"), digits().inputs[:6], digits().labels[:6]),
+        (ReadMLP((64, 10)), digits().inputs[:6], digits().labels[:6]),
+        (ReadTransformer(7, 5, 4, 2, 2, 8), WINDOW, (WINDOW + 1) % 7),
+        (ReadTransformer(7, 5, 4, 2, 1, 8, "relu"), WINDOW, (WINDOW + 1) % 7),
+    ],
+    ids=["relu", "sigmoid", "no hidden layer", "transformer", "transformer with relu"],
+)
+def test_what_is_kept_is_what_the_backward_pass_asks_for(
+    model: MLP | Transformer, inputs: Any, targets: Any, storage: str
+) -> None:
+    stored = StorageConfig.parse(storage)
+    held = left_for_backward(model, inputs, targets, stored)
+    ledger = kept_for_backward(model, stored, len(inputs))
+    assert {row.name: row.elements for row in ledger} == {name: array.size for name, array in held.items()}
+    for row in ledger:
+        assert np.all(is_representable(held[row.name], row.format)), row.name
+    wide = [row.name for row in ledger if row.format == get_format("fp32")]
+    for name in wide if storage != "fp32" else []:  # and they are no narrow numbers that are counted as wide
+        assert not np.all(is_representable(held[name], "bf16")), name
+
+
+def test_the_count_of_korthikanti() -> None:
+    """2022: s b h (34 + 5 a s / h) bytes a layer in 16 bits, of which dropout has s b h (2 + 3 a s / h)."""
+    for batch, s, h, a, layers in ((1, 1024, 768, 12, 12), (3, 10, 8, 2, 5)):
+        model = Transformer(11, s, h, a, layers, 4 * h)
+        rows = kept_for_backward(model, StorageConfig(), batch)
+        of_layers = [row for row in rows if row.name.startswith("layer") and "deviations" not in row.name]
+        assert 2 * sum(row.elements for row in of_layers) == layers * (batch * s * h * 32 + 2 * a * s * s * batch)
+
+
+def test_half_of_nothing_wide() -> None:
+    """Where norms and loss are stored narrowly as well, and there is no GELU, everything but deviations is halved."""
+    model = Transformer(7, 5, 4, 2, 1, 8, "relu")
+    wide, narrow = (
+        kept_for_backward(model, StorageConfig.parse(text), 2) for text in ("fp32", "autocast_bf16,sensitive=bf16")
+    )
+    halved = [a.bytes / b.bytes for a, b in zip(wide, narrow, strict=True) if "deviations" not in a.name]
+    assert set(halved) == {2.0}
+
+
+def test_examples_are_counted() -> None:
+    with pytest.raises(ValueError, match=r"^examples must be an integer of at least 1, got 0"):
+        kept_for_backward(MODEL, StorageConfig(), 0)
+
+
 # ---- several ranks ----
 
 
@@ -206,6 +321,10 @@ def test_what_a_step_sends(name: str, weights: int, gradients: int) -> None:
         "FSDP reduce-scatter": 7 / 8 * gradients * 1000,
     }
     assert set(ledger.traffic(1).values()) == {0.0}
+    assert ledger.traffic(8, "fp8_e5m2") == ledger.traffic(8) | {
+        "DDP all-reduce": 2 * 7 / 8 * 1000,
+        "FSDP reduce-scatter": 7 / 8 * 1000,
+    }
 
 
 # ---- the rows ----

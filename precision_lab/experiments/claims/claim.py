@@ -27,6 +27,7 @@ LESSON = "lesson “Deriving the fixes”"
 
 SUBNORMALS = "subnormals are left out"
 STATE_BYTES = "the bytes of the master copy and the moments are left out"
+BUFFER_BYTES = "a buffer is counted with the bytes of another format"
 """Root errors: what several statements get wrong for one reason, see `Claim.root`."""
 
 

@@ -105,7 +105,7 @@ def preflight(
     >>> preflight({"w": weights}, lr=1e-3, storage="pure_bf16", beta2=0.95)["pure_bf16"].lost
     1
     >>> preflight({"w": weights}, updates={"w": updates}, lr=1e-3).cheapest.name
-    'collage_plus'
+    'bf16_stochastic_fp32_v'
 
     """
     if not (is_number(tolerance) and 0 <= tolerance < 1):

@@ -34,7 +34,7 @@ mpl.use("Agg")
 VERSIONS = {"claims": 2, "storage": 2}  # of the others 1
 
 SMALL: dict[str, Any] = {
-    "underflow": UnderflowConfig(hidden=(8,), steps=30, batches=2, transformer_steps=2),
+    "underflow": UnderflowConfig(hidden=(8,), steps=30, batches=2, transformer_steps=2, seeds=2, more_seeds=2),
     "swamping": SwampingConfig(hidden=(8,), steps=30, batches=2, most_terms=2**12),
     "accumulation": AccumulationConfig(exponents=(2, 9), seeds=2, shown=1201, hidden=4),
     "loss_scaling": LossScalingConfig(

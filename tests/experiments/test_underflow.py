@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,17 @@ import pytest
 
 from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.experiments import underflow
+from precision_lab.experiments.paired import Finding
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
 from precision_lab.training.result import Snapshot, TrainingResult
+from precision_lab.training.storage import StorageConfig
 
-SMALL = UnderflowConfig(transformer_steps=2, steps=60, batches=3, loss_scale_exponents=(0, 3, 10, 16, 24, 32))
+small = partial(UnderflowConfig, transformer_steps=2, seeds=1, more_seeds=1)
+SMALL = small(steps=60, batches=3, loss_scale_exponents=(0, 3, 10, 16, 24, 32))
 STAGES = ("start", "middle", "end")
-DIVERGING = UnderflowConfig(transformer_steps=2, optimizer="sgd", learning_rate=1e38, steps=12, batches=2)
+DIVERGING = small(optimizer="sgd", learning_rate=1e38, steps=12, batches=2)
 
 
 @cache
@@ -99,7 +102,15 @@ def test_the_result_tells_its_stages(result: UnderflowResult) -> None:
 
 def test_the_smallest_run() -> None:
     config = UnderflowConfig(
-        transformer_steps=2, hidden=(), steps=3, batches=1, batch_size=4, loss_scale_exponents=(0,), formats=("fp16",)
+        transformer_steps=2,
+        seeds=1,
+        more_seeds=1,
+        hidden=(),
+        steps=3,
+        batches=1,
+        batch_size=4,
+        loss_scale_exponents=(0,),
+        formats=("fp16",),
     )
     found = run(config)
     assert [stage.steps for stage in found.stages] == [range(0, 1), range(1, 2), range(2, 3)]
@@ -167,6 +178,8 @@ def test_every_field_reaches_the_training(result: UnderflowResult, field: str) -
 def test_formats_and_exponents_in_the_order_asked() -> None:
     config = UnderflowConfig(
         transformer_steps=2,
+        seeds=1,
+        more_seeds=1,
         hidden=(4,),
         steps=6,
         batches=1,
@@ -206,7 +219,14 @@ def test_the_best_loss_scale_loses_the_fewest(result: UnderflowResult) -> None:
 
 def test_the_smallest_of_the_best_whatever_the_order() -> None:
     config = UnderflowConfig(
-        transformer_steps=2, hidden=(4,), steps=6, batches=1, formats=("bf16",), loss_scale_exponents=(5, 0, 9, -1)
+        transformer_steps=2,
+        seeds=1,
+        more_seeds=1,
+        hidden=(4,),
+        steps=6,
+        batches=1,
+        formats=("bf16",),
+        loss_scale_exponents=(5, 0, 9, -1),
     )
     found = run(config)
     best = found.best_loss_scale("start", "weight gradients", "bf16")
@@ -257,10 +277,75 @@ def test_json(result: UnderflowResult) -> None:
 def test_progress() -> None:
     seen: list[tuple[int, int]] = []
     config = UnderflowConfig(
-        transformer_steps=2, hidden=(4,), steps=9, batches=2, formats=("fp16",), loss_scale_exponents=(0,)
+        transformer_steps=2,
+        seeds=1,
+        more_seeds=1,
+        hidden=(4,),
+        steps=9,
+        batches=2,
+        formats=("fp16",),
+        loss_scale_exponents=(0,),
     )
     run(config, progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(step, 11) for step in range(1, 12)]
+    total = 2 + 2 * (9 + 9)  # the transformer; in float32 and in fp16, as it is and with small gradients
+    assert seen == [(step, total) for step in range(1, total + 1)]
+
+
+def test_progress_of_runs_that_scatter() -> None:
+    """More seeds are more steps; a control that is there already is not trained again."""
+    seen: list[tuple[int, int]] = []
+    config = UnderflowConfig(transformer_steps=2, hidden=(4,), steps=60, batches=2, seeds=2, more_seeds=3)
+    found = run(config, progress=lambda done, of: seen.append((done, of)))
+    extra = [ratio.n - 2 for ratio in (found.cost, found.cost_of_small)]
+    assert 1 in extra
+    assert seen[-1] == (2 + 4 * (60 + 60) + 2 * 60 * sum(extra),) * 2
+    assert [done for done, _ in seen] == list(range(1, seen[-1][0] + 1))
+    assert all(done <= of for done, of in seen)
+
+
+# ---- what flushing costs ----
+
+
+@pytest.fixture(scope="module")
+def learned() -> UnderflowResult:
+    return run(
+        UnderflowConfig(
+            transformer_steps=2, hidden=(16,), learning_rate=4e-3, steps=200, batches=3, seeds=3, more_seeds=3
+        )
+    )
+
+
+def test_what_keeps_and_what_loses_is_told(learned: UnderflowResult) -> None:
+    """Gradients as they are, of which next to none is flushed, and gradients that are all flushed."""
+    assert learned.unscaled("end", "activation gradients", "fp16").flushed_of_nonzero < 0.01
+    assert (learned.cost.finding, learned.cost_of_small.finding) == (Finding.KEEPS, Finding.LOSES)
+    assert learned.cost.controls[0] == learned.final_loss
+    assert learned.cost.losses != learned.cost.controls
+    untrained = [train(TrainingConfig(hidden=(16,), steps=3, seed=seed)).initial_loss for seed in range(3)]
+    assert learned.cost_of_small.losses == tuple(untrained)
+    assert learned.cost_of_small.controls == learned.cost.controls  # as many steps: float32 does not mind the factor
+    assert "flushing costs here: nothing; " in learned.answer
+    assert learned.cost.text in learned.answer
+
+
+def test_what_breaks_is_told() -> None:
+    broken = run(DIVERGING)
+    assert broken.cost.finding is Finding.BREAKS
+    assert "flushing costs here: the run; " in broken.answer
+
+
+def test_runs_that_learn_nothing_tell_nothing(result: UnderflowResult) -> None:
+    assert result.cost.finding is Finding.NOT_DECIDED
+    assert "flushing costs here: not decided; " in result.answer
+
+
+def test_the_costly_runs_are_in_the_first_format() -> None:
+    config = UnderflowConfig(steps=600, formats=("fp8_e5m2", "fp16"), batches=3, small_steps=50)
+    assert config.narrow("none", 600).storage == StorageConfig.parse(
+        "weights=fp8_e5m2,gradients=fp32,master=fp32,transient_weights=yes,loss_scale=none"
+    )
+    assert UnderflowConfig().narrow("none", 9).storage == StorageConfig.parse("autocast_fp16,loss_scale=none")
+    assert run(replace(config, transformer_steps=2, seeds=1, more_seeds=1, steps=60)).cost_of_small.n == 1
 
 
 def test_no_configuration_is_the_documented_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +375,10 @@ def test_a_run_that_diverges_is_a_result() -> None:
 @pytest.mark.parametrize(
     ("options", "needle"),
     [
+        ({"seeds": 0}, "seeds must be an integer of at least 1"),
+        ({"seeds": 3, "more_seeds": 2}, "more_seeds must be an integer of at least 3"),
+        ({"small_exponent": 61}, r"small_exponent must be an integer in -60\.\.60"),
+        ({"small_steps": 0}, "small_steps must be an integer of at least 1"),
         ({"batches": 0}, r"batches must be an integer in 1\.\.\d+"),
         ({"batches": -1}, "batches must be an integer"),
         ({"batches": 21}, "batches must be an integer"),
@@ -322,7 +411,7 @@ def test_bad_configurations_are_refused_at_once(options: dict[str, Any], needle:
 
 def test_what_only_the_data_can_tell_is_refused_before_the_first_step() -> None:
     seen: list[int] = []
-    config = UnderflowConfig(transformer_steps=2, steps=60, batches=3, batch_size=10**6)
+    config = small(steps=60, batches=3, batch_size=10**6)
     with pytest.raises(ValueError, match="batch_size must lie in") as caught:
         run(config, progress=lambda *_: seen.append(1))
     assert str(caught.value).isprintable()
@@ -336,7 +425,7 @@ def test_what_only_the_data_can_tell_is_refused_before_the_first_step() -> None:
 def test_the_stages_do_not_overlap(steps: int, batches: int) -> None:
     """Either the configuration is refused, in its own words, or it can be run."""
     try:
-        config = UnderflowConfig(transformer_steps=2, hidden=(4,), steps=steps, batches=batches)
+        config = small(hidden=(4,), steps=steps, batches=batches)
     except ValueError as error:
         assert "batches" in str(error)  # noqa: PT017
         return
@@ -378,8 +467,8 @@ def test_a_run_that_diverges_is_json() -> None:
 def test_the_transformer_is_looked_at_over_its_whole_training() -> None:
     config = UnderflowConfig(transformer_steps=40, hidden=(4,), steps=3, batches=1)
     assert config.transformer().histogram_steps == (2, 6, 10, 14, 18, 22, 26, 30, 34, 38)
-    few = run(replace(config, transformer_steps=2))
-    training = train(replace(config, transformer_steps=2).transformer())
+    few = run(replace(config, transformer_steps=2, seeds=1, more_seeds=1))
+    training = train(replace(config, transformer_steps=2, seeds=1, more_seeds=1).transformer())
     assert len(training.histograms) == 2
     # every tensor that is no parameter: the embedding is one of them, a weight is not
     names = [name for name in training.histograms[0] if name not in training.parameters]

@@ -53,7 +53,9 @@ def finished() -> tuple[Finished, ...]:
         axes=("beta2",),
     )
     found: dict[str, Any] = {
-        "underflow": underflow.run(underflow.UnderflowConfig(transformer_steps=2, steps=30, batches=3, hidden=(8,))),
+        "underflow": underflow.run(
+            underflow.UnderflowConfig(transformer_steps=2, steps=30, batches=3, hidden=(8,), seeds=1, more_seeds=1)
+        ),
         "storage": made_up(trainings),
         "accumulation": accumulation.run(accumulation.AccumulationConfig(exponents=(2, 3), seeds=1, shown=50)),
     }

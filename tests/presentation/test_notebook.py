@@ -117,7 +117,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[type, object]:
             )
         ),
         swamping.run(swamping.SwampingConfig(steps=9, batches=1, most_terms=1000)),
-        underflow.run(underflow.UnderflowConfig(transformer_steps=2, steps=9, batches=1)),
+        underflow.run(underflow.UnderflowConfig(transformer_steps=2, steps=9, batches=1, seeds=1, more_seeds=1)),
         averages.run(averages.AveragesConfig(steps=4, decays=(0.9,), decay_steps=10)),
         hyperparameters.run(),
         memory.run(),

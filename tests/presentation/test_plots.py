@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from precision_lab.analysis.histogram import Conversion, ExponentHistogram
 from precision_lab.analysis.loss_scale_plan import Covers, plan_loss_scale, plan_tensors
 from precision_lab.analysis.loss_scale_replay import replay_loss_scale
 from precision_lab.analysis.loss_scalers import DynamicLossScale
+from precision_lab.experiments.paired import PairedRatio
 from precision_lab.experiments.underflow import GROUPS, UnderflowConfig, UnderflowResult, run
 from precision_lab.numerics.formats import FORMATS, FloatFormat
 from precision_lab.presentation.plots.histograms import plot_exponent_histogram
@@ -44,7 +46,7 @@ mpl.use("Agg")
 
 @pytest.fixture(scope="module")
 def result() -> UnderflowResult:
-    return run(UnderflowConfig(transformer_steps=2, steps=60, batches=3))
+    return run(UnderflowConfig(transformer_steps=2, steps=60, batches=3, seeds=1, more_seeds=1))
 
 
 @pytest.fixture(scope="module")
@@ -519,10 +521,19 @@ class TestUnderflowFigure:
             assert box.x1 <= width
             assert box.y1 <= height
 
+    def test_the_last_line_says_what_it_costs(self, page: Figure, result: UnderflowResult) -> None:
+        words = page.get_supxlabel()
+        for cost in (result.cost, result.cost_of_small):
+            assert cost.text in words
+        assert words.startswith("What flushing costs here: not decided; ")
+        kept = replace(result, cost=PairedRatio((1.0, 1.001, 0.999), (1.0,) * 3))
+        assert underflow_figure(kept).get_supxlabel().startswith("What flushing costs here: nothing; ")
+
     def test_other_formats_first(self) -> None:
         config = UnderflowConfig(
-            transformer_steps=2, steps=12, batches=2, formats=("fp8_e5m2", "e6m9"), loss_scale_exponents=(0, 8)
-        )
+            transformer_steps=2, steps=12, batches=2, formats=("fp8_e5m2", "e6m9"), loss_scale_exponents=(0, 8),
+            seeds=1, more_seeds=1,
+        )  # fmt: skip
         figure = underflow_figure(run(config))
         figure.draw_without_rendering()
         assert "Loss scaling in fp8_e5m2, end" in [ax.get_title(loc="left") for ax in figure.axes]

@@ -45,7 +45,7 @@ def test_number(value: float | None, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def result() -> UnderflowResult:
-    return run(UnderflowConfig(transformer_steps=2, steps=30, batches=2))
+    return run(UnderflowConfig(transformer_steps=2, steps=30, batches=2, seeds=2, more_seeds=3))
 
 
 def test_every_table_is_rectangular(result: UnderflowResult) -> None:
@@ -64,11 +64,16 @@ def test_every_table_is_rectangular(result: UnderflowResult) -> None:
 
 
 def test_the_table_of_underflow_says_what_the_result_holds(result: UnderflowResult) -> None:
-    (table,) = underflow_tables(result)
+    table, costs = underflow_tables(result)
     assert len(table.rows) == 3 * len(GROUPS)
     first = result.unscaled("start", "weight gradients", "fp16")
     assert table.rows[0][:3] == ("start", f"{result.stages[0].loss:.2e}", "weight gradients")
     assert table.rows[0][3].startswith(percent(first.flushed_of_nonzero))
+    assert [row[4:] for row in costs.rows] == [(c.text, c.finding) for c in (result.cost, result.cost_of_small)]
+    assert [row[:4] for row in costs.rows] == [
+        ("as it is", "30", number(result.cost.losses[0]), number(result.cost.controls[0])),
+        ("2^-20", "30", number(result.cost_of_small.losses[0]), number(result.cost_of_small.controls[0])),
+    ]
 
 
 def test_bits_of_a_format_without_mantissa() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -89,7 +90,7 @@ def underflow_figure(result: UnderflowResult) -> Figure:
 
     Above, the activation gradients of the three stages under one format ruler, coloured by what becomes of them in the
     first format of the configuration; below, what loss scaling does to them in this format at the start and at the end,
-    and the shares flushed without it.
+    and the shares flushed without it; as the last line, what flushing costs the training.
 
     Parameters
     ----------
@@ -122,7 +123,14 @@ def underflow_figure(result: UnderflowResult) -> Figure:
             if column and (legend := curves.get_legend()) is not None:
                 legend.remove()  # its neighbour has the same
         plot_flushed_table(result, ax=figure.add_subplot(grid[2]), title="Flushed at S = 1, % of non-zero")
+        words = f"{result.cost_in_words[0].upper()}{result.cost_in_words[1:]}."
+        figure.supxlabel(_typeset(words).replace(", and ", ",\nand "), x=0.01, ha="left", fontsize=10)
     return figure
+
+
+def _typeset(words: str) -> str:
+    """Write the powers of two as such."""
+    return re.sub(r"2\^(-?\d+)", r"$2^{\1}$", words)
 
 
 def plot_gradient_histogram(

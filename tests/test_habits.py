@@ -6,6 +6,12 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from precision_lab.analysis.frozen_weights import Frozen
+from precision_lab.experiments.paired import Finding
+from precision_lab.numerics.modes import RoundingMode
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -59,3 +65,67 @@ def test_the_tests_of_test_all_have_their_markers() -> None:
         m.partition(":")[0] for m in tomllib.loads(text("pyproject.toml"))["tool"]["pytest"]["ini_options"]["markers"]
     }
     assert markers == {*expanded("$(ELSEWHERE)").split(" or "), "exhaustive", "machines", "kills"}
+
+
+# ---- words ----
+
+BARRED = {
+    "a percentage of underflow": re.compile(r"\d ?%[^.\"]{0,20}\bunderflow|underflow percentage of|\bunderflow rate"),
+    "u for the unit roundoff": re.compile(r"\b(?:[nk]|sqrt\([nk]\)) u\b|unit roundoff\*? u\b|\bu = eps"),
+    "eps for Adam's constant in a formula": re.compile(r"sqrt\(v\^?\) \+ eps\b|/eps\b(?! ?=)"),
+}
+"""What the glossary has other words for, and that is simple to find."""
+
+
+def speaking_files() -> list[Path]:
+    """Where words are for people: the package, the pages, the README; not the quotations of notebooks and claims."""
+    found = [*(ROOT / "precision_lab").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    return [path for path in found if "claims" not in str(path.relative_to(ROOT))]
+
+
+@pytest.mark.parametrize("what", BARRED)
+def test_a_word_means_one_thing(what: str) -> None:
+    for path in speaking_files():
+        found = BARRED[what].search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{path.relative_to(ROOT)}: {found[0]!r}: {what}; see docs/glossary.md"
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("a percentage of underflow", "In fp16 67 % underflow."),
+        ("u for the unit roundoff", "The bound n u is vacuous; u = eps/2."),
+        ("u for the unit roundoff", "The *unit roundoff* u is half of it"),
+        ("eps for Adam's constant in a formula", "m / (sqrt(v) + eps)"),
+    ],
+)
+def test_words_with_two_meanings_are_found(what: str, sentence: str) -> None:
+    assert BARRED[what].search(sentence)
+
+
+def test_the_glossary_has_the_words_that_results_use() -> None:
+    glossary = text("docs/glossary.md")
+    terms = {term for line in re.findall(r"^(.+)\n:   ", glossary, re.MULTILINE) for term in re.split(r", ", line)}
+    assert terms >= {finding.value for finding in Finding}
+    assert terms >= {
+        "underflow",
+        "flushed",
+        "subnormal",
+        "overflowed",
+        "saturated",
+        "eps",
+        "ulp",
+        "control",
+        "interval",
+    }
+    assert terms >= {
+        "frozen",
+        "imprecision",
+        "effective update",
+        "paired ratio",
+        "noise floor",
+        "EDQ ratio against fp32",
+    }
+    assert {mode.value for mode in RoundingMode} == set(re.findall(r"^\| `(\w+)` \| `\w+` \|", glossary, re.MULTILINE))
+    assert (Frozen.fraction.__doc__ or "").endswith("can move neither way.")
+    assert "it can move neither up nor down" in glossary

@@ -85,7 +85,7 @@ class Conversion(Shown):
 
     @property
     def flushed_of_nonzero(self) -> float:
-        """Share flushed / nonzero, the default underflow figure; 0 where nothing is nonzero."""
+        """Share flushed / nonzero, which is meant where nothing else is said; 0 where nothing is nonzero."""
         return share(self.flushed, self.nonzero)
 
     @property

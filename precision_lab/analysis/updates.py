@@ -15,9 +15,10 @@ Four questions, four functions:
 - `stagnation.swamping_thresholds`: from which ratio on can, and must, an addition or a subtraction vanish?
 - `stagnation.stagnation`: where does a running sum stop? 1 + 1 + 1 + ... ends at 2048 in fp16 and at 256 in bf16.
 
-Stochastic rounding makes a lost update a small chance of a large one, right on average (Connolly, Higham and Mary
-2021). Weights are stored first: they are rounded into the format, ties to even, which changes nothing where they are
-its values already. Then w + u, with u exactly as given, is rounded once, in the mode that is asked about.
+Stochastic rounding makes a lost update a small chance of a large one, right on average as far as its 16 random bits go
+(Connolly, Higham and Mary 2021). Weights are stored first: they are rounded into the format, ties to even, which
+changes nothing where they are its values already. Then w + u, with u exactly as given, is rounded once, in the mode
+that is asked about.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ NO_UPDATE, LOST, MOVED = 0, 1, 2
 class UpdateReport(PlainData, Shown):
     """What became of updates; exact counts. Make one with `update_report`, add those of chunks with ``+``.
 
-    With w the stored weight, u the update and R the rounding, d = R(w + u) - w is the *effective update*.
+    With w the stored weight, u the update and R the rounding, d = R(w + u) - w is the *effective update*, of weights
+    in one word. (Second words and compensations are counted in by `training.result.UpdateStatistics`.)
 
     Attributes
     ----------
@@ -128,7 +130,7 @@ class UpdateReport(PlainData, Shown):
     def imprecision(self) -> float:
         """Share of *all* elements with R(w + u) == w, updates of zero with them: Collage's imprecision percentage.
 
-        Yu et al. 2024, arXiv 2405.03637; here a fraction.
+        Yu et al. 2024, arXiv 2405.03637; here a fraction, of weights in one word.
         """
         return share(self.count - self.nonfinite - self.nonzero + self.lost, self.count)
 
@@ -152,7 +154,7 @@ class UpdateReport(PlainData, Shown):
 
     @property
     def edq_ratio(self) -> float:
-        """<d, u> / ||u||^2: 1 is perfect, 0 is standstill. NaN without updates."""
+        """EDQ ratio, our word for <d, u> / ||u||^2: 1 is perfect, 0 is standstill. NaN without updates."""
         return quotient(self.sums[2], self.sums[0]) if self.sums[0] else math.nan
 
     def __add__(self, other: object) -> Self:

@@ -38,9 +38,9 @@ def hyperparameters(
 ) -> None:
     """Report what an optimizer's constants become.
 
-    Whether lr, beta1, beta2, eps, 1 - lr*weight_decay, the step counter and the bias corrections survive in a format,
-    what follows if they do not, and what helps: where all of them are held in it, and as torch has them, most as
-    doubles. What is not given is torch's default; without -f: fp16 and bf16. The status is 0 also where a finding is
+    Whether lr, beta1, beta2, epsilon (--eps), 1 - lr*weight_decay, the step counter and the bias corrections survive in
+    a format, what follows if they do not, and what helps: where all of them are held in it, and as torch has them, most
+    as doubles. What is not given is torch's default; without -f: fp16 and bf16. The status is 0 also where a finding is
     fatal.
 
     \b

@@ -7,8 +7,8 @@ its weights, once with an exact sum and once with every step of the accumulator 
 What to look for
 ----------------
 *Stagnation.* One term after the other, the running sum in bf16 stops near 2^8: half its spacing is then larger than any
-term, and whatever is added is lost. Ten terms or ten million, the answer is the same. The worst-case bound n u has been
-above 100 % since n = 256, so the bound is vacuous.
+term, and whatever is added is lost. Ten terms or ten million, the answer is the same. The worst-case bound n u_r,
+u_r being the unit roundoff, has been above 100 % since n = 256, so the bound is vacuous.
 
 *Order.* Pairs need log2(n) additions in a row instead of n, and do nearly as well as a float32 accumulator. Blocks only
 put the problem off: their totals are summed one after the other too.
@@ -16,8 +16,8 @@ put the problem off: their totals are summed one after the other too.
 *Compensation is no magic in 8 bits.* Kahan's sum carries about 2 p = 16 bits, and stops near 2^16; Neumaier's
 compensation is a running sum in bf16 itself, and stops hardly later than the plain one.
 
-*Stochastic rounding* does not stop: on average every term counts. Its error grows like sqrt(n) u, the price of a random
-walk.
+*Stochastic rounding* does not stop: on average every term counts. Its error grows like sqrt(n) u_r, the price of a
+random walk.
 
 *Matrix products.* The error of a rounded accumulator grows with the length of the sum; rounding the product as well
 matters little beside it. With a float32 accumulator what remains is the rounding of the output.

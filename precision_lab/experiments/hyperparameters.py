@@ -10,7 +10,7 @@ What to look for
 torch keeps both as doubles, and it helps neither: R(beta2*v) is v, and R((1 - lr*weight_decay)*w) is w. 0.95, which
 large language models use, is stored as 0.949 and does its work either way.
 
-*Near 0* fp16 has none: eps = 1e-8 becomes 0. Where eps is 1e-5 it survives, as a subnormal.
+*Near 0* fp16 has none: an epsilon (`eps`) of 1e-8 becomes 0. One of 1e-5 survives, as a subnormal.
 
 *SGD* is not spared: its momentum of 0.9 survives everywhere, its weight decay in no narrow format.
 """

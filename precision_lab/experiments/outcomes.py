@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from precision_lab.experiments.paired import LEARNED, Finding, PairedRatio
+from precision_lab.experiments.paired import LEARNED, SEEDS, Finding, PairedRatio
 from precision_lab.support.plain import Layout
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.hyperparameters import frozen_share, stored_value
@@ -23,6 +23,9 @@ BLOCKS = 80
 
 SETTLED, REMAINDER = 1.1, 0.01
 """A run has settled within this factor of its level and this share of the way it came, whichever is closer."""
+
+LOSES_MANY = 0.2
+"""Lost updates are named as a reason from this share on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,8 +207,8 @@ class ConfigurationSummary:
 
     @property
     def final_loss(self) -> float:
-        """Mean over the seeds."""
-        return mean(run.final_loss for run in self.runs)
+        """Mean over the first `SEEDS` seeds, which all members of a group have."""
+        return mean(run.final_loss for run in self.runs[:SEEDS])
 
     @property
     def accuracy(self) -> float | None:
@@ -300,7 +303,9 @@ class ConfigurationSummary:
 
     @property
     def stalls(self) -> bool:
-        """Whether it has come to its level in the first three quarters of the run, and the control falls on."""
+        """Whether it loses updates, has come to its level in three quarters of the run, and the control falls on."""
+        if self.lost < LOSES_MANY:
+            return False
         narrow, control = self.settled, settled(self.controls)
         if narrow is None or narrow.step > 0.75 * self.runs[0].steps:
             return False
@@ -313,7 +318,7 @@ class ConfigurationSummary:
         reasons = []
         if any(run.diverged for run in self.runs):
             reasons.append("it diverges")
-        if self.lost > 0.2 and rule.plain:
+        if self.lost > LOSES_MANY and rule.plain:
             reasons.append(f"{self.lost:.0%} of the updates are lost")
         if "second_moment" in config.build_optimizer().moments:
             second = config.storage.second_moment

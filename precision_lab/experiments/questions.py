@@ -106,7 +106,7 @@ def ablation(steps: int) -> Group:
 
 def range_or_precision(steps: int) -> Group:
     """The digits in 16 bits, spent on range or on precision; no loss scaling."""
-    base = replace(_DIGITS, steps=steps, epsilon=1e-6)
+    base = replace(_DIGITS, steps=max(steps // 2, 1), epsilon=1e-6)
     formats = ("e5m10", "e6m9", "e7m8", "e8m7")
     alone = {f: f"weights={f},loss_scale=none" for f in formats}
     masters = {f"{f}, fp32 master": f"weights={f},master=fp32,loss_scale=none" for f in formats}
@@ -121,19 +121,11 @@ def sensitive(steps: int) -> Group:
         activation="gelu",
         optimizer="adamw",
         learning_rate=1e-3,
-        steps=max(steps * 2 // 5, 1),  # of a tenth fp32 ends above half of its first loss
+        steps=max(steps // 4, 1),  # of a tenth fp32 ends above half of its first loss
         batch_size=16,
     )
-    return stored(
-        base,
-        {
-            "fp32": "fp32",
-            "master_bf16": "master_bf16",
-            "all in bf16": "master_bf16,sensitive=bf16",
-            "master_fp16": "master_fp16",
-            "all in fp16": "master_fp16,sensitive=fp16",
-        },
-    )
+    texts = {"all in bf16": "master_bf16,sensitive=bf16", "all in fp16": "master_fp16,sensitive=fp16"}
+    return stored(base, {"fp32": "fp32"} | texts)
 
 
 def accumulation(steps: int) -> Group:
@@ -157,9 +149,9 @@ def noise_floor(steps: int) -> Group:
 
 
 def horizon(steps: int) -> Group:
-    """A run four times as long, looked at on its way: how a ratio depends on the steps."""
+    """A run twice as long, looked at on its way: how a ratio depends on the steps."""
     marks = tuple(sorted({max(1, steps * part // 8) for part in (1, 2, 4, 8, 16)}))
-    base = replace(_DIGITS, steps=4 * steps, loss_steps=marks)
+    base = replace(_DIGITS, steps=2 * steps, loss_steps=marks)
     return named(base, "fp32", "autocast_bf16", "pure_bf16", "bf16_fp32_moments", SECOND_IN_BF16)
 
 
@@ -196,9 +188,9 @@ AXES: dict[str, dict[str, Callable[[int], Group]]] = {
         "lr 1e-4": lambda steps: of_setting(steps, learning_rate=1e-4),
         "lr 1e-2": lambda steps: of_setting(steps, learning_rate=1e-2),
         "width 16": lambda steps: of_setting(steps, hidden=(16,)),
-        "width 256": lambda steps: of_setting(steps, hidden=(256,)),
+        "width 128": lambda steps: of_setting(steps, hidden=(128,)),
         "batch 8": lambda steps: of_setting(steps, batch_size=8),
-        "batch 512": lambda steps: of_setting(steps, batch_size=512),
+        "batch 256": lambda steps: of_setting(steps, batch_size=256),
         "lr 1e-2, beta2 .95": lambda steps: of_setting(steps, learning_rate=1e-2, beta2=0.95),
     },
 }

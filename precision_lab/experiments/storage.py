@@ -9,11 +9,11 @@ What to look for
 ----------------
 *It is the update that is lost.* Fine-tuning a real matrix (`fine_tuning`) in bf16 moves it nowhere: nearly every update
 is smaller than half a spacing of its weight, R(w + u) is w. A float32 master copy gets float32's result, and so does
-Kahan's compensation; stochastic rounding comes near it. A transformer that learns characters under a schedule does
-well in bf16 at first and stands still when the learning rate decays. With SGD on the digits it is the same from the
-start; to keep the moments in float32 does not help. Least squares says where it happens (the ablation of Zamirai et al.
-2020): rounding the weight update costs far more than rounding forward and backward, and compensation or stochastic
-rounding take most of it back.
+Kahan's compensation if the second moment is right; stochastic rounding moves the matrix too, and pays for its noise. A
+transformer that learns characters under a schedule does well in bf16 at first, and stands still when the learning rate
+decays. With SGD on the digits it is the same from the start; to keep the moments in float32 does not help. Least
+squares says where it happens (the ablation of Zamirai et al. 2020; the figures are this project's): rounding the weight
+update costs far more than rounding forward and backward, and compensation or stochastic rounding take most of it back.
 
 *Adam's second moment.* In bf16 R(.999*v) = v, whatever v is: the second moment never decays. Once gradients shrink,
 steps become too small, and the repaired weight update alone is not enough. With the beta2 of large language models,
@@ -27,9 +27,9 @@ without end; the loss at which it stands still, and the step, say more.
 
 *What did not hurt.* fp16 without loss scaling, with a float32 master copy, learns the digits as well as float32. So do
 gradients of 64 micro-batches added up in bf16, and the transformer's softmax, layer norm and loss in 16 bits, at this
-size and length. At a learning rate at which float32 does not settle, lost updates damp, and bf16 alone ends *lower*.
-And a high imprecision does not imply a low descent quality: with stochastic rounding nine in ten updates leave their
-weight alone, and the step is made all the same.
+size and length. At a learning rate at which float32 does not settle (.01 with beta2 = .95) the seeds differ so much that
+ten of them decide nothing, not even for bf16 alone. And a high imprecision, with its words, does not imply a low descent
+quality: with stochastic rounding nine in ten updates leave their weight alone, and the step is made all the same.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class StorageExperimentConfig(PlainData):
         Which of `questions.MINIATURES`, `SECTIONS` and `AXES` to ask as well. They have seeds of their own where they
         say so, at most `seeds`.
     section_steps : int
-        Steps of the sections; a quarter for the micro-batches, two fifths for the transformer, twice as many for the
-        horizon.
+        Steps of the sections; half as many for range or precision, a quarter for micro-batches and transformer, twice as
+        many for the horizon.
     axis_steps : int
         Steps of the runs along the axes.
 

@@ -156,39 +156,39 @@ class AccumulationTrace(RoundedSum, Shown):
     def worst_case_bound(self) -> float:
         """What `absolute_error` cannot exceed as long as no step overflows.
 
-        With u the `unit_roundoff`, k the `roundings` and M the sum of the magnitudes:
+        With u_r the `unit_roundoff`, k the `roundings` and M the sum of the magnitudes:
 
-        - ``sequential`` in the ties modes: k u M. No second-order term, any n (Rump 2012, BIT 52, whose proof for terms
-          of the format also covers others: a step errs by at most abs(t), and by at most u times the sum).
-        - other modes, ``pairwise``, ``blocked``: gamma_k M with gamma_k = k u / (1 - k u) (Higham 2002, 4.2); infinite
-          from k u = 1 on.
-        - ``kahan``: 2 u M, ``neumaier``: u abs(exact) + (n u)^2 M, to first order and as proven for ties_to_even
-          (Higham 2002, 4.3; Ogita, Rump and Oishi 2005, prop. 4.5); infinite from n u = 1 on, where the next order is
-          no smaller.
+        - ``sequential`` in the ties modes: k u_r M. No second-order term, any n (Rump 2012, BIT 52, whose proof for
+          terms of the format also covers others: a step errs by at most abs(t), and by at most u_r times the sum).
+        - other modes, ``pairwise``, ``blocked``: gamma_k M with gamma_k = k u_r / (1 - k u_r) (Higham 2002, 4.2);
+          infinite from k u_r = 1 on.
+        - ``kahan``: 2 u_r M, ``neumaier``: u_r abs(exact) + (n u_r)^2 M, to first order and as proven for ties_to_even
+          (Higham 2002, 4.3; Ogita, Rump and Oishi 2005, prop. 4.5); infinite from n u_r = 1 on, where the next order
+          is no smaller.
 
         To this comes `underflow` and, where the result is rounded from the accumulator to another format, the error
         of that rounding.
         """
-        u, k = Fraction(self.unit_roundoff), self.roundings
+        u_r, k = Fraction(self.unit_roundoff), self.roundings
         if self.exact is None or self.magnitudes is None:
             return math.nan
         if self.method in ("kahan", "neumaier"):
-            first = 2 * u * self.magnitudes
+            first = 2 * u_r * self.magnitudes
             if self.method == "neumaier":
-                first = u * abs(self.exact) + (self.count * u) ** 2 * self.magnitudes
-            bound = first if self.count * u < 1 else None
+                first = u_r * abs(self.exact) + (self.count * u_r) ** 2 * self.magnitudes
+            bound = first if self.count * u_r < 1 else None
         elif self.method == "sequential" and RoundingMode(self.mode).to_nearest:
-            bound = k * u * self.magnitudes
+            bound = k * u_r * self.magnitudes
         else:
-            bound = k * u / (1 - k * u) * self.magnitudes if k * u < 1 else None
+            bound = k * u_r / (1 - k * u_r) * self.magnitudes if k * u_r < 1 else None
         return math.inf if bound is None else self._with_output(bound)
 
     def probabilistic_bound(self, multiple: float = 1.0) -> float:
-        """Return the bound that holds with high probability: `multiple` * sqrt(k) u M, to first order.
+        """Return the bound that holds with high probability: `multiple` * sqrt(k) u_r M, to first order.
 
         If the errors of the steps are independent of each other with mean zero, the error exceeds it with a probability
         of at most about 2 n exp(-multiple^2 / 2) (Higham and Mary 2019, whose lambda `multiple` is). The ties modes
-        often behave so, and never where the sum stagnates; for stochastic rounding, with 2 u for u, the model is a
+        often behave so, and never where the sum stagnates; for stochastic rounding, with 2 u_r for u_r, the model is a
         theorem (Connolly, Higham and Mary 2021) as far as the probabilities are exact: ours have 16 bits. The other
         symbols are those of `worst_case_bound`, which is returned for the compensated methods: to first order it does
         not grow with n.

@@ -15,6 +15,10 @@ specials   infinities and NaN                                             overfl
 =========  =============================================================  ===========================
 
 An ``ieee`` format without mantissa bits has an infinity but no code left for NaN.
+
+Sources are those of the encoding. That bf16 has subnormal numbers is a choice of this project: what is cited for it
+does not define gradual underflow, TPUs and AVX512-BF16 flush results and inputs, ml_dtypes and torch on a CPU have
+them. All formats have them here; ``subnormals=False`` flushes results.
 """
 
 from __future__ import annotations
@@ -172,7 +176,7 @@ class FloatFormat(Shown):
 
     @cached_property
     def unit_roundoff(self) -> float:
-        """Largest relative error of a rounding to nearest in the normal range, u = eps/2 = 2^-p."""
+        """Unit roundoff: the largest relative error of a ties mode in the normal range, eps/2 = 2^-p."""
         return self.eps / 2
 
     @cached_property

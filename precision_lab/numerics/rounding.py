@@ -11,11 +11,13 @@ What happens where the rule "the nearest value" is not enough, in `round_to`, `e
   directed modes give that only away from zero, and the largest value otherwise; ``toward_zero`` and ``to_odd`` always
   give the largest value.
 - **saturate=True** clamps overflow and infinities alike to the largest value (OCP OFP8 1.0); NaN stays NaN.
-- **to_odd** beyond the largest value gives the largest value even where that is even, as 448 of ``fp8_e4m3fn`` is. The
-  odd last bit, by which the next rounding sees that something was lost, is then missing: at the top of that format
-  rounding twice through ``to_odd`` is not safe.
-- **subnormals=False** (flush to zero): a *result* that is subnormal in the format becomes the zero of its sign. What
-  rounds up to the smallest normal stays: 0x1.ffcp-15 to fp16 is 2^-14, though it is below it.
+- **to_odd**, with p + 2 bits or more, is safe to round once more, to p bits (Boldo and Melquiond 2008). Beyond the
+  largest value it gives the largest value even where that is even, as 448 of ``fp8_e4m3fn`` is. The odd last bit, by
+  which the next rounding sees that something was lost, is then missing: at the top of that format rounding twice
+  through ``to_odd`` is not safe.
+- **subnormals=False** (flush to zero, FTZ): a *result* that is subnormal in the format becomes the zero of its sign.
+  What rounds up to the smallest normal stays: 0x1.ffcp-15 to fp16 is 2^-14, though it is below it. Inputs are taken as
+  they are: there is no DAZ (denormals are zero), which hardware often switches together with it.
 - **Underflow** is gradual otherwise: below the smallest normal, values are multiples of the smallest subnormal.
 - With one significand bit (``e5m0``) both neighbours may be odd: a tie then goes to the larger (IEEE 754-2019, 4.3.1).
 """
@@ -253,7 +255,7 @@ def round_to(
         ``ties_to_even`` (rne), ``ties_to_away`` (rna), ``toward_zero`` (rtz), ``toward_positive`` (rup),
         ``toward_negative`` (rdn), ``to_odd`` (rto), ``stochastic`` (sr).
     subnormals : bool
-        False flushes subnormal results to zero. The default is gradual underflow.
+        False flushes subnormal results to zero, not inputs. The default is gradual underflow.
     saturate : bool
         Clamp overflow and infinities to the largest value.
     rng : int, (int, int), numpy.random.Generator or None
@@ -336,8 +338,9 @@ def random_numbers(seed: int, first: int, count: int) -> NDArray[np.uint16]:
 def spacing(x: ArrayLike, fmt: FormatLike) -> Array:
     """Return the distance between neighbouring values of the format in the binade of x (its ulp).
 
-    That is 2^(e - mantissa_bits) with e = floor(log2(abs(x))) held within emin..emax; for zero the smallest subnormal;
-    for infinities and NaN it is NaN. Shape and dtype as `round_to`, errors too.
+    That is 2^(e - mantissa_bits) with e = floor(log2(abs(x))) held within emin..emax, at a power of two the distance to
+    the neighbour outward; for zero the smallest subnormal; for infinities and NaN it is NaN. Shape and dtype as
+    `round_to`, errors too.
     """
     fmt = get_format(fmt)
     array = as_carrier(x, to_odd=True)

@@ -51,11 +51,12 @@ class Snapshot:
 class UpdateStatistics(PlainData):
     """What became of the updates of some steps, measured on the arrays of the run.
 
-    With u the update that was intended and d the one that took effect: the difference of the parameters, second words
-    and compensations included, before and after. u is what the run's own optimizer proposes, so <d, u> / ||u||^2 says
-    what the stored weights lose of it, and nothing about moments that are wrong. For those there is u32: the update
-    that the same optimizer proposes with everything in float32 and moments of its own, which gets the same gradients
-    (as the storage keeps them, rounded, and unscaled in float32) in every step that is made.
+    With u the update that was intended and d the effective update *with its words*: the difference of the parameters,
+    second words and compensations included, before and after. (Collage's published optimizer counts the leading word
+    alone; see `update_rules`.) u is what the run's own optimizer proposes, so <d, u> / ||u||^2 says what the stored
+    weights lose of it, and nothing about moments that are wrong. For those there is u32: the update that the same
+    optimizer proposes with everything in float32 and moments of its own, which gets the same gradients (as the storage
+    keeps them, rounded, and unscaled in float32) in every step that is made.
 
     Attributes
     ----------
@@ -96,7 +97,10 @@ class UpdateStatistics(PlainData):
 
     @property
     def imprecision(self) -> float:
-        """Share of all elements that did not change (Yu et al. 2024, there in percent); 0 of nothing."""
+        """Imprecision with its words: share of all elements with d == 0; 0 of nothing.
+
+        Yu et al. 2024 give it in percent, of the leading word alone.
+        """
         return self.unchanged / self.count if self.count else 0.0
 
     @property
@@ -106,7 +110,10 @@ class UpdateStatistics(PlainData):
 
     @property
     def edq_ratio(self) -> float:
-        """<d, u> / ||u||^2: 1 is perfect, 0 is standstill; 0 without updates."""
+        """EDQ ratio <d, u> / ||u||^2: 1 is perfect, 0 is standstill; 0 without updates.
+
+        It judges the addition and says nothing of the moments, from which u is made.
+        """
         return self.product / self.intended if self.intended else 0.0
 
     @property

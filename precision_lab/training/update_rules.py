@@ -13,6 +13,12 @@ for `ties_to_even`, which decays first:
                    the product kept; then Grow(v, r, R((1 - beta2) * g * g)) (Yu et al. 2024)
 =================  ===================================================================================================
 
+Collage is taken from the paper; its published optimizer differs in three places. The product with beta2 overwrites
+what its error is then taken from (without harm where R(beta2) is 1). The second word of beta2 is what float32's
+rounding leaves of it and not what bf16's does: next to nothing. And its figures, effective update and imprecision, are
+of the leading word alone, so that what goes into the second word counts as lost; ours are with both words
+(`result.UpdateStatistics`).
+
 A rule stands in `UPDATE_RULES` once: its name, the words that it keeps beside others, how small an update may be that
 it takes, and its arithmetic.
 """
@@ -163,4 +169,4 @@ UPDATE_RULES: Mapping[str, UpdateRule] = {
     "collage_light": UpdateRule(_as_pair, {"second_word": "weights"}),
     "collage_plus": UpdateRule(_as_pair, {"second_word": "weights", "second_moment_word": "second_moment"}),
 }
-"""How a new weight is stored: rounded to nearest or stochastically, or with a second word for the rounding error."""
+"""How a new weight is stored: rounded ties to even or stochastically, or with a second word for the rounding error."""

@@ -641,6 +641,20 @@ def test_frozen_by_hand() -> None:
     assert (tie.fraction, half_tie.up_fraction, half_tie.fraction) == (0, 0.75, 0.75)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("fmt", ["bf16", "fp16"])
+def test_at_a_power_of_two_a_weight_may_move_inward_alone(fmt: str, sign: int) -> None:
+    """Frozen is who moves neither way: between a quarter of the ulp, that of its binade, and half of it 1 is not."""
+    ulp = get_format(fmt).eps
+    sizes = [0.2 * ulp, 0.3 * ulp, 0.6 * ulp]
+    (neither, inward, both), others = frozen_fraction([sign * 1.0], sizes, fmt), frozen_fraction([1.5], sizes, fmt)
+    assert (neither.fraction, inward.fraction, both.fraction) == (1, 0, 0)
+    outward, towards_zero = (inward.up, inward.down) if sign > 0 else (inward.down, inward.up)
+    assert (outward, towards_zero) == (1, 0)
+    assert [round_to(sign * (1 + side * 0.3 * ulp), fmt) == sign for side in (1, -1)] == [True, False]
+    assert [found.fraction for found in others] == [1, 1, 0]  # elsewhere both gaps are the same
+
+
 def test_frozen_weights_of_nothing() -> None:
     assert frozen_fraction([], [1.0], "fp16") == (Frozen(1.0, 0, 0, 0, 0),)
     assert frozen_fraction([1.0], [], "fp16") == ()

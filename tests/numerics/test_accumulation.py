@@ -198,7 +198,7 @@ def test_zeros_have_signs() -> None:
     assert signs([-0.0, -0.0, 0.0], "toward_negative") == [True, True, True]
     assert signs([0.0, 1, -1], "toward_negative") == [False, False, True]
     assert signs([1, -1], "ties_to_even") == [False, False]
-    assert signs([-1e-9, -0.0], "ties_to_even") == [True, True]  # what underflows keeps its sign
+    assert signs([-1e-9, -0.0], "ties_to_even") == [True, True]  # what is rounded to zero keeps its sign
     assert signs([-1e-9, -0.0], "ties_to_even", "fp8_e4m3fnuz") == [False, False]
     assert np.signbit(dot([-1, -1], [2.0**-30, 0.0], accumulator="fp16"))
     assert not np.signbit(dot([-1, -1], [2.0**-30, 0.0], accumulator="fp16", round_products=True))  # 0 + -0

@@ -72,7 +72,7 @@ def test_bf16_makes_32768_positive_finite_float32_infinite() -> None:
 def test_bf16_minus_zero_keeps_its_sign(mode: str, dtype: DType) -> None:
     assert_same(round_to(np.array([-0.0, 0.0], dtype), "bf16", mode), np.array([-0.0, 0.0], dtype))
     assert encode(np.array([-0.0], dtype), "bf16", mode).tolist() == [0x8000]
-    # what underflows keeps it too
+    # what is rounded to zero keeps it too
     small = round_to(np.array([-(2.0**-149)], dtype), "bf16", mode, subnormals=False)
     assert np.signbit(small).all()
     assert mode in ("toward_negative", "to_odd") or not small.any()

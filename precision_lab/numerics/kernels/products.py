@@ -204,7 +204,7 @@ def pack(left, right, shape, start, steps, up, room, of_room, spare):
 @compiled(forceinline=True)
 def _growth(steps, spacing, nearest):
     """Return the factor by which roundings may let sums grow; spacing: that of 1 in the format."""
-    if nearest:  # n terms that sum up to S in magnitude leave sums of at most (1 + n u) S (Rump 2012)
+    if nearest:  # n terms that sum up to S in magnitude leave sums of at most (1 + n u_r) S (Rump 2012)
         return 1 + (steps + 1) * spacing / 2
     growth = 1.0
     for _ in range(steps + 2):
@@ -291,8 +291,8 @@ def _make_add(kind: int, round_products: bool) -> Any:
     multiple of that, rounding to a smaller one leaves a multiple of g as it is. So all exact sums are multiples of g,
     which are doubles up to 2^53 g. Those below the smallest normal N are lifted by N, to less than 2 N.
 
-    A rounding adds at most a spacing: 2 u of what it rounds, or the smallest subnormal. From |s| <= (1 + 2 u) (|s'| +
-    |x|) + smallest follows a bound of all sums; the magnitudes of products come to at most the product of two norms
+    A rounding adds at most a spacing: 2 u_r of what it rounds, or the smallest subnormal. From |s| <= (1 + 2 u_r) (|s'|
+    + |x|) + smallest follows a bound of all sums; the magnitudes of products come to at most the product of two norms
     (Cauchy and Schwarz).
 
     Ties to even may be rounded twice: to even in double, then into the format. Let P be the significand bits of a

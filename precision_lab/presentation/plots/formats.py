@@ -68,7 +68,7 @@ def plot_spacing(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Draw the distance to the next larger value (the ulp) against the value, both as powers of two.
+    """Draw the distance to the next value outward (the ulp) against the value, both as powers of two.
 
     Parameters
     ----------

@@ -40,6 +40,8 @@ def hyperparameters_table(audit: HyperparameterAudit) -> Table:
         "not known here). Severity, by how far the effect is from the one asked: ok up to 1 %, note up to 10 %, "
         "warning more, fatal a tenth or less, ten times or more."
     )
+    if "eps" in audit.hyperparameters:
+        note += " eps: epsilon, by torch's name."
     if audit.format.name not in HAS_ARITHMETIC:
         note += f" Torch itself has no arithmetic in {audit.format}: what its operations would give."
     return Table(

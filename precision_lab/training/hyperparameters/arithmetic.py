@@ -156,18 +156,19 @@ def settled(average: Average) -> float:
     """Return where a running average stops that starts at 0 and is fed g = 1, as `settling_value`.
 
     A step never gives less for a larger a, so the sequence climbs to exactly this value. It is searched for, not
-    iterated: with relative errors of at most u a step raises every a below gain*(1 - u) / (1 - decay*(1 - u)^2), so the
-    search begins there.
+    iterated: with relative errors of at most u_r a step raises every a below gain*(1 - u_r) / (1 - decay*(1 - u_r)^2),
+    so the search begins there.
     """
-    fmt, u = average.fmt, average.unit
+    fmt, u_r = average.fmt, average.unit
     after = average.step(np.zeros(1), True)
     if after[0] == 0 or not np.isfinite(after[0]):
         return float(after[0])
-    bound = average.gain * (1 - u) / (1 - average.decay * (1 - u) * (1 - u)) * (1 - 2**-20)  # for errors of this line
+    bound = average.gain * (1 - u_r) / (1 - average.decay * (1 - u_r) * (1 - u_r))
+    bound *= 1 - 2**-20  # for errors of these lines
     first, jump = (int(encode(min(x, fmt.max), fmt, "toward_zero")) for x in (float(after[0]), bound))
     last, size = int(encode(fmt.max, fmt)), 1 << 10
     while first <= last:
-        if average.decay * float(decode(first, fmt)) >= fmt.smallest_normal:  # from here on the relative error is u
+        if average.decay * float(decode(first, fmt)) >= fmt.smallest_normal:  # from here on the relative error is u_r
             first = max(first, jump)
         values = decode(np.arange(first, min(first + size, last + 1)), fmt, np.float64)
         after = average.step(values, True)

@@ -108,7 +108,7 @@ def audit_hyperparameters(
     beta1, beta2 : float, optional
         Of adam and adamw, in [0, 1).
     eps : float, optional
-        Of adam and adamw, at least 0.
+        The epsilon of adam and adamw (torch's name of it), at least 0.
     weight_decay : float, optional
         At least 0; where it is 0 nothing is said about it.
     momentum : float, optional

@@ -144,8 +144,8 @@ USUAL: Mapping[str, tuple[float, ...]] = {
 def cure_of(case: Case, row: Row, group: Group) -> float | None:
     """Return a value that people use and that does in place of the one that was asked for; None if there is none.
 
-    For a beta the largest below it with which *no* number that depends on it is a warning. For eps the smallest above
-    it with which this one is none. Nobody takes another learning rate, or weight decay, because of a format.
+    For a beta the largest below it with which *no* number that depends on it is a warning. For epsilon the smallest
+    above it with which this one is none. Nobody takes another learning rate, or weight decay, because of a format.
     """
     asked, of_eps = case.values.get(row.name, 0.0), row.name == "eps"
     for value in USUAL.get(row.name, ()):
@@ -412,7 +412,7 @@ def _root_of_correction(case: Case) -> Row:
 
 
 def _eps(case: Case) -> Iterator[Row]:
-    """Describe eps, which torch rounds to the format of v where it is added, and the gradients that leave only eps."""
+    """Describe epsilon, which torch rounds to v's format where it is added, and the gradients that leave only it."""
     eps = case.values["eps"]
 
     def consequence(stored: float, error: float) -> str:
@@ -450,13 +450,13 @@ def _new_v(case: Case) -> Callable[[float], float]:
 
 
 def _lost_gradients(case: Case) -> Row:
-    """Describe the gradients whose square adds nothing to v: there sqrt(v) + eps is eps alone."""
+    """Describe the gradients whose square adds nothing to v: there sqrt(v) + epsilon is epsilon alone."""
     fmt, eps, v = case.fmt, case.values["eps"], _new_v(case)
     largest_lost = largest_value(fmt, lambda g: v(g) == 0)
     floor = stored_value(Fraction(eps), fmt)
-    # by how much lr*g/eps, eps stored, exceeds lr*g/(g + eps) for the largest gradient that is lost
+    # by how much lr*g/epsilon, stored, exceeds lr*g/(g + epsilon) for the largest gradient that is lost
     if not math.isfinite(floor):
-        error, consequence = math.nan, "eps is not finite: no gradient moves anything"
+        error, consequence = math.nan, "epsilon is not finite: no gradient moves anything"
     elif largest_lost == 0:
         error, consequence = 0.0, "every gradient counts"
     else:
@@ -466,7 +466,7 @@ def _lost_gradients(case: Case) -> Row:
             consequence += "g/0 is infinite"
         else:
             size = "as asked to 1 %" if abs(error) <= 0.01 else f"up to {_off(error)}"
-            consequence += f"lr*g/eps is {size}"
+            consequence += f"lr*g/epsilon is {size}"
     finite = largest_value(fmt, lambda g: math.isfinite(v(g)))
     if finite < fmt.max:
         first = float(neighbours(finite, fmt)[1])

@@ -1,8 +1,8 @@
 """The updates that follow from an optimizer's state.
 
 Adam's state is two numbers a weight, the running averages of the gradient and of its square, and from them its next
-update follows: u = -lr * m^ / (sqrt(v^) + eps), m^ and v^ being the moments over their bias corrections (Kingma and Ba
-2015, algorithm 1); with amsgrad the largest v^ so far stands for the last. SGD's buffer of momentum times -lr is its
+update follows: u = -lr * m^ / (sqrt(v^) + epsilon), m^ and v^ being the moments over their bias corrections (Kingma and
+Ba 2015, algorithm 1); with amsgrad the largest v^ so far stands for the last. SGD's buffer of momentum times -lr is its
 last update. So a checkpoint of the optimizer says how large the updates really are, where the learning rate alone says
 only how large they may be.
 """

@@ -21,10 +21,10 @@
    same is asked at lr/`LATER`; weights in fp32 alone are known to keep later what fp32 keeps.
 3. *hyperparameters*: a number of the optimizer is a ``warning`` or ``fatal`` in the format it is stored in, and worse
    than in fp32, its constants being doubles, as in torch. Of the moments: what beta does to them, and where the running
-   average settles; eps, and the smallest gradients in the second. Of the weights: AdamW's 1 - lr*weight_decay where it
-   is multiplied apart (`ties_to_even`), SGD's lr. What torch does not store (beta, 1 - beta, bias corrections, the step
-   counter in float32) does not count. `collage_plus` keeps beta2 and the second
-   moment in pairs of 2p bits, which settle to 2 * 2^(-2p)/(1 - beta2) (found by trying): 10 % for 3,277 steps.
+   average settles; epsilon, and the smallest gradients in the second. Of the weights: AdamW's 1 - lr*weight_decay where
+   it is multiplied apart (`ties_to_even`), SGD's lr. What torch does not store (beta, 1 - beta, bias corrections, the
+   step counter in float32) does not count. `collage_plus` keeps beta2 and the second moment in pairs of 2p bits, which
+   settle to 2 * 2^(-2p)/(1 - beta2) (found by trying): 10 % for 3,277 steps.
 4. *gradients*, if given: some are flushed or overflow in the format they leave the backward pass in, which fp32 keeps,
    and no loss scale (if the configuration has one) prevents it.
 

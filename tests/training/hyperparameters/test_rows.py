@@ -383,7 +383,7 @@ def test_what_a_lost_gradient_does_to_the_step() -> None:
     eps, lost = Fraction(rounded(Fraction(1e-3), fmt)), Fraction(finding.stored)
     assert finding.effect_error == float((lost + Fraction(1e-3)) / eps - 1)
     assert finding.severity is Severity.WARNING
-    assert "lr*g/eps is up to 6.452 times as large" in finding.consequence
+    assert "lr*g/epsilon is up to 6.452 times as large" in finding.consequence
 
 
 # ---- words ----
@@ -401,8 +401,8 @@ def test_what_a_lost_gradient_does_to_the_step() -> None:
         ("fp8_e4m3fn", {"lr": 16.0}, "lr", ["lost on weights above 416"]),  # 448 + 16 is a tie, and 448 is even
         ("fp16", {"eps": 0.0}, "eps", ["0 as asked"]),
         ("fp16", {"eps": 1e6}, "eps", ["becomes inf", "65504"]),
-        ("fp16", {"eps": 1e6}, LOST, ["eps is not finite"]),
-        ("fp8_e4m3fn", {"eps": 1e6}, LOST, ["eps is not finite"]),
+        ("fp16", {"eps": 1e6}, LOST, ["epsilon is not finite"]),
+        ("fp8_e4m3fn", {"eps": 1e6}, LOST, ["epsilon is not finite"]),
         ("fp6_e3m2fn", {"eps": 1e6}, "eps", ["clamped"]),
         ("bf16", {"beta2": 0.99, "steps": 50}, "1 - beta2^t, t = 1", ["17 % too large", "t = 50 it is 0.4453", "0.39"]),
         ("bf16", {"beta2": 0.999}, "1 - beta2^t, t = 1", ["makes the step 0", "NaN"]),

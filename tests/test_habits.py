@@ -71,7 +71,9 @@ def test_the_tests_of_test_all_have_their_markers() -> None:
 
 BARRED = {
     "a percentage of underflow": re.compile(r"\d ?%[^.\"]{0,20}\bunderflow|underflow percentage of|\bunderflow rate"),
-    "u for the unit roundoff": re.compile(r"\b(?:[nk]|sqrt\([nk]\)) u\b|unit roundoff\*? u\b|\bu = eps"),
+    "u for the unit roundoff": re.compile(
+        r"sqrt\{n\}\$ u\b|\b(?:[nk]|sqrt\([nk]\)) u\b|unit roundoff\*? u\b|\bu = eps"
+    ),
     "eps for Adam's constant in a formula": re.compile(r"sqrt\(v\^?\) \+ eps\b|/eps\b(?! ?=)"),
 }
 """What the glossary has other words for, and that is simple to find."""

@@ -89,7 +89,7 @@ class Keeping(NamedTuple):
     @property
     def text(self) -> str:
         """What it is called."""
-        return ", ".join(
+        return " ".join(
             [self.format, *[self.rule] * (self.rule != "ties_to_even"), *[self.order] * (self.order != "lerp")]
         )
 

@@ -265,7 +265,7 @@ def test_the_tables_say_what_was_found(result: AveragesResult) -> None:
     assert all(len(row) == len(table.columns) for table in (followed, reaches, decayed) for row in table.rows)
     found = result.of("initialisation", 0.9)[BF16]
     assert followed.rows[0][:3] == ("initialisation", "bf16", f"{100 * found.still:.2f} / {found.off:.3g}")
-    assert followed.rows[1][1] == "bf16, mul_add"
+    assert followed.rows[1][1] == "bf16 mul_add"
     assert reaches.rows[0][2] == f"{result.reaches[0].median:.3g}"
     assert decayed.rows[0] == ("bf16", "1", "1", f"{result.decayed[10].norms[-1]:.3g}")
     assert decayed.totals is not None

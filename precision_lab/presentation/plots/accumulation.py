@@ -146,8 +146,8 @@ def _in_percent(share: float, _: object = None) -> str:
 
 def _bounds(ax: Axes, result: AccumulationResult, name: str) -> None:
     for values, dashes, label in (
-        ([at.worst_case for at in result.errors[name]], (0, (1, 1.5)), "worst case, n u_r"),
-        ([at.probabilistic for at in result.errors[name]], (0, (4, 2)), r"probabilistic, $\sqrt{n}$ u"),
+        ([at.worst_case for at in result.errors[name]], (0, (1, 1.5)), "worst case, n $u_r$"),
+        ([at.probabilistic for at in result.errors[name]], (0, (4, 2)), r"probabilistic, $\sqrt{n}$ $u_r$"),
     ):
         finite = [(at.count, v) for at, v in zip(result.errors[name], values, strict=True) if math.isfinite(v)]
         ax.plot(*zip(*finite, strict=True), color=INK, linewidth=1, linestyle=dashes, label=f"{label} ({name})")

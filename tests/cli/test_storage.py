@@ -49,13 +49,9 @@ def test_train_shows_the_control_and_what_was_asked(command_line: CommandLine, t
     arguments = ("train", "--storage", "pure_bf16", "--storage", "weights=e6m9,master=fp32", *SMALL)
     finished = command_line(*arguments, "--json", out, "--figure", figure, "--checkpoint", kept)
     assert finished.status == 0, finished.err
-    assert [cells(finished.out, label)[1] for label in ("fp32", "pure_bf16", "weights=e6m9,master=fp32")] == [
-        "16",
-        "8",
-        "16",
-    ]
+    shown = [cells(finished.out, label) for label in ("fp32", "pure_bf16", "weights=e6m9,master=fp32")]
+    assert [(row[1], row[4]) for row in shown] == [("control", "16"), ("not decided", "8"), ("not decided", "16")]
     assert "too short to tell" in finished.out
-    assert "keeps fp32's result" not in finished.out
     assert len(json.loads(out.read_text())["outcomes"]["Adam, lr 0.001"]) == 3
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert len(kept.read_text().splitlines()) == 3
@@ -107,7 +103,7 @@ def test_train_other_models_and_data(command_line: CommandLine, tmp_path: Path) 
     assert command_line("train", "--model", "transformer", "--data", text, *common).status == 0
     finished = command_line("train", "--model", "least_squares", "--optimizer", "sgd", "--lr", "0.01", *common)
     assert finished.status == 0
-    assert cells(finished.out, "fp32")[4] == "–"  # no classes, no accuracy
+    assert cells(finished.out, "fp32")[1] == "control"
 
 
 def test_a_text_of_one_symbol_has_no_loss_to_compare(command_line: CommandLine, tmp_path: Path) -> None:
@@ -119,7 +115,8 @@ def test_a_text_of_one_symbol_has_no_loss_to_compare(command_line: CommandLine, 
     )
     assert finished.status == 0, finished.err
     outcomes = [one for found in json.loads((tmp_path / "out.json").read_text())["outcomes"].values() for one in found]
-    assert [(one["final_loss"], one["ratio"], one["keeps"]) for one in outcomes] == [(0, "nan", None)] * 2
+    found = [(one["final_loss"], one["paired"]["ratio"], one["finding"]) for one in outcomes]
+    assert found == [(0, "nan", "not decided")] * 2
     assert "fp32 does not learn, 0 becomes 0" in finished.out
 
 
@@ -128,8 +125,8 @@ def test_nothing_is_judged_where_nobody_has_learned(command_line: CommandLine, s
     options = ("--storage", "pure_bf16", "--steps", steps, "--seeds", seeds, "--workers", 1)
     out = command_line("train", *options).out
     assert out.count("too short to tell: fp32 came from") == 2
-    assert "(give more --steps)" in out
-    assert "keeps" not in out
+    assert "--steps)" in out
+    assert cells(out, "pure_bf16")[1] == "not decided"
 
 
 def test_nothing_is_judged_of_a_text_that_nobody_has_read(command_line: CommandLine, tmp_path: Path) -> None:
@@ -138,16 +135,18 @@ def test_nothing_is_judged_of_a_text_that_nobody_has_read(command_line: CommandL
     data = ("--model", "transformer", "--data", text, "--batch", 8)
     out = command_line("train", *data, "--storage", "master_bf16", "--steps", 6, "--seeds", 2, "--workers", 1).out
     assert out.count("too short to tell") == 2
-    assert "keeps" not in out
+    assert cells(out, "master_bf16")[1] == "not decided"
 
 
 def test_one_seed_decides_nothing(command_line: CommandLine) -> None:
     options = ("--storage", "master_bf16", "--steps", 200, "--workers", 1)
     out = command_line("train", *options, "--seeds", 1).out
-    assert "not decided with 1 seed, 1 times fp32's loss (give --seeds 3)" in out
-    assert "keeps" not in out
+    assert cells(out, "master_bf16")[1:4] == ["not decided", "1.00", "1"]
+    assert "one seed decides nothing (give --seeds 5)" in out
     out = command_line("train", *options, "--seeds", 2).out
-    assert cells(out, "master_bf16")[-1] == "keeps fp32's result"
+    verdict, ratio, n = cells(out, "master_bf16")[1:4]
+    assert (verdict, n) == ("keeps", "2")
+    assert ratio.startswith(("1.00 [", "1.000 [", "0.99", "1.0000 ["))
 
 
 def test_a_control_that_gets_worse_is_none(command_line: CommandLine) -> None:

@@ -20,6 +20,7 @@ from precision_lab.presentation.tables.storage import (
 )
 from precision_lab.presentation.tables.table import Table
 from precision_lab.training.config import TrainingConfig
+from precision_lab.training.schedule import Schedule
 from tests.presentation.stored import BREAKS, KEEPS, LOSES, LOWER, UNDECIDED, judged, made_up
 
 
@@ -154,8 +155,14 @@ def test_no_accuracy_finer_than_its_steps(tables: tuple[Table, ...]) -> None:
     [
         (TrainingConfig(optimizer="sgd", learning_rate=0.01), "mlp on digits, SGD, lr 0.01, 2,000 steps"),
         (
-            TrainingConfig(optimizer="adam", learning_rate=1e-3, schedule="cosine,warmup=100,final=0.1", steps=400),  # type: ignore[arg-type]
-            "mlp on digits, Adam, lr 0.001, beta2 0.999, cosine warmup 100 final 0.1, 400 steps",
+            TrainingConfig(
+                optimizer="adamw",
+                learning_rate=1e-3,
+                weight_decay=0.1,
+                schedule=Schedule("cosine", 100, 0.1),
+                steps=400,
+            ),
+            "mlp on digits, AdamW, lr 0.001, beta2 0.999, decay 0.1, cosine warmup 100 final 0.1, 400 steps",
         ),
     ],
 )

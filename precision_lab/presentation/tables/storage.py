@@ -48,6 +48,8 @@ def training_text(config: TrainingConfig) -> str:
     named.append(f"lr {config.learning_rate:g}")
     if "second_moment" in config.build_optimizer().moments:
         named.append(f"beta2 {config.beta2:g}")
+    if config.weight_decay:
+        named.append(f"decay {config.weight_decay:g}")
     if str(config.schedule) != "constant":
         named.append(str(config.schedule).replace(",", " ").replace("=", " "))
     return ", ".join((*named, f"{config.steps:,} steps"))

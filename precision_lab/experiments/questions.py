@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 from precision_lab.training.config import TrainingConfig
@@ -182,16 +183,16 @@ def of_setting(steps: int, **changes: object) -> Group:
 
 
 AXES: dict[str, dict[str, Callable[[int], Group]]] = {
-    "beta2": {f"{b:g}": (lambda steps, b=b: of_beta2(b, steps)) for b in (0.9, 0.95, 0.98, 0.99, 0.999, 0.9999)},
+    "beta2": {f"{beta2:g}": partial(of_beta2, beta2) for beta2 in (0.9, 0.95, 0.98, 0.99, 0.999, 0.9999)},
     "setting": {
-        "as it is": lambda steps: of_setting(steps),
-        "lr 1e-4": lambda steps: of_setting(steps, learning_rate=1e-4),
-        "lr 1e-2": lambda steps: of_setting(steps, learning_rate=1e-2),
-        "width 16": lambda steps: of_setting(steps, hidden=(16,)),
-        "width 128": lambda steps: of_setting(steps, hidden=(128,)),
-        "batch 8": lambda steps: of_setting(steps, batch_size=8),
-        "batch 256": lambda steps: of_setting(steps, batch_size=256),
-        "lr 1e-2, beta2 .95": lambda steps: of_setting(steps, learning_rate=1e-2, beta2=0.95),
+        "as it is": of_setting,
+        "lr 1e-4": partial(of_setting, learning_rate=1e-4),
+        "lr 1e-2": partial(of_setting, learning_rate=1e-2),
+        "width 16": partial(of_setting, hidden=(16,)),
+        "width 128": partial(of_setting, hidden=(128,)),
+        "batch 8": partial(of_setting, batch_size=8),
+        "batch 256": partial(of_setting, batch_size=256),
+        "lr 1e-2, beta2 .95": partial(of_setting, learning_rate=1e-2, beta2=0.95),
     },
 }
-"""Per axis its values, and what makes the group of each."""
+"""Per axis its values, and what makes the group of each of a number of steps."""

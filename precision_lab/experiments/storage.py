@@ -27,9 +27,10 @@ without end; the loss at which it stands still, and the step, say more.
 
 *What did not hurt.* fp16 without loss scaling, with a float32 master copy, learns the digits as well as float32. So do
 gradients of 64 micro-batches added up in bf16, and the transformer's softmax, layer norm and loss in 16 bits, at this
-size and length. At a learning rate at which float32 does not settle (.01 with beta2 = .95) the seeds differ so much that
-ten of them decide nothing, not even for bf16 alone. And a high imprecision, with its words, does not imply a low descent
-quality: with stochastic rounding nine in ten updates leave their weight alone, and the step is made all the same.
+size and length. At a learning rate at which float32 does not settle (.01 with beta2 = .95) the seeds differ so much
+that ten of them decide nothing, not even for bf16 alone. And a high imprecision, with its words, does not imply a low
+descent quality: with stochastic rounding nine in ten updates leave their weight alone, and the step is made all the
+same.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class StorageExperimentConfig(PlainData):
         Which of `questions.MINIATURES`, `SECTIONS` and `AXES` to ask as well. They have seeds of their own where they
         say so, at most `seeds`.
     section_steps : int
-        Steps of the sections; half as many for range or precision, a quarter for micro-batches and transformer, twice as
-        many for the horizon.
+        Steps of the sections; half as many for range or precision, a quarter for micro-batches and transformer, twice
+        as many for the horizon.
     axis_steps : int
         Steps of the runs along the axes.
 

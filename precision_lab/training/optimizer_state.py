@@ -294,6 +294,8 @@ class Fp32Moments:
 
     Attributes
     ----------
+    run : Kept
+        Of the optimizer in fp32.
     step : int
         Number of updates made.
     moments : mapping of str to float32 array
@@ -301,13 +303,14 @@ class Fp32Moments:
 
     """
 
+    run: Kept
     step: int
     moments: Mapping[str, Array]
 
     @classmethod
     def start(cls, count: int, optimizer: Optimizer) -> Fp32Moments:
         """Return the state before the first step of a run of `count` parameters: zero."""
-        return cls(0, {role: np.zeros(count, np.float32) for role in optimizer.moments})
+        return cls(kept(optimizer, FP32), 0, {role: np.zeros(count, np.float32) for role in optimizer.moments})
 
     def advance(
         self, before: OptimizerState, after: OptimizerState, run: Kept, *, learning_rate: float, unscale: float = 1.0
@@ -334,24 +337,26 @@ class Fp32Moments:
             As `update` returns it.
 
         """
-        t, w, g, beside = self._asked(before, after, run, unscale)
-        proposed, moments = _proposal(self.moments, t, w, g, beside, learning_rate)
-        return Fp32Moments(t, moments), proposed.intended
+        t, w, g = self._asked(before, after, run, unscale)
+        proposed, moments = _proposal(self.moments, t, w, g, self.run, learning_rate)
+        return Fp32Moments(self.run, t, moments), proposed.intended
 
     def remember(
         self, before: OptimizerState, after: OptimizerState, run: Kept, *, unscale: float = 1.0
     ) -> Fp32Moments:
         """Return the successor alone, in less time than `advance`."""
-        t, w, g, beside = self._asked(before, after, run, unscale)
-        return Fp32Moments(t, run.optimizer.remember(t, self.moments, _decayed(w, g, beside), FP32))
+        t, w, g = self._asked(before, after, run, unscale)
+        moments = run.optimizer.remember(t, self.moments, _decayed(w, g, self.run), FP32)
+        return Fp32Moments(self.run, t, moments)
 
     def _asked(
         self, before: OptimizerState, after: OptimizerState, run: Kept, unscale: float
-    ) -> tuple[int, Array, Array, Kept]:
+    ) -> tuple[int, Array, Array]:
         g = run.gradients.decode(after.buffers["gradients"])
         if unscale != 1:
             g = g * np.float32(unscale)
-        return self.step + 1, updated_parameters(before, run.storage), g, kept(run.optimizer, FP32)
+        # without a decay nobody looks at the weights
+        return self.step + 1, updated_parameters(before, run.storage) if run.optimizer.weight_decay else g, g
 
 
 def _flat(x: Array, name: str) -> Array:

@@ -88,8 +88,9 @@ def memory(
 ) -> None:
     """Report what each storage configuration takes in bytes.
 
-    Every buffer that training holds from step to step, by format; with --ranks also what ZeRO leaves on each and what a
-    step sends over the network. Activations come on top, in the format that each configuration keeps them in.
+    Every buffer that training holds from step to step, by format, and the peak within a step; with --ranks also what
+    ZeRO leaves on each and what a step sends over the network. Activations come on top, in the format that each
+    configuration keeps them in.
 
     \b
     precision-lab memory --parameters 7e9 --optimizer adamw

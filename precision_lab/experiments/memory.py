@@ -29,6 +29,8 @@ from precision_lab.support.shown import Shown
 from precision_lab.training.memory import MemoryLedger, ledgers
 from precision_lab.training.storage import CONFIGURATIONS
 
+_EXAMPLES = ("fp32", "autocast_bf16", "master_bf16", "bf16_stochastic_fp32_v", "pure_bf16")
+
 
 @dataclass(frozen=True)
 class MemoryConfig(PlainData):
@@ -94,9 +96,10 @@ class MemoryResult(PlainData, Shown):
     def answer(self) -> str:
         """What came out, in a line."""
         size, pairs = self.config.sizes[-1][0], list(self.shown.items())
-        examples = [x for x in pairs if x[0] in ("fp32", "master_bf16", "collage_plus", "pure_bf16")] or pairs
+        examples = [x for x in pairs if x[0] in _EXAMPLES] or pairs
         each = ", ".join(
-            f"{name} {ledger.bytes_per_parameter} bytes a parameter ({ledger.total / 2**30:.0f} GiB)"
+            f"{name} {ledger.bytes_per_parameter} bytes a parameter ({ledger.total / 2**30:.0f} GiB"
+            + (f", {ledger.peak_bytes_per_parameter} bytes at the peak)" if ledger.casts else ")")
             for name, ledger in examples
         )
         name, first = examples[0]

@@ -818,6 +818,22 @@ def test_a_phone_needs_no_scrolling_sideways(browser: Browser, page: str, dark: 
     assert wide == []
 
 
+@pytest.mark.parametrize("width", [1280, 375])
+def test_the_first_screen_answers(browser: Browser, width: int) -> None:
+    """No cell runs into the next, and on a desk the miniatures are seen without scrolling."""
+    browser.open("report", width=width)
+    cells = "[...document.querySelectorAll('.hero th, .hero td')]"
+    assert browser.json(f"{cells}.filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.textContent)") == []
+    bottoms = browser.json(
+        "[...document.querySelectorAll('.hero tbody tr')].map((e) => e.getBoundingClientRect().bottom)"
+    )
+    assert len(bottoms) == 4
+    assert width < 500 or bottoms[1] < 900
+    browser.run("document.querySelector('.hero th').style.width = '1px'")
+    browser.run("document.querySelector('.hero td').textContent = 'x'.repeat(200)")
+    assert browser.json(f"{cells}.some((e) => e.scrollWidth > e.clientWidth)"), "the check can fail"
+
+
 def test_printed(browser: Browser) -> None:
     browser.open("report", dark=True, media="print")
     assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

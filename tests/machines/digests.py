@@ -41,6 +41,7 @@ _MODELS: dict[str, dict[str, Any]] = {
     "relu": {"hidden": (24,), "steps": 40},
     "sigmoid": {"hidden": (24, 12), "activation": "sigmoid", "steps": 40},
     "least squares": {"model": "least_squares", "steps": 60},
+    "fine-tuning": {"model": "fine_tuning", "steps": 5},
     "transformer": {"model": "transformer", "hidden": (16, 16), "activation": "gelu", "steps": 3, "batch_size": 24},
 }
 _OPTIMIZERS: dict[str, dict[str, Any]] = {

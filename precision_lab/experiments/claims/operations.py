@@ -36,7 +36,7 @@ AUTOCAST: Mapping[str, Mapping[str, str]] = {
 }
 """The format of what torch's autocast to bf16 makes of bf16 inputs, by device (torch 2.13)."""
 
-TERMS = 4096
+TERMS = 1024
 """How many terms the sums of these claims have."""
 
 _claim = partial(stated, subject="Softmax, loss, products")

@@ -294,7 +294,9 @@ class LossScalingResult(PlainData, Shown):
 
     """
 
-    layout: ClassVar = Layout("experiment loss_scaling", derived=("judged", "searches", "plateau", "undecided"))
+    layout: ClassVar = Layout(
+        "experiment loss_scaling", version=2, derived=("judged", "searches", "plateau", "undecided")
+    )
 
     config: LossScalingConfig
     float32: dict[int, tuple[ScaledRun, ...]]

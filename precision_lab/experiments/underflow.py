@@ -213,7 +213,7 @@ class UnderflowResult(PlainData, Shown):
 
     """
 
-    layout: ClassVar = Layout("experiment underflow")
+    layout: ClassVar = Layout("experiment underflow", version=2)
 
     config: UnderflowConfig
     stages: tuple[Stage, ...]

@@ -31,7 +31,7 @@ from precision_lab.training.config import TrainingConfig
 
 mpl.use("Agg")
 
-VERSIONS = {"claims": 2, "storage": 2}  # of the others 1
+VERSIONS = {"claims": 2, "loss_scaling": 2, "storage": 2, "underflow": 2}  # of the others 1
 
 SMALL: dict[str, Any] = {
     "underflow": UnderflowConfig(hidden=(8,), steps=30, batches=2, transformer_steps=2, seeds=2, more_seeds=2),

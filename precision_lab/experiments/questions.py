@@ -76,7 +76,9 @@ def characters() -> Group:
         batch_size=8,
     )
     alone = "weights=bf16,activations=fp32,gradients=fp32,moments=fp32"
-    return stored(base, {"fp32": "fp32", "bf16 weights": alone, "the same, stochastic": f"{alone},update=stochastic"})
+    return stored(
+        base, {"fp32": "fp32", "bf16 weights": alone, "bf16 weights, stochastic": f"{alone},update=stochastic"}
+    )
 
 
 MINIATURES: dict[str, tuple[Callable[[], Group], int]] = {

@@ -178,10 +178,11 @@ def test_the_horizon_has_the_ratios_and_the_losses(stored: StorageResult) -> Non
     group = stored.sections["horizon"]
     ratios, losses = lines_of(plot_horizon(group)), lines_of(plot_horizon_losses(group))
     pure = next(o for o in group if o.label == "pure_bf16")
-    expected = [ratio.ratio for ratio in (*pure.paired_after.values(), pure.paired)]
+    along = {**pure.paired_after, pure.runs[0].config.steps: pure.paired}
+    expected = [ratio.ratio for ratio in along.values()]
     assert np.asarray(ratios["_pure_bf16"].get_ydata()).tolist() == expected
     assert expected[0] < expected[-1]
-    means = [float(np.mean(ratio.losses)) for ratio in (*pure.paired_after.values(), pure.paired)]
+    means = [float(np.mean(ratio.losses)) for ratio in along.values()]
     assert np.asarray(losses["pure_bf16"].get_ydata()) == pytest.approx(means)
     assert pure.stalls
     assert pure.settled is not None

@@ -126,7 +126,7 @@ def test_ratio_cells() -> None:
 def test_the_horizon_has_ratios_and_losses(result: StorageResult) -> None:
     group = result.sections["horizon"]
     ratios, losses = horizon_tables(group)
-    steps = [*group[0].paired_after, group[0].runs[0].config.steps]
+    steps = dict.fromkeys((*group[0].paired_after, group[0].runs[0].config.steps))
     assert ratios.columns[1:] == losses.columns[1:-1] == tuple(f"{step:,} steps" for step in steps)
     pure = next(row for row in ratios.rows if row[0] == "pure_bf16")
     o = next(o for o in group if o.label == "pure_bf16")

@@ -298,18 +298,6 @@ def _coarser(arithmetic: Arithmetic) -> Verdict:
 
 
 @_claim(
-    "bf16-same-memory",
-    text="bf16 takes the same memory as fp16.",
-    source=f"{LESSON}, step 5",
-)
-def _same_memory(arithmetic: Arithmetic) -> Verdict:
-    bf16, fp16 = (sum(_fields(f)) for f in (_BF16, _FP16))
-    return (holds if bf16 == fp16 else fails)(
-        "A code of bf16 has {bf16} bits, one of fp16 {fp16}.", bf16=bf16, fp16=fp16
-    )
-
-
-@_claim(
     "bf16-never-overflows",
     text="Casting fp32 to bf16 and back never overflows.",
     source=f"{LESSON}, the last section",

@@ -22,7 +22,6 @@ Group: TypeAlias = dict[str, TrainingConfig]
 ANOTHER_SEED = 1000
 """What is added to a seed where the noise floor takes another."""
 
-FIRST_IN_BF16 = "master_bf16,first_moment=bf16"
 SECOND_IN_BF16 = "master_bf16,second_moment=bf16"
 
 _DIGITS = TrainingConfig(optimizer="adam", learning_rate=1e-3)

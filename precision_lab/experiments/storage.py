@@ -49,7 +49,7 @@ from precision_lab.support.plain import Layout, PlainData
 from precision_lab.support.shown import Shown
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.optimizers import title
-from precision_lab.training.storage import StorageConfig, configuration_names
+from precision_lab.training.storage import CONFIGURATIONS, StorageConfig, configuration_names
 from precision_lab.training.sweep import sweep
 from precision_lab.training.update_rules import UPDATE_RULES
 
@@ -72,6 +72,10 @@ class Setting:
         return f"{title(self.optimizer)}, lr {self.learning_rate:g}"
 
 
+DISTINCT = tuple(n for n in CONFIGURATIONS if n not in ("autocast_fp16", "autocast_bf16", "megatron_fp16"))
+"""Those of `CONFIGURATIONS` that are not the same as another in every digit of a run: autocast and a master copy are."""
+
+
 @dataclass(frozen=True)
 class StorageExperimentConfig(PlainData):
     """What to train.
@@ -79,7 +83,8 @@ class StorageExperimentConfig(PlainData):
     Attributes
     ----------
     configurations : tuple of str
-        Names of `CONFIGURATIONS` or texts; ``all`` stands for all names. The control, ``fp32``, is put first.
+        Names of `CONFIGURATIONS` or texts; ``all`` stands for all names. The control, ``fp32``, is put first. Default:
+        `DISTINCT`.
     settings : tuple of Setting
         Optimizers and learning rates.
     base : TrainingConfig
@@ -91,15 +96,15 @@ class StorageExperimentConfig(PlainData):
         Which of `questions.MINIATURES`, `SECTIONS` and `AXES` to ask as well. They have seeds of their own where they
         say so, at most `seeds`.
     section_steps : int
-        Steps of the sections; half as many for range or precision, a quarter for micro-batches and transformer, twice
-        as many for the horizon.
+        Steps of the sections: twice as many for the horizon, a quarter for micro-batches and the transformer, half as
+        many for the rest.
     axis_steps : int
         Steps of the runs along the axes.
 
     """
 
-    configurations: tuple[str, ...] = ("all",)
-    settings: tuple[Setting, ...] = (Setting("sgd", 0.01), Setting("adam", 1e-4), Setting("adam", 1e-3))
+    configurations: tuple[str, ...] = DISTINCT
+    settings: tuple[Setting, ...] = (Setting("sgd", 0.01), Setting("adam", 1e-3))
     base: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=2000, against_fp32=True))
     seeds: int = SEEDS
     more_seeds: int = MORE_SEEDS
@@ -107,7 +112,7 @@ class StorageExperimentConfig(PlainData):
     sections: tuple[str, ...] = tuple(SECTIONS)
     axes: tuple[str, ...] = tuple(AXES)
     section_steps: int = 2000
-    axis_steps: int = 1000
+    axis_steps: int = 800
 
     def __post_init__(self) -> None:
         check_integer("seeds", self.seeds, 1)

@@ -179,7 +179,8 @@ def _half_wave(left: int, whole: int) -> tuple[int, int]:
     if 2 * left > whole:  # cos(pi - x) = -cos(x): the series is short up to pi / 2
         below, one = _half_wave(whole - left, whole)
         return one - below, one
-    square = (_PI * left // whole) ** 2 >> _BITS
+    angle = _PI * left // whole
+    square = angle * angle >> _BITS
     total, term, n = 0, square >> 1, 2
     while term:
         total += term if n % 4 else -term

@@ -14,7 +14,7 @@ import pytest
 from precision_lab.experiments.outcomes import ConfigurationSummary, Run
 from precision_lab.experiments.paired import Finding
 from precision_lab.experiments.questions import AXES, MINIATURES, SECTIONS, Group
-from precision_lab.experiments.storage import Setting, StorageExperimentConfig, StorageResult, run
+from precision_lab.experiments.storage import DISTINCT, Setting, StorageExperimentConfig, StorageResult, run
 from precision_lab.training.config import TrainingConfig
 from precision_lab.training.loop import train
 from precision_lab.training.storage import CONFIGURATIONS
@@ -43,8 +43,16 @@ def outcome(result: StorageResult, setting: str, label: str) -> ConfigurationSum
 
 def test_the_control_comes_first_and_all_means_all() -> None:
     assert SMALL.configurations == ("fp32", "pure_bf16", "master_bf16", "pure_fp16")
-    assert StorageExperimentConfig().configurations == tuple(CONFIGURATIONS)
+    assert StorageExperimentConfig(configurations=("all",)).configurations == tuple(CONFIGURATIONS)
     assert StorageExperimentConfig(configurations=("all", "weights=e6m9")).configurations[-1] == "weights=e6m9"
+
+
+def test_what_is_left_out_is_the_same_in_every_digit() -> None:
+    assert StorageExperimentConfig().configurations == DISTINCT
+    base = TrainingConfig(hidden=(8,), steps=30, optimizer="adam", learning_rate=3e-3)
+    losses = {name: train(replace(base, storage=s)).losses.tobytes() for name, s in CONFIGURATIONS.items()}
+    assert {*losses.values()} == {losses[name] for name in DISTINCT}
+    assert len({*losses.values()}) == len(DISTINCT)  # and nothing more could be
 
 
 def test_every_setting_has_every_configuration_and_every_seed(result: StorageResult) -> None:

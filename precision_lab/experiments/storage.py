@@ -29,7 +29,7 @@ without end; the loss at which it stands still, and the step, say more.
 gradients of 64 micro-batches added up in bf16, and the transformer's softmax, layer norm and loss in 16 bits, at this
 size and length. At a learning rate at which float32 does not settle (.01 with beta2 = .95) the seeds differ so much
 that ten of them decide nothing, not even for bf16 alone. And a high imprecision, with its words, does not imply a low
-descent quality: with stochastic rounding nine in ten updates leave their weight alone, and the step is made all the
+descent quality: with stochastic rounding eight in ten updates leave their weight alone, and the step is made all the
 same.
 """
 

@@ -73,7 +73,7 @@ class Setting:
 
 
 DISTINCT = tuple(n for n in CONFIGURATIONS if n not in ("autocast_fp16", "autocast_bf16", "megatron_fp16"))
-"""Those of `CONFIGURATIONS` that are not the same as another in every digit of a run: autocast and a master copy are."""
+"""Of `CONFIGURATIONS` one of each that are the same in every digit of a run, as autocast and a master copy are."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def claims(keys: tuple[str, ...], mode: str, flush_subnormals: bool, data: Path 
     """Judge what people say about mixed precision.
 
     Each statement with a computed verdict: holds, holds only if ..., does not hold, cannot be tested here; and the
-    numbers that it rests on. Without a KEY all of them, in about half a minute. The status is 0 whatever they are.
+    numbers that it rests on. Without a KEY all of them, in about a minute. The status is 0 whatever they are.
 
     \b
     precision-lab claims

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,8 @@ from precision_lab.training.models.interface import (
     checked_dtype,
     checked_loss_scale,
 )
-from precision_lab.training.models.parts import mean_loss
-from precision_lab.training.models.places import linear, product, rounded, weight_gradient
+from precision_lab.training.models.parts import mean_loss, residuals_of
+from precision_lab.training.models.places import linear, product, rounded, stored_inputs, weight_gradient
 from precision_lab.training.storage import FP32, StorageConfig
 
 
@@ -77,7 +76,8 @@ class FineTuning:
     def forward(self, parameters: Parameters, inputs: Array, storage: StorageConfig | None = None) -> dict[str, Array]:
         """Compute the ``predictions``, shape (batch, outputs); everything else is as in `MLP.forward`."""
         dtype, places = arithmetic(parameters, storage)
-        return {"predictions": linear(self._stored(inputs, dtype, places), parameters["weight"], None, places)}
+        inputs = stored_inputs(inputs, len(self.start), dtype, places)
+        return {"predictions": linear(inputs, parameters["weight"], None, places)}
 
     def loss(self, parameters: Parameters, inputs: Array, targets: Array) -> float:
         """Mean over a batch of the losses, in the dtype of the parameters.
@@ -97,7 +97,7 @@ class FineTuning:
             If inputs or targets do not fit.
 
         """
-        residuals = _residuals(self.forward(parameters, inputs)["predictions"], targets, FP32)
+        residuals = residuals_of(self.forward(parameters, inputs)["predictions"], targets)
         return mean_loss(self._losses(residuals, FP32))
 
     def loss_and_gradients(
@@ -112,8 +112,8 @@ class FineTuning:
         """Mean loss and its derivatives by ``weight`` and ``predictions``; arguments and errors as of `MLP`'s."""
         dtype, places = arithmetic(parameters, storage)
         scale = checked_loss_scale(loss_scale, dtype)
-        inputs = self._stored(inputs, dtype, places)
-        residuals = _residuals(linear(inputs, parameters["weight"], None, places), targets, places)
+        inputs = stored_inputs(inputs, len(self.start), dtype, places)
+        residuals = residuals_of(linear(inputs, parameters["weight"], None, places), targets, places)
         factor = dtype.type(2 * scale / (len(inputs) * self._square))
         gradient = rounded(residuals * factor, places.activation_gradients)
         exact = product(inputs.T, gradient, places, gradient="b")
@@ -126,12 +126,6 @@ class FineTuning:
     def accuracy(self, parameters: Parameters, inputs: Array, targets: Array) -> None:
         """Return None: a predicted value is not right or wrong."""
 
-    def _stored(self, inputs: Array, dtype: np.dtype[Any], storage: StorageConfig) -> Array:
-        features = len(self.start)
-        if inputs.ndim != 2 or inputs.shape[1] != features or not len(inputs):
-            raise ValueError(f"inputs must have shape (batch, {features}) with batch >= 1, got {inputs.shape}")
-        return rounded(inputs.astype(dtype, copy=False), storage.activations)
-
     def _losses(self, residuals: Array, storage: StorageConfig) -> Array:
         squares = fixed.sum(np.square(residuals), 1)
         return rounded(squares / residuals.dtype.type(self._square), storage.sensitive)
@@ -141,9 +135,3 @@ class FineTuning:
         """Squared Frobenius norm of what is to be learned."""
         wide = self.start.astype(np.float64)
         return self.change * self.change * fixed.dot(wide, wide)
-
-
-def _residuals(predictions: Array, targets: Array, storage: StorageConfig) -> Array:
-    if targets.shape != predictions.shape:
-        raise ValueError(f"targets must have shape {predictions.shape}, one row per example, got {targets.shape}")
-    return rounded(predictions - targets.astype(predictions.dtype, copy=False), storage.sensitive)

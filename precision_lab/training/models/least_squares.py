@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,8 @@ from precision_lab.training.models.interface import (
     checked_dtype,
     checked_loss_scale,
 )
-from precision_lab.training.models.parts import mean_loss
-from precision_lab.training.models.places import product, rounded, weight_gradient
+from precision_lab.training.models.parts import mean_loss, residuals_of
+from precision_lab.training.models.places import product, rounded, stored_inputs, weight_gradient
 from precision_lab.training.storage import FP32, StorageConfig
 
 
@@ -63,7 +62,7 @@ class LeastSquares:
     def forward(self, parameters: Parameters, inputs: Array, storage: StorageConfig | None = None) -> dict[str, Array]:
         """Compute the ``predictions``, shape (batch,); everything else is as in `MLP.forward`."""
         dtype, places = arithmetic(parameters, storage)
-        return {"predictions": self._predict(parameters, self._stored(inputs, dtype, places), places)}
+        return {"predictions": self._predict(parameters, stored_inputs(inputs, self.features, dtype, places), places)}
 
     def loss(self, parameters: Parameters, inputs: Array, targets: Array) -> float:
         """Mean over a batch of half the squared residuals, in the dtype of the parameters.
@@ -83,7 +82,7 @@ class LeastSquares:
             If inputs or targets do not fit.
 
         """
-        return mean_loss(_losses(_residuals(self.forward(parameters, inputs)["predictions"], targets, FP32), FP32))
+        return mean_loss(_losses(residuals_of(self.forward(parameters, inputs)["predictions"], targets), FP32))
 
     def loss_and_gradients(
         self,
@@ -97,8 +96,8 @@ class LeastSquares:
         """Mean loss and its derivatives by ``weight`` and ``predictions``; arguments and errors as of `MLP`'s."""
         dtype, places = arithmetic(parameters, storage)
         scale = checked_loss_scale(loss_scale, dtype)
-        inputs = self._stored(inputs, dtype, places)
-        residuals = _residuals(self._predict(parameters, inputs, places), targets, places)
+        inputs = stored_inputs(inputs, self.features, dtype, places)
+        residuals = residuals_of(self._predict(parameters, inputs, places), targets, places)
         gradient = rounded(residuals * dtype.type(scale / len(inputs)), places.activation_gradients)
         exact = product(inputs.T, gradient[:, np.newaxis], places, gradient="b")[:, 0]
         return Gradients(
@@ -110,19 +109,8 @@ class LeastSquares:
     def accuracy(self, parameters: Parameters, inputs: Array, targets: Array) -> None:
         """Return None: a predicted value is not right or wrong."""
 
-    def _stored(self, inputs: Array, dtype: np.dtype[Any], storage: StorageConfig) -> Array:
-        if inputs.ndim != 2 or inputs.shape[1] != self.features or not len(inputs):
-            raise ValueError(f"inputs must have shape (batch, {self.features}) with batch >= 1, got {inputs.shape}")
-        return rounded(inputs.astype(dtype, copy=False), storage.activations)
-
     def _predict(self, parameters: Parameters, inputs: Array, storage: StorageConfig) -> Array:
         return rounded(product(inputs, parameters["weight"][:, np.newaxis], storage)[:, 0], storage.activations)
-
-
-def _residuals(predictions: Array, targets: Array, storage: StorageConfig) -> Array:
-    if targets.shape != predictions.shape:
-        raise ValueError(f"targets must have shape {predictions.shape}, one per example, got {targets.shape}")
-    return rounded(predictions - targets.astype(predictions.dtype, copy=False), storage.sensitive)
 
 
 def _losses(residuals: Array, storage: StorageConfig) -> Array:

@@ -6,7 +6,6 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ from precision_lab.training.models.places import (
     linear_gradient,
     linear_weight_gradients,
     rounded,
+    stored_inputs,
     sums_in_one_call,
 )
 from precision_lab.training.storage import FP32, StorageConfig
@@ -153,13 +153,7 @@ class MLP:
 
         """
         dtype, places = arithmetic(parameters, storage)
-        return self._forward(parameters, self._stored(inputs, dtype, places), places)
-
-    def _stored(self, inputs: Array, dtype: np.dtype[Any], storage: StorageConfig) -> Array:
-        features = self.sizes[0]
-        if inputs.ndim != 2 or inputs.shape[1] != features or not len(inputs):
-            raise ValueError(f"inputs must have shape (batch, {features}) with batch >= 1, got {inputs.shape}")
-        return rounded(inputs.astype(dtype, copy=False), storage.activations)
+        return self._forward(parameters, stored_inputs(inputs, self.sizes[0], dtype, places), places)
 
     def _forward(self, parameters: Parameters, inputs: Array, storage: StorageConfig) -> dict[str, Array]:
         activations: dict[str, Array] = {}
@@ -248,7 +242,7 @@ class MLP:
                 return found
         dtype, places = arithmetic(parameters, storage)
         scale = checked_loss_scale(loss_scale, dtype)
-        first = self._stored(inputs, dtype, places)
+        first = stored_inputs(inputs, self.sizes[0], dtype, places)
         activations = self._forward(parameters, first, places)
         loss, gradient = mean_cross_entropy(activations["logits"], targets, scale, places)
 

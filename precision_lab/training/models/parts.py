@@ -59,6 +59,14 @@ def softmax_cross_entropy(logits: Array, labels: Labels, storage: StorageConfig 
     return losses, rounded(exponentials / totals, fmt)
 
 
+def residuals_of(predictions: Array, targets: Array, storage: StorageConfig = FP32) -> Array:
+    """Return predictions less targets; raises a ValueError where these do not have the shape of those."""
+    if targets.shape != predictions.shape:
+        each = "one" if predictions.ndim == 1 else "one row"
+        raise ValueError(f"targets must have shape {predictions.shape}, {each} per example, got {targets.shape}")
+    return rounded(predictions - targets.astype(predictions.dtype, copy=False), storage.sensitive)
+
+
 def mean_loss(losses: Array, storage: StorageConfig = FP32) -> float:
     """Return the mean of the losses, rounded into ``storage.sensitive``."""
     return float(rounded(fixed.mean(losses), storage.sensitive))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -30,6 +30,20 @@ _FP32 = get_format("fp32")
 def rounded(x: Array, fmt: FloatFormat) -> Array:
     """Return a float32 array as it comes back from being stored in the format; x itself where that is fp32."""
     return x if fmt is _FP32 else codec(fmt).round(x.reshape(-1)).reshape(x.shape)
+
+
+def stored_inputs(inputs: Array, features: int, dtype: np.dtype[Any], storage: StorageConfig) -> Array:
+    """Return rows of features in the dtype of the arithmetic, rounded to where activations are stored.
+
+    Raises
+    ------
+    ValueError
+        They are no matrix of that many columns, or it has no row.
+
+    """
+    if inputs.ndim != 2 or inputs.shape[1] != features or not len(inputs):
+        raise ValueError(f"inputs must have shape (batch, {features}) with batch >= 1, got {inputs.shape}")
+    return rounded(inputs.astype(dtype, copy=False), storage.activations)
 
 
 def weights_copy(parameters: Parameters, storage: StorageConfig) -> dict[str, Array]:

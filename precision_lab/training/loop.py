@@ -176,7 +176,8 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
     histograms: dict[int, dict[str, ExponentHistogram]] = {}
     losses_after: dict[int, float] = {}
     sums = _Sums() if config.against_fp32 else _Sums(intended_fp32=math.nan, product_fp32=math.nan)
-    beside = Fp32Moments.start(sum(array.size for array in parameters.values()), recipe.optimizer)
+    size = sum(array.size for array in parameters.values())
+    beside = Fp32Moments.start(size, recipe.optimizer) if config.against_fp32 else None
     started = time.perf_counter()
     for step, rows in enumerate(every_batch):
         if state.scaler.ended:
@@ -194,7 +195,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         if record.intended is not None:
             states, unscale = (before.optimizer, state.optimizer), unscaling(record.loss_scale)
             measured, fp32 = step % config.measure_every == 0, None
-            if config.against_fp32:
+            if beside is not None:
                 with np.errstate(all="ignore"):
                     if measured:
                         beside, fp32 = beside.advance(*states, recipe.kept, learning_rate=rate, unscale=unscale)
@@ -231,7 +232,7 @@ def train(config: TrainingConfig, *, progress: Callable[[int], None] | None = No
         by_step=tuple(sums.by_step),
         histograms=histograms,
         losses_after=losses_after,
-        bytes_per_parameter=state.optimizer.nbytes / sum(array.size for array in parameters.values()),
+        bytes_per_parameter=state.optimizer.nbytes / size,
         seconds=seconds,
         stopped=state.scaler.reason if len(records) < config.steps else "",
         snapshots=tuple(snapshots),
